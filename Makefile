@@ -1,0 +1,49 @@
+# make demo: install and run the main job. make test: install and run every test. Both work on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check format bench testbed-up testbed-down clean
+.DEFAULT_GOAL := demo
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11" >&2; echo "hint: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): PyTorch and its CUDA libraries are some 3 GB to download" >&2
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m compileall -q hpcdist
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/hpcdist data fetch mnist
+	$(BIN)/hpcdist submit --nodes 2 --gpus 1 --backend local --wait
+
+# The tests on a real cluster start the testbed; tests/slurm/conftest.py says when it may install Slurm's packages.
+test: $(INSTALLED) check
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --verbose 2>&1 | tail -n 12 | grep -q 'Contracts: .* 0 broken' || $(BIN)/lint-imports
+	$(BIN)/shellcheck --exclude=SC2016 tests/golden/*.sbatch tests/golden/*.sh .ci/run
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/startup.py
+
+testbed-up:
+	testbed/up
+
+testbed-down:
+	testbed/down
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,33 @@
+"""Slurm jobs for distributed PyTorch: one command from a training script to the right job, measured.
+
+import hpcdist
+job = hpcdist.submit(hpcdist.Layout(nodes=2, gpus=1))
+job.wait()
+print(job.record())
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpcdist.errors import HpcdistError
+    from hpcdist.jobs import Job, submit
+    from hpcdist.spec import Layout
+
+__version__ = "0.1.0"
+__all__ = ["HpcdistError", "Job", "Layout", "submit"]
+
+_HOMES = {
+    "HpcdistError": "hpcdist.errors",
+    "Job": "hpcdist.jobs",
+    "Layout": "hpcdist.spec",
+    "submit": "hpcdist.jobs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the public names when they are first used: importing hpcdist costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hpcdist' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

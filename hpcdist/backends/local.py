@@ -1,0 +1,106 @@
+"""Jobs on this machine, without a scheduler."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import msgspec
+
+from hpcdist.errors import HpcdistError, SubmitError
+from hpcdist.gpu import count_gpus
+from hpcdist.launch import read_boot_id, read_start_ticks
+from hpcdist.spec import JobSpec
+from hpcdist.store import LocalState, Run
+
+START_TIMEOUT_S = 30.0
+
+
+def fit_to_machine(job: JobSpec) -> tuple[JobSpec, str]:
+    """The job as this machine can run it, and a sentence that says what that means.
+
+    Ranks share this machine's cores; GPUs are used when there is one for each rank, else the CPUs.
+    """
+    cores = len(os.sched_getaffinity(0))
+    world = job.layout.world_size
+    cpus = max(1, min(job.layout.cpus_per_task, cores // world))
+    layout = msgspec.structs.replace(job.layout, cpus_per_task=cpus)
+    training = job.training
+    gpus = count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    needed = job.layout.nodes * job.layout.gpus
+    if training.accelerator == "gpu" and gpus < needed:
+        raise SubmitError(f"accelerator is gpu, but the layout needs {needed} and this machine has {gpus}", _GPU_HINT)
+    if gpus < needed or training.accelerator == "cpu":
+        training = msgspec.structs.replace(training, accelerator="cpu")
+        device = f"CPU (gloo): {gpus} GPU(s) here, {needed} asked for"
+    else:
+        device = "GPUs (NCCL)" if needed else "CPU (gloo)"
+    said = f"no Slurm here: {world} rank(s) on {socket.gethostname()} with {cpus} thread(s) each, {device}"
+    return msgspec.structs.replace(job, layout=layout, training=training), said
+
+
+_GPU_HINT = "leave out --accelerator gpu to train on the CPUs"
+
+
+def submit(run: Run, job: JobSpec) -> None:
+    """Starts a run's supervisor, in a session of its own so that it outlives the shell.
+
+    Raises:
+        SubmitError: It did not start.
+    """
+    use_gpus = job.layout.gpus and job.training.accelerator != "cpu"
+    needed = job.layout.nodes * job.layout.gpus if use_gpus else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(needed)]
+    # A file, not a pipe: the supervisor inherits it and lives on.
+    with (run.logs / "start.log").open("wb") as log:
+        started = subprocess.run(
+            [sys.executable, "-m", "hpcdist.backends.submission", str(run.path)],
+            env=os.environ | {"HPCDIST_LOCAL_GPUS": ",".join(names[:needed])},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            check=False,
+        )
+    if started.returncode != 0:
+        raise SubmitError("the local job did not start", f"look into {run.logs / 'start.log'}")
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while run.local_state() is None:
+        if time.monotonic() > deadline:
+            raise SubmitError(f"the local job did not start within {START_TIMEOUT_S:.0f} s", f"look into {run.logs}")
+        time.sleep(0.05)
+
+
+def query(run: Run) -> LocalState | None:
+    """The run's state now; a supervisor that vanished without a word left the run FAILED."""
+    state = run.local_state()
+    if state is None or state.state != "RUNNING" or state.host != socket.gethostname() or is_alive(state):
+        return state
+    # It may have ended between the two looks.
+    state = run.local_state() or state
+    return msgspec.structs.replace(state, state="FAILED") if state.state == "RUNNING" else state
+
+
+def is_alive(state: LocalState) -> bool:
+    """Whether the supervisor runs on this machine now, and not another process that got its id."""
+    if state.host != socket.gethostname() or state.boot_id != read_boot_id():
+        return False
+    return read_start_ticks(state.pid) == state.pid_started
+
+
+def cancel(run: Run) -> None:
+    """Asks the supervisor to end the run; one that ended already is left alone.
+
+    Raises:
+        HpcdistError: It runs on another machine, where no signal reaches it.
+    """
+    state = run.local_state()
+    if state is None or state.state != "RUNNING":
+        return
+    if state.host != socket.gethostname():
+        raise HpcdistError(f"{run.name} runs on {state.host}, this is {socket.gethostname()}", "cancel it there")
+    if is_alive(state):
+        os.kill(state.pid, signal.SIGTERM)

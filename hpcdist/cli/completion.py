@@ -1,0 +1,13 @@
+"""hpcdist completion."""
+
+import click
+
+
+@click.command(epilog="Example: hpcdist completion bash >> ~/.bashrc")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the line for your shell's start file that completes commands and options."""
+    if shell == "fish":
+        click.echo("_HPCDIST_COMPLETE=fish_source hpcdist | source")
+    else:
+        click.echo(f'eval "$(_HPCDIST_COMPLETE={shell}_source hpcdist)"')

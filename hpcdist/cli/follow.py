@@ -1,0 +1,143 @@
+"""hpcdist status, logs, wait, cancel."""
+
+import time
+from pathlib import Path
+
+import click
+
+from hpcdist.backends import slurm
+from hpcdist.cli.following import follow
+from hpcdist.cli.output import format_table, print_json
+from hpcdist.errors import NotFoundError
+from hpcdist.jobs import Job, query_statuses
+from hpcdist.project import find_project
+from hpcdist.record import JobStatus, RankUsage
+from hpcdist.sacct import check_job_id
+from hpcdist.store import Store
+from hpcdist.units import format_duration
+
+JOBS = click.argument("jobs", nargs=-1, metavar="JOB...")
+ONE_JOB = click.argument("job", metavar="JOB")
+SHOWN_RUNS = 30
+LOG_POLL_S = 0.5
+
+
+def find_or_id(token: str) -> Job | str:
+    """A run of this project, or a checked Slurm job id of somebody else's job."""
+    try:
+        return Job.find(token)
+    except NotFoundError:
+        if token.startswith("local-") or not token[:1].isdigit():
+            raise
+        return check_job_id(token)
+
+
+@click.command(epilog="Example: hpcdist status 1234")
+@JOBS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
+    """Show where jobs are: state, reason, elapsed time, nodes, exit code of each rank.
+
+    JOB is a run's name or a job id. Without JOB: this project's newest runs.
+    """
+    if jobs:
+        found = [find_or_id(token) for token in jobs]
+    else:
+        store = Store(find_project(Path.cwd()).root)
+        found = [Job(run) for run, _ in zip(store, range(SHOWN_RUNS), strict=False)]
+    ours = [job for job in found if isinstance(job, Job)]
+    others = [job for job in found if isinstance(job, str)]
+    statuses = [one for several in query_statuses(ours) for one in several]
+    statuses += [one for several in slurm.query(others).values() for one in several]
+    unknown = [one.job_id for one in statuses if one.state == "UNKNOWN" and one.run is None]
+    if unknown:
+        raise NotFoundError(f"Slurm knows no job {', '.join(map(str, unknown))}", "hpcdist status lists the runs here")
+    ranks = {job.run.name: job.folder.ranks() for job in ours}
+    if as_json:
+        print_json([{"status": one, "ranks": ranks.get(one.run or "", [])} for one in statuses])
+        return
+    if not statuses:
+        click.echo("no runs here yet; hpcdist submit makes one", err=True)
+        return
+    click.echo(format_table(HEADER, [_row(one, ranks.get(one.run or "", [])) for one in statuses]))
+
+
+HEADER = ("JOB", "STATE", "ELAPSED", "LAYOUT", "NODES", "EXIT", "RUN", "REASON")
+
+
+def _row(status: JobStatus, ranks: list[RankUsage]) -> list[str | None]:
+    elapsed = None if status.elapsed_s is None else format_duration(int(status.elapsed_s))
+    return [
+        status.job_id,
+        status.state,
+        elapsed,
+        status.layout,
+        status.nodes,
+        _exits(status, ranks),
+        status.run or status.name,
+        status.reason,
+    ]
+
+
+def _exits(status: JobStatus, ranks: list[RankUsage]) -> str | None:
+    """Exit codes: one when all ranks agree, else of each rank; `s9` is a signal, `-` a rank that did not say."""
+    if not ranks or not status.is_over:
+        return None if status.exit_code is None else str(status.exit_code)
+    words = [
+        "-" if r.exit_code is None and r.signal is None else f"s{r.signal}" if r.signal else str(r.exit_code)
+        for r in ranks
+    ]
+    return (
+        words[0] if len(set(words)) == 1 else " ".join(f"{r.rank}:{word}" for r, word in zip(ranks, words, strict=True))
+    )
+
+
+@click.command(epilog="Example: hpcdist logs -f 1234")
+@ONE_JOB
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job is over.")
+@click.option("--rank", type=int, metavar="N", help="Only this rank [all, and the batch script].")
+def logs(job: str, *, following: bool, rank: int | None) -> None:
+    """Print what a job's ranks wrote."""
+    found = Job.find(job)
+    offsets: dict[Path, int] = {}
+    while True:
+        over = not following or found.status().is_over
+        paths = found.log_paths(rank)
+        for path in paths:
+            _copy_new(path, offsets, labelled=len(paths) > 1)
+        if over:
+            break
+        time.sleep(LOG_POLL_S)
+    if not offsets:
+        raise NotFoundError(f"{job} has no logs yet", f"hpcdist status {job}")
+
+
+def _copy_new(path: Path, offsets: dict[Path, int], *, labelled: bool) -> None:
+    """Prints the whole lines that were added to a file since the last look."""
+    with path.open("rb") as file:
+        file.seek(offsets.setdefault(path, 0))
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1] if b"\n" in text else b""
+    offsets[path] += len(whole)
+    label = f"[{path.stem.removesuffix('_log')}] " if labelled else ""
+    for line in whole.decode(errors="replace").splitlines():
+        click.echo(label + line)
+
+
+@click.command(epilog="Example: hpcdist wait 1234")
+@ONE_JOB
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long (exit code 3).")
+@click.option("--json", "as_json", is_flag=True, help="Print the job's record as JSON at its end.")
+@click.pass_context
+def wait(ctx: click.Context, job: str, *, timeout: float | None, as_json: bool) -> None:
+    """Follow a job until it is over; exit code 0 when it completed, 1 when not."""
+    ctx.exit(follow(Job.find(job), as_json=as_json, timeout_s=timeout))
+
+
+@click.command(epilog="Example: hpcdist cancel 1234")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+def cancel(jobs: tuple[str, ...]) -> None:
+    """End jobs."""
+    for job in [Job.find(token) for token in jobs]:
+        job.cancel()
+        click.echo(f"cancelled {job.id}", err=True)

@@ -1,0 +1,178 @@
+"""What submit --wait and wait show while a job runs and when it is over. All of it on standard error."""
+
+import os
+import shutil
+import sys
+import time
+
+import click
+
+from hpcdist import datasets
+from hpcdist.backends import slurm
+from hpcdist.cli.output import format_efficiency, print_json
+from hpcdist.errors import HpcdistError, NotReadyError
+from hpcdist.jobs import Failure, Job
+from hpcdist.prepare import Prepared
+from hpcdist.record import JobStatus, Progress
+
+LINE_INTERVAL_S = 10.0
+
+
+def warn_of_missing_data(prepared: Prepared) -> None:
+    """Says before the job is sent that its dataset is missing.
+
+    Here that is an error; on a cluster the nodes may have it where this machine does not.
+
+    Raises:
+        NotReadyError: The job would run here, and its data is not.
+    """
+    folder = prepared.spec.training.data_dir
+    if prepared.spec.command or folder is None or datasets.is_present("mnist", folder):
+        return
+    hint = f"hpcdist data fetch mnist --data-dir {folder}"
+    if prepared.backend == "local":
+        raise NotReadyError(f"there is no MNIST in {folder}", hint)
+    click.echo(f"warning: there is no MNIST in {folder}; unless the nodes have it: {hint}", err=True)
+
+
+def show_dry_run(prepared: Prepared) -> None:
+    """The script on standard output, Slurm's estimate on standard error."""
+    click.echo(prepared.script, nl=False)
+    if prepared.backend == "slurm":
+        import tempfile
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "script.sbatch")
+            path.write_text(prepared.script)
+            click.echo(slurm.test_only(path), err=True)
+
+
+def announce(job: Job, *, as_json: bool) -> None:
+    """The job id on standard output, what to do with it on standard error."""
+    if as_json:
+        print_json(job.run.record())
+    else:
+        click.echo(job.id)
+    click.echo(f"run {job.run.name}; follow it with: hpcdist wait {job.id}", err=True)
+
+
+class ProgressLine:
+    """One line that is rewritten on a terminal; elsewhere a new line when something changed or time passed."""
+
+    def __init__(self) -> None:
+        self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.shown = ""
+        self.state = ""
+        self.shown_at = 0.0
+
+    def __call__(self, status: JobStatus, progress: Progress | None) -> None:
+        """Shows where the job is."""
+        text = describe(status, progress)
+        state = f"{status.state} {status.reason} {progress.epoch if progress else 0}"
+        now = time.monotonic()
+        if self.is_terminal:
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\x1b[K{text[:width]}")
+            sys.stderr.flush()
+        elif text != self.shown and (state != self.state or now - self.shown_at >= LINE_INTERVAL_S):
+            click.echo(text, err=True)
+            self.shown_at = now
+        self.shown, self.state = text, state
+
+    def close(self) -> None:
+        """Leaves the last line standing."""
+        if self.is_terminal and self.shown:
+            sys.stderr.write("\n")
+
+
+def describe(status: JobStatus, progress: Progress | None) -> str:
+    """A job's state in one line: the queue's reason, or epoch, step, throughput and accuracy."""
+    parts = [f"{status.job_id} {status.state}"]
+    if status.state == "PENDING" and status.reason:
+        parts.append(f"({status.reason})")
+    if status.elapsed_s is not None and status.state != "PENDING":
+        parts.append(f"{status.elapsed_s:.0f} s")
+    if progress and status.state != "PENDING":
+        parts.append(f"epoch {progress.epoch}/{progress.epochs} step {progress.step}/{progress.steps}")
+        if progress.images_per_s is not None:
+            parts.append(f"{progress.images_per_s:,.0f} images/s")
+        if progress.loss is not None:
+            parts.append(f"loss {progress.loss:.3f}")
+        if progress.accuracy is not None:
+            parts.append(f"accuracy {progress.accuracy:.2%}")
+    return "  ".join(parts)
+
+
+def follow(job: Job, *, as_json: bool, timeout_s: float | None = None) -> int:
+    """Follows a job to its end; returns the exit status: 0 completed, 1 not, 3 not over yet."""
+    line = ProgressLine()
+    try:
+        status = job.wait(line, timeout_s)
+    except KeyboardInterrupt:
+        line.close()
+        click.echo(f"detached; the job goes on. hpcdist wait {job.id} | logs -f {job.id} | cancel {job.id}", err=True)
+        return 130
+    line.close()
+    if not status.is_over:
+        click.echo(f"{job.id} is {status.state} still; hpcdist wait {job.id}", err=True)
+        return 3
+    if status.state != "COMPLETED":
+        explain(job, status)
+    record = job.record()
+    if as_json:
+        print_json(record)
+    else:
+        show_result(job)
+    return 0 if status.state == "COMPLETED" else 1
+
+
+def explain(job: Job, status: JobStatus) -> None:
+    """What ended a job badly: the rank that failed first, the end of its log, and what to do."""
+    failure = job.failure()
+    click.echo(f"{status.job_id} {status.state}{': ' + cause(failure, status)}", err=True)
+    for text in failure.tail:
+        click.echo("  | " + "".join(c if c.isprintable() or c == "\t" else "?" for c in text), err=True)
+    if failure.log:
+        click.echo(f"log: {failure.log}", err=True)
+    hint = advise(job, failure)
+    if hint:
+        click.echo(click.style("hint: ", fg="cyan") + hint, err=True)
+
+
+def cause(failure: Failure, status: JobStatus) -> str:
+    """One sentence: which rank, where, and how it ended."""
+    if failure.rank is not None:
+        how = f"signal {failure.signal}" if failure.signal else f"exit code {failure.exit_code}"
+        return f"rank {failure.rank} on {failure.host} ended with {how}"
+    if status.exit_code is not None:
+        return f"exit code {status.exit_code}" + (f", {status.reason}" if status.reason else "")
+    return status.reason or "no rank said why"
+
+
+def advise(job: Job, failure: Failure) -> str:
+    """The next thing to try; empty when there is nothing to say."""
+    try:
+        spec = job.run.record().job
+    except HpcdistError:
+        return ""
+    text = "\n".join(failure.tail).lower()
+    if spec.command and any(word in text for word in ("lightning", "num_nodes", "`devices")):
+        layout = spec.layout
+        return f"a Lightning script needs Trainer(devices={layout.ranks_per_node}, num_nodes={layout.nodes})"
+    return ""
+
+
+def show_result(job: Job) -> None:
+    """The efficiency table, the accuracy and the line to open TensorBoard."""
+    try:
+        efficiencies = [job.efficiency()]
+    except (NotReadyError, HpcdistError) as error:
+        click.echo(f"no efficiency: {error.message}", err=True)
+        efficiencies = []
+    from hpcdist.cli.efficiency import write_board
+
+    for efficiency in efficiencies:
+        click.echo(format_efficiency(efficiency, job.folder.ranks()), err=True)
+        write_board(job, efficiency)
+    click.echo(f"tensorboard --logdir {job.run.path.parents[2] / 'tb_logs'}", err=True)

@@ -1,0 +1,110 @@
+"""The options of a job, in Slurm's own words, shared by submit and render."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hpcdist.errors import UsageError
+from hpcdist.project import read_options
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LAYOUT = (
+    ("--nodes", int, "Nodes [1]."),
+    ("--gpus", int, "GPUs per node, one task (rank) on each [1]; 0 is a CPU layout."),
+    ("--tasks-per-node", int, "Tasks per node of a CPU layout [1]."),
+    ("--cpus-per-task", int, "CPUs of each task [2]."),
+    ("--mem", str, "Memory per node: 16G, 800M; 0 is all of it."),
+    ("--mem-per-cpu", str, "Memory per CPU, in place of --mem."),
+    ("--time", str, "Time limit: 30 (minutes), 2:00:00, 1-12."),
+)
+SCHEDULING = (
+    ("--name", str, "Job name."),
+    ("--partition", str, "Partition."),
+    ("--account", str, "Account to charge."),
+    ("--qos", str, "Quality of service."),
+    ("--constraint", str, "Node features, e.g. a100&ib."),
+    ("--nodelist", str, "Nodes to use."),
+    ("--exclude", str, "Nodes to avoid."),
+    ("--reservation", str, "Reservation."),
+    ("--array", str, "Array tasks, e.g. 0-9%3."),
+    ("--dependency", str, "Jobs to wait for, e.g. afterok:123."),
+    ("--comment", str, "Comment; the run's name is added to it."),
+    ("--mail-type", str, "When to write: END,FAIL."),
+    ("--mail-user", str, "To whom."),
+)
+TRAINING = (
+    ("--epochs", int, "Epochs [3]."),
+    ("--batch-size", int, "Global batch over all ranks; never changed by the layout."),
+    ("--batch-size-per-rank", int, "Batch of each rank, in place of --batch-size."),
+    ("--lr", float, "Peak learning rate [0.005]."),
+    ("--optimizer", str, "adamw, adam, sgd or adadelta [adamw]."),
+    ("--precision", str, "32, bf16-mixed or 16-mixed [32]."),
+    ("--seed", int, "Seed [1]."),
+    ("--max-steps", int, "Stop after so many optimizer steps."),
+    ("--accelerator", str, "auto, cpu or gpu [auto]; cpu trains on CPUs even where GPUs were granted."),
+    ("--checkpoint-every", str, "Time between checkpoints: 30s, 5min."),
+    ("--log-every", int, "Steps between logged points [20]."),
+    ("--data-dir", str, "Folder of the datasets [data, in the project]."),
+)
+
+
+class JobCommand(click.Command):
+    """A command whose words after `--` are the user's own program and reach it unchanged."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Takes off what follows the first `--`."""
+        at = args.index("--") if "--" in args else len(args)
+        ctx.meta["hpcdist.command"] = tuple(args[at + 1 :])
+        if at < len(args) and not args[at + 1 :]:
+            raise click.UsageError("there is no COMMAND after --", ctx)
+        return super().parse_args(ctx, args[:at])
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Shows the command in the usage line."""
+        return [*super().collect_usage_pieces(ctx), "[-- COMMAND ARGS...]"]
+
+
+def job_options(function: F) -> F:
+    """Adds every option of a job to a command."""
+    extra = (
+        click.option("--exclusive", is_flag=True, default=None, help="Whole nodes."),
+        click.option("--launcher", type=click.Choice(["srun", "torchrun"]), help="What starts the ranks [srun]."),
+        click.option("--setup", multiple=True, metavar="LINE", help="Shell line to run first; repeatable."),
+        click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the job; repeatable."),
+        click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="Any other sbatch option; repeatable."),
+        click.option("--srun", multiple=True, metavar="KEY=VALUE", help="Any other srun option; repeatable."),
+    )
+    for decorate in reversed(extra):
+        function = decorate(function)
+    for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
+        function = click.option(flag, type=kind, metavar=_metavar(kind), help=text)(function)
+    return function
+
+
+def _metavar(kind: type) -> str:
+    return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def collect_options(file: Path | None, given: dict[str, Any], command: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The options of a job file and of the command line, weakest first.
+
+    Raises:
+        UsageError: A KEY=VALUE has no `=`, or the file has a fault.
+    """
+    options = {key: value for key, value in given.items() if value is not None and value != ()}
+    for key in ("env", "sbatch", "srun"):
+        if key in options:
+            options[key] = dict(_pair(key, text) for text in options[key])
+    if command:
+        options["command"] = command
+    return [read_options(file, site=False) if file else {}, options]
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals and option == "env":
+        raise UsageError(f"--env {text!r} has no '='", "write --env NAME=VALUE")
+    return key.removeprefix("--"), value

@@ -1,0 +1,54 @@
+"""How results look: JSON, tables, and a job's efficiency."""
+
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from hpcdist.record import Efficiency, RankUsage
+from hpcdist.seff import format_seff
+from hpcdist.units import format_bytes
+
+
+def print_json(value: Any) -> None:
+    """Any of our values as indented JSON on standard output."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
+    """Aligned columns; a dash where a figure is unknown; the last column is cut at the terminal's width."""
+    cells = [list(header), *[[_clean(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    width = shutil.get_terminal_size((10_000, 24)).columns
+    lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join(line[:width] for line in lines)
+
+
+def _clean(cell: str | None) -> str:
+    """A cell without anything that could move the cursor."""
+    return "".join(c if c.isprintable() else "?" for c in cell) if cell else "-"
+
+
+def format_efficiency(efficiency: Efficiency, ranks: Sequence[RankUsage]) -> str:
+    """What `seff` prints, then the GPU, the accuracy and the throughput as far as they are known."""
+    lines = [format_seff(efficiency).rstrip("\n")]
+    if efficiency.gpus:
+        busy = "-" if efficiency.gpu_efficiency is None else f"{efficiency.gpu_efficiency:.2%}"
+        used = efficiency.gpu_memory_used_bytes
+        lines.append(f"GPU Efficiency: {busy} of {efficiency.gpus} GPU(s) (mean utilisation, sampled every second)")
+        lines.append(f"GPU Memory Utilized: {'-' if used is None else format_bytes(used)}")
+    training = next((rank.training for rank in ranks if rank.training), None)
+    if training:
+        if training.accuracy is not None:
+            lines.append(f"Test accuracy: {training.accuracy:.2%}")
+        if training.images_per_s is not None:
+            lines.append(
+                f"Training throughput: {training.images_per_s:,.0f} images/s over {training.world_size} rank(s)"
+            )
+    if efficiency.source == "ranks":
+        lines.append("Source: what the ranks measured of themselves")
+    if efficiency.live:
+        lines.append("The job still runs: these are the figures so far.")
+    return "\n".join(lines)

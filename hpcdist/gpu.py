@@ -1,0 +1,67 @@
+"""GPU utilisation and memory through NVML, where there is an NVIDIA driver."""
+
+from pathlib import Path
+
+import pynvml
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia")
+
+
+def count_gpus(visible: str | None) -> int:
+    """GPUs of this machine that CUDA_VISIBLE_DEVICES (`visible`; None is unset) leaves to be seen; 0 without NVML."""
+    try:
+        pynvml.nvmlInit()
+        count = int(pynvml.nvmlDeviceGetCount())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return 0
+    return count if visible is None else min(count, len([name for name in visible.split(",") if name.strip()]))
+
+
+class GpuMeter:
+    """Samples one GPU.
+
+    Attributes:
+        memory_peak_bytes: Largest memory in use seen so far, by all processes on the GPU.
+    """
+
+    def __init__(self, handle: object) -> None:
+        self._handle = handle
+        self._busy_percent: list[int] = []
+        self.memory_peak_bytes = 0
+
+    @classmethod
+    def open(cls, visible: str | None, local_rank: int) -> "GpuMeter | None":
+        """The meter of a rank's GPU; None when there is none.
+
+        Args:
+            visible: The value of CUDA_VISIBLE_DEVICES: indices or UUIDs; None is unset.
+            local_rank: The rank's place among its node's GPUs.
+        """
+        if not NVIDIA_DRIVER.exists():
+            return None
+        names = [str(local_rank)] * (local_rank + 1) if visible is None else visible.split(",")
+        if local_rank >= len(names) or not names[local_rank].strip():
+            return None
+        name = names[local_rank].strip()
+        try:
+            pynvml.nvmlInit()
+            by_index = name.isdigit()
+            return cls(
+                pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
+            )
+        except pynvml.NVMLError:
+            return None
+
+    def sample(self) -> None:
+        """Takes one sample; a GPU that does not tell is skipped."""
+        try:
+            self._busy_percent.append(int(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu))
+            used = int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+            self.memory_peak_bytes = max(self.memory_peak_bytes, used)
+        except pynvml.NVMLError:
+            return
+
+    def utilization(self) -> float | None:
+        """Mean utilisation over the samples, a fraction; None before the first."""
+        return sum(self._busy_percent) / len(self._busy_percent) / 100 if self._busy_percent else None

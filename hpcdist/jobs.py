@@ -1,0 +1,422 @@
+"""submit() and Job: what the command line calls, and the Python API."""
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpcdist import accounting
+from hpcdist.backends import local, slurm
+from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
+from hpcdist.prepare import Prepared, merge_options, prepare
+from hpcdist.project import find_project
+from hpcdist.record import Efficiency, JobStatus, Progress, RankUsage
+from hpcdist.sacct import check_job_id
+from hpcdist.spec import Backend, Layout, build_job
+from hpcdist.store import Run, RunRecord, Store, new_run_name
+
+POLL_INTERVAL_S = 1.0
+TAIL_LINES = 20
+PACKAGES = ("hpcdist", "torch", "torchvision", "pytorch-lightning", "submitit", "tensorboard", "numpy")
+
+
+def choose_backend(backend: Backend | None) -> Backend:
+    """The backend asked for, else Slurm where it is there, else this machine."""
+    return backend or ("slurm" if slurm.is_available() else "local")
+
+
+def submit(
+    layout: Layout | None = None,
+    *,
+    command: Sequence[str] = (),
+    run: str | None = None,
+    backend: Backend | None = None,
+    template: Path | None = None,
+    **options: Any,
+) -> "Job":
+    """Submits a job.
+
+    Args:
+        layout: Its shape.
+        command: Program and arguments to run in each task; empty trains the built-in MNIST CNN.
+        run: Name of the run; submitting the same run again returns the job that exists.
+        backend: "slurm" or "local"; None takes Slurm where it is there.
+        template: A template file to use in place of the layout's own.
+        **options: Any option of `hpcdist submit`, by its name with underscores.
+
+    Raises:
+        UsageError: An option can't be used.
+        SubmitError: The scheduler refused.
+    """
+    project = find_project(Path.cwd())
+    shape = msgspec.structs.asdict(layout) if layout else {}
+    given = merge_options(shape, options, {"command": tuple(command) or None})
+    backend = choose_backend(backend)
+    if run is None:
+        run = new_run_name(build_job(merge_options(project.defaults, given)))
+    return submit_prepared(prepare(given, project, backend=backend, run=run, template=template))
+
+
+def submit_prepared(prepared: Prepared) -> "Job":
+    """Sends what `prepare` made; a run that was sent before is returned, never sent twice.
+
+    Raises:
+        SubmitError: The scheduler refused.
+        UsageError: A run of that name exists with another script.
+    """
+    store = Store(Path(prepared.place.root))
+    name = prepared.place.run
+    if name is None:
+        raise UsageError("a submission needs a run's name", "pass run=")
+    run = store.run(name)
+    config = slurm.read_config() if prepared.backend == "slurm" else {}
+    known = run.path.is_dir()
+    if known and run.script.is_file() and run.script.read_text() != prepared.script:
+        raise UsageError(f"run {name} exists with another script", "choose another --run, or leave it out")
+    if not (known and (run.path / "job.json").is_file()):
+        store.create(_describe(prepared, name, config), prepared.script)
+    with run.locked():
+        record = run.record()
+        if record.job_id is None:
+            record = _send(prepared, run, record, store, config, again=known)
+    return Job(run)
+
+
+def _send(
+    prepared: Prepared, run: Run, record: RunRecord, store: Store, config: Mapping[str, str], *, again: bool
+) -> RunRecord:
+    if prepared.backend == "local":
+        record = msgspec.structs.replace(record, job_id=store.next_local_id())
+        run.write_record(record)
+        local.submit(run, prepared.spec)
+        return record
+    layout = prepared.spec.layout
+    # A retry after a crash: the job may exist although nobody wrote its id down.
+    job_id = slurm.find_by_run(run.name) if again else None
+    try:
+        job_id = job_id or slurm.submit(
+            run.name, run.path, prepared.script, tasks=layout.world_size, array=prepared.spec.array is not None
+        )
+    except SubmitError as error:
+        run.write_record(msgspec.structs.replace(record, refused=error.message))
+        raise
+    record = msgspec.structs.replace(record, job_id=job_id, cluster=config.get("ClusterName"), refused=None)
+    run.write_record(record)
+    return record
+
+
+def _describe(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRecord:
+    return RunRecord(
+        run=name,
+        job=prepared.spec,
+        site=prepared.site,
+        backend=prepared.backend,
+        workdir=prepared.place.workdir,
+        created_at_s=time.time(),
+        git_commit=_git_commit(prepared.place.workdir),
+        versions={"python": platform.python_version()} | dict(_versions()),
+        slurm_version=config.get("SLURM_VERSION"),
+    )
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def _git_commit(folder: str) -> str | None:
+    """The folder's commit, with `+changes` when tracked files differ from it; None outside a checkout."""
+    command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """What ended a job badly, as far as it is known.
+
+    Attributes:
+        rank: The rank that failed first; None when no rank said so.
+        host: Its host.
+        exit_code: Its exit status; None when a signal ended it.
+        signal: Number of that signal.
+        log: Its log file; the batch script's when no rank is known.
+        tail: The log's last lines.
+    """
+
+    rank: int | None = None
+    host: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    log: str | None = None
+    tail: list[str] = []
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`record.json`: what happened to a job.
+
+    Attributes:
+        status: Where it was when this was written.
+        efficiency: Its accounting; None when there is none.
+        ranks: What each rank measured of itself.
+        failure: What ended it badly, if it ended badly.
+    """
+
+    status: JobStatus
+    efficiency: Efficiency | None = None
+    ranks: list[RankUsage] = []
+    failure: Failure | None = None
+
+
+class Job:
+    """A job of ours, found by its run.
+
+    Attributes:
+        run: The run's folder.
+        task: The array task this is about (`4` of `123_4`); None for the whole job.
+    """
+
+    def __init__(self, run: Run, task: str | None = None) -> None:
+        self.run = run
+        self.task = task
+
+    @classmethod
+    def find(cls, token: str, root: Path | None = None) -> "Job":
+        """The job a person means by a run's name or a job id.
+
+        Raises:
+            NotFoundError: There is no such run here.
+        """
+        run, task = Store(root or find_project(Path.cwd()).root).find(token)
+        return cls(run, task)
+
+    @property
+    def id(self) -> str | None:
+        """The job's id; None before it exists. Of a script submitted by hand it comes from what its ranks wrote."""
+        try:
+            base = self.run.record().job_id
+        except NotFoundError:
+            ranks = self.run.ranks()
+            base = ranks[0].job_id if ranks else None
+        return f"{base}_{self.task}" if base and self.task else base
+
+    @property
+    def folder(self) -> Run:
+        """Where this job's (or array task's) ranks write."""
+        return self.run.task(self.task)
+
+    def statuses(self) -> list[JobStatus]:
+        """Where the job is, one status per array task."""
+        return query_statuses([self])[0]
+
+    def status(self) -> JobStatus:
+        """Where the job is; of an array, the task that is furthest from its end."""
+        return furthest(self.statuses())
+
+    def wait(
+        self, on_change: Callable[[JobStatus, Progress | None], None] | None = None, timeout_s: float | None = None
+    ) -> JobStatus:
+        """Waits until the job is over.
+
+        Args:
+            on_change: Called about once a second with the status and how far the training is.
+            timeout_s: Give up after so many seconds; None waits for ever.
+
+        Returns:
+            The last status seen; of a time-out, one that is not over.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            status = self.status()
+            if on_change:
+                on_change(status, self.folder.progress())
+            if status.is_over or (deadline is not None and time.monotonic() > deadline):
+                return status
+            time.sleep(POLL_INTERVAL_S)
+
+    def cancel(self) -> None:
+        """Ends the job; one that is over is left alone."""
+        if self.run.record().backend == "local":
+            local.cancel(self.run)
+        elif self.id:
+            slurm.cancel(self.id)
+
+    def log_paths(self, rank: int | None = None) -> list[Path]:
+        """The log files of one rank, or of all and the batch script."""
+        pattern = "*.out" if rank is None else f"*_{rank}_log.out"
+        found = set(self.folder.logs.glob(pattern))
+        if rank is None and self.task:
+            found |= set(self.run.logs.glob(f"*_{self.task}_batch.out"))
+        return sorted(path for path in found if not path.is_symlink())
+
+    def logs(self, rank: int = 0) -> str:
+        """A rank's log so far."""
+        return "".join(path.read_text(errors="replace") for path in self.log_paths(rank))
+
+    def failure(self) -> Failure:
+        """The rank that failed first, with the end of its log."""
+        ranks = self.folder.ranks()
+        failed = [usage for usage in ranks if usage.exit_code or usage.signal]
+        if failed:
+            first = min(failed, key=lambda usage: usage.ended_at_s or 0.0)
+            paths = self.log_paths(first.rank)
+            return Failure(
+                rank=first.rank,
+                host=first.host,
+                exit_code=first.exit_code,
+                signal=first.signal,
+                log=str(paths[-1]) if paths else None,
+                tail=_tail(paths[-1:]),
+            )
+        batch = sorted(self.run.logs.glob("*_batch.out")) or self.log_paths(0)
+        return Failure(log=str(batch[-1]) if batch else None, tail=_tail(batch[-1:]))
+
+    def efficiency(self, source: accounting.Source | None = None) -> Efficiency:
+        """What the job used of what it had.
+
+        Raises:
+            NotReadyError: It has not started, or accounting is off.
+        """
+        return read_efficiencies([self], source)[0]
+
+    def record(self) -> JobRecord:
+        """What happened to the job; also written to the run's `record.json`."""
+        status = self.status()
+        try:
+            efficiency = self.efficiency()
+        except HpcdistError:
+            efficiency = None
+        failed = status.is_over and status.state != "COMPLETED"
+        record = JobRecord(
+            status=status,
+            efficiency=efficiency,
+            ranks=self.folder.ranks(),
+            failure=self.failure() if failed else None,
+        )
+        self.folder.write("record.json", record)
+        return record
+
+
+def _tail(paths: list[Path]) -> list[str]:
+    return paths[0].read_text(errors="replace").splitlines()[-TAIL_LINES:] if paths else []
+
+
+def furthest(statuses: Sequence[JobStatus]) -> JobStatus:
+    """The status that speaks for several: one that is not over, else one that went wrong, else the first."""
+    alive = [status for status in statuses if not status.is_over]
+    wrong = [status for status in statuses if status.state != "COMPLETED"]
+    return (alive or wrong or list(statuses))[0]
+
+
+def query_statuses(jobs: Sequence[Job]) -> list[list[JobStatus]]:
+    """Where several jobs are, asked of Slurm in one go."""
+    ids = {job.run.name: job.id for job in jobs}
+    ours = {job.run.name: _is_local(job.run) for job in jobs}
+    try:
+        answers = slurm.query(job_id for name, job_id in ids.items() if job_id and not ours[name])
+        silence = None
+    except HpcdistError as error:
+        # A list of runs is of use without Slurm too.
+        answers, silence = {}, error.message.splitlines()[0]
+    found = []
+    for job in jobs:
+        job_id = job.id
+        if ours[job.run.name]:
+            statuses = [_local_status(job.run, job_id)]
+        elif job_id is None:
+            statuses = [_unsent_status(job.run)]
+        else:
+            statuses = answers.get(job_id, [JobStatus(job_id=job_id, state="UNKNOWN", reason=silence)])
+        found.append([_named(status, job.run) for status in statuses])
+    return found
+
+
+def _is_local(run: Run) -> bool:
+    return (run.path / "local.json").exists() or (run.script.is_file() and run.record().backend == "local")
+
+
+def _named(status: JobStatus, run: Run) -> JobStatus:
+    try:
+        spec = run.record().job
+    except HpcdistError:
+        return msgspec.structs.replace(status, run=run.name)
+    return msgspec.structs.replace(status, run=run.name, name=spec.name, layout=spec.layout.name)
+
+
+def _unsent_status(run: Run) -> JobStatus:
+    try:
+        refused = run.record().refused
+    except HpcdistError:
+        refused = None
+    if refused:
+        return JobStatus(job_id=None, state="REFUSED", reason=refused)
+    return JobStatus(job_id=None, state="UNKNOWN", reason="was never submitted")
+
+
+def _local_status(run: Run, job_id: str | None) -> JobStatus:
+    state = local.query(run)
+    if state is None:
+        return JobStatus(job_id=job_id, state="UNKNOWN", reason="did not start")
+    code = state.exit_code
+    return JobStatus(
+        job_id=job_id,
+        state=state.state,
+        reason="its supervisor was killed" if state.state == "FAILED" and code is None else None,
+        elapsed_s=(state.ended_at_s or time.time()) - state.started_at_s,
+        nodes=state.host,
+        exit_code=code,
+    )
+
+
+def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | None = None) -> list[Efficiency]:
+    """What several jobs used of what they had; Slurm is asked once for all of them.
+
+    Args:
+        jobs: Jobs of ours, and Slurm ids of any other jobs.
+        source: Where to read; None takes the ranks for local runs and Slurm for the others.
+
+    Returns:
+        One per job in their order; an array gives one per task.
+
+    Raises:
+        NotReadyError: A job has not started, or accounting is off.
+        NotFoundError: Slurm knows no such job.
+    """
+    by_ranks = [job for job in jobs if isinstance(job, Job) and (source == "ranks" or _is_local(job.run))]
+    asked = {
+        id(job): check_job_id(job if isinstance(job, str) else _known_id(job)) for job in jobs if job not in by_ranks
+    }
+    answers = accounting.query_slurm(list(asked.values()), source) if asked else []
+    found: list[Efficiency] = []
+    for job in jobs:
+        if isinstance(job, Job) and job in by_ranks:
+            found.append(_efficiency_of_ranks(job))
+        else:
+            found += [one for one in answers if asked[id(job)] in accounting.names_of(one)]
+    return found
+
+
+def _known_id(job: Job) -> str:
+    if job.id is None:
+        raise NotReadyError(f"run {job.run.name} has no job", "submit it again with the same --run")
+    return job.id
+
+
+def _efficiency_of_ranks(job: Job) -> Efficiency:
+    ranks = job.folder.ranks()
+    try:
+        layout = job.run.record().job.layout
+    except NotFoundError:
+        nodes = 1 + max((rank.node_rank for rank in ranks), default=0)
+        layout = Layout(nodes=nodes, gpus=0, tasks_per_node=max(1, len(ranks) // nodes), cpus_per_task=1)
+    return accounting.from_ranks(job.id or job.run.name, layout, ranks, local.query(job.run))

@@ -1,0 +1,189 @@
+"""Runs a layout on this machine: nodes x tasks processes with the nodes emulated. What srun is to a Slurm job.
+
+`python -m hpcdist.launch RUN_DIR` starts every rank of the run, ends the others as soon as one fails, keeps
+`local.json` up to date, and ends the run at its time limit or on SIGTERM.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import psutil
+
+from hpcdist.disk import write_atomically
+from hpcdist.spec import Layout
+from hpcdist.store import LocalState, Run, RunRecord
+from hpcdist.units import parse_slurm_time
+
+POLL_INTERVAL_S = 0.05
+KILL_DELAY_S = 5.0
+FIRST_PORT, LAST_PORT = 10000, 30000  # below the ephemeral range
+
+
+class Supervisor:
+    """The ranks of one local run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.record: RunRecord = run.record()
+        self.ranks: list[subprocess.Popen[bytes]] = []
+        self.cancelled = False
+        me = psutil.Process()
+        self.state = LocalState(
+            host=socket.gethostname(),
+            boot_id=read_boot_id(),
+            pid=me.pid,
+            pid_started=read_start_ticks(me.pid) or 0,
+            state="RUNNING",
+            started_at_s=time.time(),
+            gpus=len(_local_gpus()),
+        )
+        signal.signal(signal.SIGTERM, self._cancel)
+        signal.signal(signal.SIGINT, self._cancel)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives the shell
+
+    def _cancel(self, number: int, frame: FrameType | None) -> None:
+        self.cancelled = True
+
+    def supervise(self) -> int:
+        """Runs the ranks to their end; returns the run's exit status."""
+        self._write_state()
+        port = free_port()
+        for rank in range(self.record.job.layout.world_size):
+            self.ranks.append(self._start(rank, port))
+        code, word = self._wait()
+        self._stop()
+        self.state = msgspec.structs.replace(self.state, state=word, exit_code=code, ended_at_s=time.time())
+        self._write_state()
+        return code
+
+    def _start(self, rank: int, port: int) -> subprocess.Popen[bytes]:
+        with (self.run.logs / f"{self.record.job_id}_{rank}_log.out").open("ab") as log:
+            return subprocess.Popen(
+                ["bash", str(self.run.script)],
+                env=rank_environment(self.record, self.run.path, rank, port),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509
+            )
+
+    def _wait(self) -> tuple[int, str]:
+        limit_s = parse_slurm_time(self.record.job.layout.time) if self.record.job.layout.time else None
+        while True:
+            codes = [process.poll() for process in self.ranks]
+            failed = [code for code in codes if code]
+            if self.cancelled:
+                return 130, "CANCELLED"
+            if failed:
+                return (failed[0] if failed[0] > 0 else 128 - failed[0]), "FAILED"
+            if all(code == 0 for code in codes):
+                return 0, "COMPLETED"
+            if limit_s is not None and time.time() - self.state.started_at_s > limit_s:
+                return 124, "TIMEOUT"
+            time.sleep(POLL_INTERVAL_S)
+
+    def _stop(self) -> None:
+        """Ends what still runs: TERM to every rank's process group, KILL to those that stay."""
+        deadline = time.monotonic() + KILL_DELAY_S
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in self.ranks:
+                # The group as well as its leader: the program may have left children behind.
+                try:
+                    os.killpg(process.pid, number)
+                except ProcessLookupError:
+                    continue
+            while time.monotonic() < deadline and any(process.poll() is None for process in self.ranks):
+                time.sleep(POLL_INTERVAL_S)
+        for process in self.ranks:
+            process.wait()
+
+    def _write_state(self) -> None:
+        write_atomically(self.run.path / "local.json", msgspec.json.encode(self.state))
+
+
+def rank_environment(record: RunRecord, run_dir: Path, rank: int, port: int) -> dict[str, str]:
+    """The environment of one rank; what Slurm may have set around us is left out."""
+    layout: Layout = record.job.layout
+    node, local = divmod(rank, layout.ranks_per_node)
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SUBMITIT_"))}
+    gpus = _local_gpus()
+    mine = gpus[node * layout.gpus : (node + 1) * layout.gpus]
+    tb_dir = run_dir.parents[2] / "tb_logs" / record.job.slug / f"{layout.name}-{record.run}"
+    return env | {
+        "HPCDIST_LAUNCHER": "local",
+        "HPCDIST_JOB_ID": record.job_id or "",
+        "HPCDIST_RUN": record.run,
+        "HPCDIST_RUN_DIR": str(run_dir),
+        "HPCDIST_TB_DIR": str(tb_dir),
+        "OMP_NUM_THREADS": str(layout.cpus_per_task),
+        "CUDA_VISIBLE_DEVICES": ",".join(mine),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(layout.world_size),
+        "LOCAL_RANK": str(local),
+        "LOCAL_WORLD_SIZE": str(layout.ranks_per_node),
+        "NODE_RANK": str(node),
+    }
+
+
+def free_port() -> int:
+    """A port nobody listens on, chosen by this process's id so that two runs seldom try the same.
+
+    Raises:
+        OSError: Every port of the range is taken.
+    """
+    span = LAST_PORT - FIRST_PORT
+    for step in range(span):
+        port = FIRST_PORT + (os.getpid() * 7 + step) % span
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port below the ephemeral range")
+
+
+def read_boot_id() -> str:
+    """This boot's id (random(4), /proc/sys/kernel/random/boot_id)."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def read_start_ticks(pid: int) -> int | None:
+    """A process's start in clock ticks since boot; None when there is no such process (proc(5), field 22 of stat)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The second field is the command's name in parentheses and may hold spaces; count after it.
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _local_gpus() -> list[str]:
+    return [name for name in os.environ.get("HPCDIST_LOCAL_GPUS", "").split(",") if name]
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    if len(arguments) != 1:
+        print("usage: python -m hpcdist.launch RUN_DIR", file=sys.stderr)
+        return 2
+    return Supervisor(Run(Path(arguments[0]).resolve())).supervise()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

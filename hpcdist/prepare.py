@@ -1,0 +1,104 @@
+"""From options to a job that could be submitted: defaults merged, checked, its script rendered."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpcdist.errors import UsageError
+from hpcdist.project import Project, read_templates
+from hpcdist.render import Place, render
+from hpcdist.spec import Backend, JobSpec, Site, build_job, check_run_name
+
+# Of each pair one may be given; a later source's choice replaces the other of an earlier source.
+EXCLUSIVE = (("mem", "mem_per_cpu"), ("batch_size", "batch_size_per_rank"))
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that could be submitted now.
+
+    Attributes:
+        spec: What to run.
+        site: The site's settings.
+        place: Where it runs.
+        backend: What would run it.
+        script: The script's text.
+        note: What a person should know before, if anything.
+    """
+
+    spec: JobSpec
+    site: Site
+    place: Place
+    backend: Backend
+    script: str
+    note: str = ""
+
+
+def merge_options(*sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of several sources, later ones winning: tables are merged by key, setup lines are added."""
+    merged: dict[str, Any] = {}
+    for source in sources:
+        given = {key: value for key, value in source.items() if value is not None}
+        for pair in EXCLUSIVE:
+            for key, other in (pair, pair[::-1]):
+                if key in given and other not in given:
+                    merged.pop(other, None)
+        for key, value in given.items():
+            old = merged.get(key)
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                merged[key] = {**old, **value}
+            elif key == "setup" and old:
+                merged[key] = [*old, *value]
+            else:
+                merged[key] = value
+    return merged
+
+
+def prepare(
+    options: Mapping[str, Any],
+    project: Project,
+    *,
+    backend: Backend,
+    run: str | None,
+    template: Path | None = None,
+    workdir: Path | None = None,
+) -> Prepared:
+    """Everything of a submission but the sending.
+
+    Args:
+        options: Options by their names, over the site's defaults.
+        project: The project to run in.
+        backend: What is to run it.
+        run: The run's name; None renders a script that names its run after its Slurm job.
+        template: A template file to use in place of the layout's own.
+        workdir: Folder the command starts in; None is the current one.
+
+    Raises:
+        UsageError: An option or template can't be used.
+    """
+    workdir = (workdir or Path.cwd()).absolute()
+    merged = merge_options(project.defaults, options)
+    merged["data_dir"] = str((workdir / merged.get("data_dir", project.root / "data")).absolute())
+    spec = build_job(merged)
+    note = ""
+    if backend == "local":
+        if spec.array:
+            raise UsageError("array: job arrays need Slurm", "leave out --array")
+        if spec.launcher == "torchrun":
+            raise UsageError(
+                "launcher: torchrun is for Slurm jobs; here the ranks are started directly", "leave it out"
+            )
+        from hpcdist.backends import local  # psutil and NVML: not for a render
+
+        spec, note = local.fit_to_machine(spec)
+    if run is not None:
+        check_run_name(run)
+    site = project.site
+    place = Place(root=str(project.root), workdir=str(workdir), python=site.python or sys.executable, run=run)
+    templates, name = read_templates(site, template)
+    if backend == "local":
+        name = "local.sh.j2"
+    script = render(spec, site, place, templates, template=name)
+    return Prepared(spec=spec, site=site, place=place, backend=backend, script=script, note=note)

@@ -1,0 +1,21 @@
+"""Text from elsewhere made safe to keep and to print. Pure."""
+
+import re
+
+# Whole escape sequences first, or their printable tail ("[31m") would stay: CSI, OSC, then any other escape.
+_ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b.?")
+# C0 and C1 controls, and the marks that are invisible or turn the reading direction.
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+# What a byte that is not UTF-8 becomes under "surrogateescape"; it cannot be encoded again, so it cannot be written.
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text on one line: no escape sequence, no control character, runs of white space as one space.
+
+    Linear in the text, whatever it holds.
+    """
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()
+    text = _SURROGATES.sub("\ufffd", _CONTROLS.sub("", _ESCAPES.sub("", text)))
+    return " ".join(text.split())

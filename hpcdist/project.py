@@ -1,0 +1,109 @@
+"""The project on disk: its root, `hpcdist.toml`, job files and templates."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpcdist.errors import UsageError
+from hpcdist.render import PACKAGED_PREFIX
+from hpcdist.spec import SITE_KEYS, Site, build_site, check_keys
+
+CONFIG_NAME = "hpcdist.toml"
+TEMPLATE_SUFFIX = ".j2"
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a command works, and the site's defaults.
+
+    Attributes:
+        root: Folder that holds `jobs/runs` and `tb_logs`: that of the nearest `hpcdist.toml` upward, else
+            the working folder.
+        config: The file the defaults came from; None when there is none.
+        site: The site's settings.
+        defaults: Defaults for the options of jobs, by the options' names.
+    """
+
+    root: Path
+    config: Path | None
+    site: Site
+    defaults: dict[str, Any]
+
+
+def find_project(start: Path, env: Mapping[str, str] = os.environ) -> Project:
+    """The project around a folder.
+
+    `HPCDIST_CONFIG` names another file for the defaults (a cluster's own); the root stays the same.
+
+    Raises:
+        UsageError: The file has a fault; the message has its path and key.
+    """
+    nearest = next((folder for folder in (start, *start.parents) if (folder / CONFIG_NAME).is_file()), None)
+    root = nearest or start
+    named = env.get("HPCDIST_CONFIG")
+    config = Path(named) if named else (nearest / CONFIG_NAME if nearest else None)
+    options = read_options(config, site=True) if config else {}
+    site = build_site(options, str(config))
+    if config and site.templates:
+        site = msgspec.structs.replace(site, templates=str(config.parent / site.templates))
+    defaults = {key: value for key, value in options.items() if key not in SITE_KEYS}
+    return Project(root=root, config=config, site=site, defaults=defaults)
+
+
+def read_options(path: Path, *, site: bool) -> dict[str, Any]:
+    """The options in a TOML file, with `-` and `_` in keys taken as the same.
+
+    Raises:
+        UsageError: The file can't be read, isn't TOML, or has a key that no option has.
+    """
+    try:
+        options = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}", "check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}", "see https://toml.io for the format") from None
+    options = {key.replace("-", "_"): value for key, value in options.items()}
+    check_keys(options, str(path), site=site)
+    return options
+
+
+def packaged_templates() -> Path:
+    """The folder of the packaged templates: in the wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).parent
+    inside = package / "templates"
+    return inside if inside.is_dir() else package.parent / "templates"
+
+
+def read_templates(site: Site, template: Path | None = None) -> tuple[dict[str, str], str | None]:
+    """All templates by name, and the name of the one to use (None: by the layout).
+
+    A site's folder overrides packaged templates of the same name; those stay reachable under `hpcdist/`.
+
+    Raises:
+        UsageError: A template can't be read.
+    """
+    packaged = _read_folder(packaged_templates())
+    texts = packaged | {PACKAGED_PREFIX + name: text for name, text in packaged.items()}
+    if site.templates:
+        texts |= _read_folder(Path(site.templates))
+    if template is None:
+        return texts, None
+    texts |= {path.name: _read(path) for path in template.parent.glob(f"*{TEMPLATE_SUFFIX}")}
+    name = f"./{template.name}"
+    return texts | {name: _read(template)}, name
+
+
+def _read_folder(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder of templates at {folder}", f"change templates in {CONFIG_NAME}")
+    return {path.name: _read(path) for path in folder.glob(f"*{TEMPLATE_SUFFIX}")}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the template {path}: {error}", "check the path") from None

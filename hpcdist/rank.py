@@ -1,0 +1,237 @@
+"""Runs once per task inside a job: sets the rank's environment, starts the program, measures it.
+
+`python -m hpcdist.rank -- COMMAND ARGS` gives COMMAND the variables that torch.distributed, Accelerate and most
+scripts read (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT), passes
+signals on to it, writes what it used to `$HPCDIST_RUN_DIR/ranks/<rank>.json`, and ends with its status
+(128 + the signal's number when a signal ended it).
+
+`python -m hpcdist.rank --torchrun N -- COMMAND ARGS` becomes one torchrun that starts N such ranks on this node.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import psutil
+
+from hpcdist.disk import write_atomically
+from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.gpu import GpuMeter
+from hpcdist.record import RankUsage, TrainingMetrics
+
+SAMPLE_INTERVAL_S = 1.0
+FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rank this process is."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node_rank: int
+
+    def variables(self) -> dict[str, str]:
+        """The identity as torch's environment variables."""
+        return {name.upper(): str(getattr(self, name)) for name in self.__struct_fields__}
+
+
+def read_identity(env: Mapping[str, str]) -> Identity:
+    """The rank's identity: from the launcher that set it (torchrun, the local backend), else from Slurm, else 1 of 1.
+
+    Raises:
+        UsageError: The variables are there but make no sense together.
+    """
+    try:
+        if "TORCHELASTIC_RUN_ID" in env or env.get("HPCDIST_LAUNCHER") == "local":
+            return Identity(
+                rank=int(env["RANK"]),
+                world_size=int(env["WORLD_SIZE"]),
+                local_rank=int(env["LOCAL_RANK"]),
+                local_world_size=int(env["LOCAL_WORLD_SIZE"]),
+                node_rank=int(env.get("GROUP_RANK", env.get("NODE_RANK", "0"))),
+            )
+        if "SLURM_PROCID" in env:
+            node_rank = int(env["SLURM_NODEID"])
+            return Identity(
+                rank=int(env["SLURM_PROCID"]),
+                world_size=int(env["SLURM_NTASKS"]),
+                local_rank=int(env["SLURM_LOCALID"]),
+                local_world_size=parse_tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[node_rank],
+                node_rank=node_rank,
+            )
+    except (KeyError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"can't tell which rank this is: {error!r}", "start it with srun, torchrun or hpcdist"
+        ) from None
+    return Identity(rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0)
+
+
+def parse_tasks_per_node(text: str) -> list[int]:
+    """Tasks on each node from Slurm's short form: `2(x3),1` is `[2, 2, 2, 1]` (man srun, SLURM_TASKS_PER_NODE)."""
+    counts: list[int] = []
+    for part in text.split(","):
+        tasks, _, times = part.rstrip(")").partition("(x")
+        counts += [int(tasks)] * int(times or 1)
+    return counts
+
+
+def torchrun_command(tasks: int, command: list[str], env: Mapping[str, str]) -> list[str]:
+    """One torchrun for this node, whose workers are ranks of ours."""
+    run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={tasks}"]
+    run += [f"--nnodes={env.get('SLURM_NNODES', '1')}", f"--node-rank={env.get('SLURM_NODEID', '0')}"]
+    run += [f"--master-addr={env.get('MASTER_ADDR', '127.0.0.1')}", f"--master-port={env.get('MASTER_PORT', '29400')}"]
+    return [*run, "--no-python", sys.executable, "-m", "hpcdist.rank", "--", *command]
+
+
+class Program:
+    """The rank's program while it runs, and what it has used so far."""
+
+    def __init__(self, command: list[str], env: dict[str, str], identity: Identity) -> None:
+        self.started_at_s = time.time()
+        self.identity = identity
+        env = env | identity.variables() | {"HPCDIST_STARTED_AT": str(self.started_at_s)}
+        env.setdefault("MASTER_ADDR", "127.0.0.1")
+        env.setdefault("MASTER_PORT", "29400")
+        run_dir = env.get("HPCDIST_RUN_DIR")
+        self.path = Path(run_dir, "ranks", f"{identity.rank}.json") if run_dir else None
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            env["HPCDIST_METRICS"] = str(self.path.with_suffix(".metrics.json"))
+            self.path.with_suffix(".metrics.json").unlink(missing_ok=True)
+        self.env = env
+        self.memory_peak_bytes = 0
+        self.gpu = GpuMeter.open(env.get("CUDA_VISIBLE_DEVICES"), identity.local_rank)
+        try:
+            # The watcher may be killed where the program is not (the local backend's supervisor): die with it.
+            self.process = subprocess.Popen(command, env=env, preexec_fn=_die_with_parent)  # noqa: PLW1509
+        except OSError as error:
+            raise HpcdistError(
+                f"can't start {command[0]!r} on {socket.gethostname()}: {error.strerror}",
+                "check that the program exists on the nodes, and add what it needs with --setup",
+            ) from None
+        for number in FORWARDED_SIGNALS:
+            signal.signal(number, self._forward)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Samples the program until it ends; returns its exit status as a shell gives it."""
+        self.write(None)
+        interval_s = 0.1
+        while True:
+            try:
+                status = self.process.wait(timeout=interval_s)
+                break
+            except subprocess.TimeoutExpired:
+                self._sample()
+                interval_s = min(2 * interval_s, SAMPLE_INTERVAL_S)
+        self.write(status)
+        return status if status >= 0 else 128 - status
+
+    def _sample(self) -> None:
+        try:
+            parent = psutil.Process(self.process.pid)
+            processes = [parent, *parent.children(recursive=True)]
+            resident = 0
+            for process in processes:
+                try:
+                    resident += process.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self.memory_peak_bytes = max(self.memory_peak_bytes, resident)
+        except psutil.NoSuchProcess:
+            return
+        if self.gpu:
+            self.gpu.sample()
+
+    def write(self, status: int | None) -> None:
+        """Writes the rank's file; `status` is None while the program runs, negative for a signal."""
+        if self.path is None:
+            return
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = status is not None
+        usage = RankUsage(
+            rank=self.identity.rank,
+            local_rank=self.identity.local_rank,
+            node_rank=self.identity.node_rank,
+            world_size=self.identity.world_size,
+            host=socket.gethostname(),
+            job_id=_job_id(self.env),
+            cluster=self.env.get("SLURM_CLUSTER_NAME"),
+            restart_count=int(self.env.get("SLURM_RESTART_COUNT", "0")),
+            pid=self.process.pid,
+            started_at_s=self.started_at_s,
+            ended_at_s=time.time() if ended else None,
+            exit_code=status if status is not None and status >= 0 else None,
+            signal=-status if status is not None and status < 0 else None,
+            cpu_time_s=used.ru_utime + used.ru_stime if ended else None,
+            # ru_maxrss is in KiB and the largest single process (getrusage(2)): a floor for what sampling missed.
+            memory_peak_bytes=max(self.memory_peak_bytes, used.ru_maxrss * 1024) if ended else None,
+            gpu_utilization=self.gpu.utilization() if self.gpu else None,
+            gpu_memory_peak_bytes=self.gpu.memory_peak_bytes if self.gpu else None,
+            training=self._take_metrics() if ended else None,
+        )
+        write_atomically(self.path, msgspec.json.format(msgspec.json.encode(usage)))
+
+    def _take_metrics(self) -> TrainingMetrics | None:
+        path = Path(self.env["HPCDIST_METRICS"])
+        try:
+            metrics = msgspec.json.decode(path.read_bytes(), type=TrainingMetrics)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            print(f"warning: {path} is not a metrics file: {error}", file=sys.stderr)
+            return None
+        path.unlink(missing_ok=True)
+        return metrics
+
+
+def _job_id(env: Mapping[str, str]) -> str | None:
+    if "HPCDIST_JOB_ID" in env and env.get("HPCDIST_LAUNCHER") == "local":
+        return env["HPCDIST_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID")
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    options, command = _split(arguments)
+    env = dict(os.environ)
+    if options[:1] == ["--torchrun"] and len(options) == 2 and options[1].isdigit() and command:
+        torchrun = torchrun_command(int(options[1]), command, env)
+        os.execv(torchrun[0], torchrun)
+    if options or not command:
+        print("usage: python -m hpcdist.rank [--torchrun N] -- COMMAND ARGS", file=sys.stderr)
+        return 2
+    try:
+        return Program(command, env, read_identity(env)).wait()
+    except HpcdistError as error:
+        print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+        return 127
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,229 @@
+"""What happened to a job: accounting figures, and what each rank measured of itself. Pure values."""
+
+from typing import Literal
+
+import msgspec
+
+
+class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's accounting as `seff` or `sacct` has it. None is "not printed, not gathered, or impossible".
+
+    Attributes:
+        job_id: Slurm job id (`123`, `123_4` for an array task is split into `array_job_id`), or `local-N`.
+        array_job_id: `<array id>_<task>` when the job is an array's task; `<array id>_[2-5]` for tasks still pending.
+        het_job_id: `<job id>+<component>` when the job is a component of a heterogeneous job.
+        cluster: Cluster name.
+        user: Owner.
+        group: Owner's group.
+        state: Slurm's state word (`COMPLETED`, `TIMEOUT`, ...).
+        exit_code: Exit status of the job, 0 to 255.
+        nodes: Nodes allocated.
+        cores: CPUs allocated over all nodes.
+        cores_per_node: As printed; seff truncates it.
+        cpu_time_s: User and system time of all processes, in seconds.
+        cpu_efficiency: `cpu_time_s / core_walltime_s`, a fraction.
+        core_walltime_s: `cores * wall_time_s`, in seconds.
+        wall_time_s: From start to end, in seconds.
+        memory_used_bytes: Peak memory summed over the tasks of the largest step, in bytes.
+        memory_is_estimate: True where that sum is the largest task times the number of tasks.
+        memory_efficiency: `memory_used_bytes / memory_requested_bytes`, a fraction; may exceed 1.
+        memory_requested_bytes: Memory of the whole job, in bytes.
+        memory_per: Whether memory was asked per "node" or per "core".
+        gpus: GPUs allocated over all nodes.
+        gpu_efficiency: Mean GPU utilisation over the job, a fraction.
+        gpu_memory_used_bytes: Peak GPU memory, in bytes.
+        time_limit_s: Time limit, in seconds.
+        name: Job name.
+        partition: Partition.
+        node_list: Nodes in Slurm's bracket form (`n[1-2]`).
+        submitted_at_s: Submission (of a requeued run: its requeueing), seconds since the epoch.
+        started_at_s: Start, seconds since the epoch.
+        ended_at_s: End, seconds since the epoch.
+        earlier_runs: The runs before this one of a job that was requeued, oldest first.
+        source: Which program the figures came from.
+        live: True while the job still runs: the figures are those of now.
+        extra: Printed lines that are not a field here, by their printed name.
+    """
+
+    job_id: str
+    array_job_id: str | None = None
+    het_job_id: str | None = None
+    cluster: str | None = None
+    user: str | None = None
+    group: str | None = None
+    state: str | None = None
+    exit_code: int | None = None
+    nodes: int | None = None
+    cores: int | None = None
+    cores_per_node: int | None = None
+    cpu_time_s: float | None = None
+    cpu_efficiency: float | None = None
+    core_walltime_s: float | None = None
+    wall_time_s: float | None = None
+    memory_used_bytes: int | None = None
+    memory_is_estimate: bool | None = None
+    memory_efficiency: float | None = None
+    memory_requested_bytes: int | None = None
+    memory_per: Literal["node", "core"] | None = None
+    gpus: int | None = None
+    gpu_efficiency: float | None = None
+    gpu_memory_used_bytes: int | None = None
+    time_limit_s: float | None = None
+    name: str | None = None
+    partition: str | None = None
+    node_list: str | None = None
+    submitted_at_s: float | None = None
+    started_at_s: float | None = None
+    ended_at_s: float | None = None
+    earlier_runs: tuple["Efficiency", ...] = ()
+    source: Literal["seff", "sacct", "sstat", "ranks"] = "seff"
+    live: bool = False
+    extra: dict[str, str] = {}
+
+
+class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank's training measured; the built-in training writes it, any program may.
+
+    Attributes:
+        finished: True once all epochs (or `max_steps`) were trained.
+        accuracy: Test accuracy of the whole test set, a fraction, the same on every rank.
+        loss: Test loss.
+        epochs: Epochs trained.
+        steps: Optimizer steps done.
+        samples: Training samples this rank computed.
+        global_batch_size: Samples per optimizer step over all ranks.
+        world_size: Ranks in the process group.
+        images_per_s: Steady-state training throughput over all ranks (first step excluded).
+        step_time_s: Median steady-state step, in seconds.
+        phases_s: Seconds in each phase: imports, process_group, data, first_step, steady, validation, checkpoint.
+    """
+
+    finished: bool = False
+    accuracy: float | None = None
+    loss: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    samples: int | None = None
+    global_batch_size: int | None = None
+    world_size: int | None = None
+    images_per_s: float | None = None
+    step_time_s: float | None = None
+    phases_s: dict[str, float] = {}
+
+
+class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank used, measured from inside the job.
+
+    Attributes:
+        rank: Global rank.
+        local_rank: Rank within its node.
+        node_rank: Index of its node.
+        world_size: Ranks in all.
+        host: Host name.
+        job_id: Slurm job id (`123_4` for an array task), or `local-N`; None outside a job.
+        cluster: Slurm's cluster name, or None.
+        restart_count: How often Slurm requeued the job before.
+        pid: Process id of the rank's program.
+        started_at_s: Start, seconds since the epoch.
+        ended_at_s: End, seconds since the epoch; None while it runs or when it was killed with its watcher.
+        exit_code: Exit status; None when a signal ended it, or while it runs.
+        signal: Number of the signal that ended it.
+        cpu_time_s: User and system seconds of the program and its children.
+        memory_peak_bytes: Peak of the resident memory summed over the program and its children, sampled.
+        gpu_utilization: Mean utilisation of the rank's GPU, a fraction, sampled; None without a GPU.
+        gpu_memory_peak_bytes: Peak memory in use on that GPU, in bytes.
+        training: What the program said of its training.
+    """
+
+    rank: int
+    local_rank: int
+    node_rank: int
+    world_size: int
+    host: str
+    job_id: str | None = None
+    cluster: str | None = None
+    restart_count: int = 0
+    pid: int | None = None
+    started_at_s: float
+    ended_at_s: float | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    cpu_time_s: float | None = None
+    memory_peak_bytes: int | None = None
+    gpu_utilization: float | None = None
+    gpu_memory_peak_bytes: int | None = None
+    training: TrainingMetrics | None = None
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a training is; rank 0 writes it about once a second as `progress.json`.
+
+    Attributes:
+        epoch: Current epoch, from 1.
+        epochs: Epochs in all.
+        step: Optimizer steps done.
+        steps: Optimizer steps in all.
+        loss: Last training loss.
+        accuracy: Last validation accuracy, a fraction.
+        images_per_s: Throughput over all ranks.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float | None = None
+    accuracy: float | None = None
+    images_per_s: float | None = None
+
+
+class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job is now.
+
+    Attributes:
+        job_id: Slurm job id (`123_4` for an array's task) or `local-N`; None before the job exists.
+        run: Name of the run; None for a job that hpcdist did not submit.
+        state: Slurm's word (`PENDING`, `RUNNING`, `COMPLETED`, ...); `REFUSED` when sbatch did not take it, `UNKNOWN`
+            when nobody tells.
+        reason: Why it waits or ended, in Slurm's words.
+        elapsed_s: Seconds since it started.
+        nodes: Names of its nodes, in Slurm's short form.
+        exit_code: Its exit status, 0 to 255; None while it runs or when a signal ended it.
+        signal: Number of the signal that ended it.
+        name: The job's name.
+        layout: The layout's name.
+    """
+
+    job_id: str | None
+    run: str | None = None
+    state: str
+    reason: str | None = None
+    elapsed_s: float | None = None
+    nodes: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    name: str | None = None
+    layout: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the job ended for good."""
+        return self.state in ENDED_STATES
+
+
+# The states a job does not leave by itself (man squeue, JOB STATE CODES), and ours for a job Slurm did not take.
+ENDED_STATES = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REFUSED",
+        "REVOKED",
+        "TIMEOUT",
+    }
+)

@@ -1,0 +1,163 @@
+"""The sbatch script as a value: one pure function from a job to the text that is submitted."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+
+import jinja2
+import msgspec
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from hpcdist.errors import UsageError
+from hpcdist.spec import JobSpec, Layout, Site, Training
+
+# A prefix under which a user's template finds the packaged ones: {% extends "hpcdist/base.sbatch.j2" %}.
+PACKAGED_PREFIX = "hpcdist/"
+
+_SBATCH_OPTIONS = (
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "nodelist",
+    "exclude",
+    "reservation",
+    "array",
+    "dependency",
+    "mail_type",
+    "mail_user",
+)
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a job runs and leaves its files; all paths absolute.
+
+    Attributes:
+        root: The project's folder, which holds `jobs/runs` and `tb_logs`.
+        workdir: Folder the command starts in.
+        python: Interpreter with hpcdist installed, as the nodes see it.
+        run: Name of the run; None names it after the Slurm job when that starts, so that a script kept
+            in a file can be submitted any number of times.
+    """
+
+    root: str
+    workdir: str
+    python: str
+    run: str | None = None
+
+
+def quote_sbatch(value: object) -> str:
+    """A value for the right side of `#SBATCH --option=`.
+
+    sbatch is no shell: outside and inside of both kinds of quotes a backslash escapes the next character,
+    and an unquoted `#` starts a comment (Slurm 22.05, src/sbatch/opt.c, `_get_argument`).
+
+    Raises:
+        UsageError: The value holds a line break or another control character, which no quoting carries.
+    """
+    text = str(value)
+    if any(not c.isprintable() for c in text):
+        raise UsageError(f"{text!r} can't stand in an #SBATCH line: it holds a control character", "take it out")
+    if re.fullmatch(r"[A-Za-z0-9_./:,@%+=\[\]*&|!^~?-]+", text):
+        return text
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def quote_shell(value: object) -> str:
+    """A value as one word of a POSIX shell.
+
+    Raises:
+        UsageError: The value holds a NUL, which no argument can carry.
+    """
+    text = str(value)
+    if "\0" in text:
+        raise UsageError(f"{text!r} can't be a shell word: it holds a NUL", "take it out")
+    return shlex.quote(text)
+
+
+def template_name(layout: Layout) -> str:
+    """The template that fits a layout."""
+    if layout.nodes > 1:
+        return "multi_node.sbatch.j2"
+    return "multi_gpu.sbatch.j2" if layout.world_size > 1 else "single_gpu.sbatch.j2"
+
+
+def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str], *, template: str | None = None) -> str:
+    """The script of a job.
+
+    Args:
+        job: What to run.
+        site: How this cluster wants it asked for.
+        place: Where it runs.
+        templates: Text of each template by its name; the packaged ones are there under `hpcdist/` too.
+        template: Name of the template; None chooses by the layout.
+
+    Raises:
+        UsageError: The template is faulty, or a value can't be written safely.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        loader=jinja2.DictLoader(templates),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"sbatch": quote_sbatch, "sh": quote_shell}
+    name = template or template_name(job.layout)
+    try:
+        return environment.get_template(name).render(
+            job=job,
+            layout=job.layout,
+            site=site,
+            place=place,
+            options=list(_options(job)),
+            gpu_request=gpu_request(job.layout, site),
+            task=task_command(job, place),
+        )
+    except jinja2.TemplateSyntaxError as error:
+        raise UsageError(f"template {error.name or name}, line {error.lineno}: {error.message}", _HINT) from None
+    except (jinja2.TemplateError, jinja2.exceptions.SecurityError) as error:
+        raise UsageError(f"template {name}: {error}", _HINT) from None
+
+
+_HINT = "compare it with the packaged templates: hpcdist render --help names their folder"
+
+
+def gpu_request(layout: Layout, site: Site) -> tuple[str, str] | None:
+    """Option and value that ask for the layout's GPUs; None for a CPU layout."""
+    if not layout.gpus:
+        return None
+    kind = f"{site.gpu_type}:{layout.gpus}" if site.gpu_type else str(layout.gpus)
+    return ("gres", f"gpu:{kind}") if site.gpu_flag == "gres" else ("gpus-per-node", kind)
+
+
+def task_command(job: JobSpec, place: Place) -> list[list[str]]:
+    """What each task runs, as the words of each line: the user's command, or the built-in training's options."""
+    if job.command:
+        return [list(job.command)]
+    train = [place.python, "-m", "hpcdist.train"]
+    return [train, *_flags(job.layout), *_flags(job.training)]
+
+
+def _flags(options: Layout | Training) -> Iterator[list[str]]:
+    for name in options.__struct_fields__:
+        value = getattr(options, name)
+        # Memory and time are the scheduler's business, not the training's.
+        if value is not None and name not in ("mem", "mem_per_cpu", "time"):
+            yield [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _options(job: JobSpec) -> Iterator[tuple[str, str]]:
+    """The job's further sbatch options, with the value "" for a flag."""
+    layout = job.layout
+    for name in ("mem", "mem_per_cpu", "time"):
+        value = getattr(layout, name)
+        if value is not None:
+            yield name.replace("_", "-"), value
+    for name in _SBATCH_OPTIONS:
+        value = getattr(job, name)
+        if value is not None:
+            yield name.replace("_", "-"), value
+    if job.exclusive:
+        yield "exclusive", ""
+    yield from job.sbatch.items()

@@ -1,0 +1,296 @@
+"""What the user asks for: layout, site, training, job. Pure values, checked when they are made."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from hpcdist.errors import UsageError
+from hpcdist.units import parse_slurm_memory, parse_slurm_time
+
+Accelerator = Literal["auto", "cpu", "gpu"]
+Optimizer = Literal["adamw", "adam", "sgd", "adadelta"]
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Backend = Literal["slurm", "local"]
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:  # noqa: FBT001
+    if not holds:
+        raise UsageError(f"{name} is {value}, expected {expected}", f"change --{name.replace('_', '-')}")
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The shape of a job.
+
+    Attributes:
+        nodes: Number of nodes.
+        gpus: GPUs per node; one task (rank) runs per GPU. 0 is a CPU layout.
+        tasks_per_node: Ranks per node of a CPU layout; with GPUs it is always `gpus`.
+        cpus_per_task: CPUs of each rank.
+        mem: Memory per node in Slurm's words ("16G"; "0" is all of it). None leaves the site's default.
+        mem_per_cpu: Memory per CPU in Slurm's words; excludes `mem`.
+        time: Time limit in Slurm's words ("30", "2:00:00", "1-12"). None leaves the partition's default.
+    """
+
+    nodes: int = 1
+    gpus: int = 1
+    tasks_per_node: int | None = None
+    cpus_per_task: int = 2
+    mem: str | None = None
+    mem_per_cpu: str | None = None
+    time: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.nodes >= 1, "nodes", self.nodes, "1 or more")
+        _require(self.gpus >= 0, "gpus", self.gpus, "0 (a CPU layout) or more")
+        _require(self.cpus_per_task >= 1, "cpus_per_task", self.cpus_per_task, "1 or more")
+        if self.tasks_per_node is not None:
+            _require(self.tasks_per_node >= 1, "tasks_per_node", self.tasks_per_node, "1 or more")
+            if self.gpus and self.tasks_per_node != self.gpus:
+                raise UsageError(
+                    f"tasks_per_node is {self.tasks_per_node} but gpus is {self.gpus}: one task runs per GPU",
+                    "leave out --tasks-per-node, or use --gpus 0 for a CPU layout",
+                )
+        if self.mem is not None and self.mem_per_cpu is not None:
+            raise UsageError("mem and mem_per_cpu exclude each other", "keep one of --mem and --mem-per-cpu")
+        if self.mem is not None:
+            parse_slurm_memory(self.mem)
+        if self.mem_per_cpu is not None:
+            parse_slurm_memory(self.mem_per_cpu)
+        if self.time is not None:
+            parse_slurm_time(self.time)
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Tasks on each node."""
+        return self.gpus or self.tasks_per_node or 1
+
+    @property
+    def world_size(self) -> int:
+        """Tasks in all."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def name(self) -> str:
+        """`2x1` for two nodes with one GPU each, `2x3cpu` for two nodes with three CPU ranks each."""
+        return f"{self.nodes}x{self.gpus}" if self.gpus else f"{self.nodes}x{self.ranks_per_node}cpu"
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The built-in training's options.
+
+    Attributes:
+        epochs: Passes over the training set.
+        batch_size: Global batch, in samples, over all ranks.
+        batch_size_per_rank: Samples per rank; excludes `batch_size`.
+        lr: Peak learning rate of the one-cycle schedule.
+        optimizer: Name of the optimizer.
+        precision: Lightning's precision name.
+        seed: Seed of the weights and of each epoch's permutation.
+        max_steps: Stop after this many optimizer steps; None trains all epochs.
+        accelerator: "cpu" trains on CPUs even where GPUs were granted; "auto" refuses granted GPUs it can't use.
+        checkpoint_every: Time between checkpoints ("30s", "5min", "1h"); None writes only the last one.
+        log_every: Optimizer steps between logged points.
+        data_dir: Folder that holds the datasets.
+    """
+
+    epochs: int = 3
+    batch_size: int | None = None
+    batch_size_per_rank: int | None = None
+    lr: float = 5e-3
+    optimizer: Optimizer = "adamw"
+    precision: Precision = "32"
+    seed: int = 1
+    max_steps: int | None = None
+    accelerator: Accelerator = "auto"
+    checkpoint_every: str | None = None
+    log_every: int = 20
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        _require(self.lr > 0, "lr", self.lr, "more than 0")
+        _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
+        for name in ("batch_size", "batch_size_per_rank", "max_steps"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "1 or more")
+        if self.batch_size is not None and self.batch_size_per_rank is not None:
+            raise UsageError(
+                "batch_size (over all ranks) and batch_size_per_rank exclude each other",
+                "keep one of --batch-size and --batch-size-per-rank",
+            )
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is particular about a cluster; from `hpcdist.toml`.
+
+    Attributes:
+        gpu_flag: How this cluster wants GPUs asked for; the two exclude each other.
+        gpu_type: GPU type to name in the request ("a100"); None takes any.
+        network_interface: Interface for NCCL and gloo (`NCCL_SOCKET_IFNAME`); None lets them choose.
+        templates: Folder with templates that override the packaged ones.
+        python: Interpreter to start in the job; None is the one that runs hpcdist.
+    """
+
+    gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node"
+    gpu_type: str | None = None
+    network_interface: str | None = None
+    templates: str | None = None
+    python: str | None = None
+
+
+class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training, in one layout, as it is to be submitted.
+
+    Attributes:
+        name: Job name, as people see it in `squeue`.
+        layout: Its shape.
+        training: The built-in training's options; unused when there is a command.
+        command: Program and arguments to run in each task; empty trains the built-in MNIST CNN.
+        launcher: "srun" starts each rank; "torchrun" starts one torchrun per node, which starts the ranks.
+        setup: Shell lines run before the tasks start (the user's own: not quoted).
+        env: Environment variables of the job.
+        sbatch: Further `#SBATCH` options by their long name; an empty value is a flag.
+        srun: Further srun options by their long name.
+        partition, account, qos, constraint, nodelist, exclude, exclusive, reservation, array, dependency, comment,
+            mail_type, mail_user: As sbatch's options of those names (man sbatch).
+    """
+
+    name: str
+    layout: Layout = Layout()
+    training: Training = Training()
+    command: tuple[str, ...] = ()
+    launcher: Literal["srun", "torchrun"] = "srun"
+    setup: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    sbatch: dict[str, str] = {}
+    srun: dict[str, str] = {}
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    exclusive: bool = False
+    reservation: str | None = None
+    array: str | None = None
+    dependency: str | None = None
+    comment: str | None = None
+    mail_type: str | None = None
+    mail_user: str | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for key in self.env:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+                raise UsageError(f"env: {key!r} is not a variable name", "write --env NAME=VALUE")
+        for table in (self.sbatch, self.srun):
+            for key in table:
+                if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
+                    raise UsageError(
+                        f"{key!r} is not a long option of Slurm", "write --sbatch key=value without dashes"
+                    )
+        if self.array is not None and not re.fullmatch(r"[0-9,:-]+(%[0-9]+)?", self.array):
+            raise UsageError(f"array: {self.array!r} is not a list of task ids", "write for example --array 0-9%3")
+        if self.launcher == "torchrun" and not self.command:
+            raise UsageError("torchrun starts a command, and none was given", "add -- python train.py")
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder name: letters, digits, `.`, `_` and `-`, not starting with a dot."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip(".-")[:60] or "job"
+
+
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+LAYOUT_KEYS = frozenset(Layout.__struct_fields__)
+TRAINING_KEYS = frozenset(Training.__struct_fields__)
+SITE_KEYS = frozenset(Site.__struct_fields__)
+JOB_KEYS = frozenset(JobSpec.__struct_fields__) - {"layout", "training"}
+
+
+def check_name(name: str) -> None:
+    """Refuses job names that Slurm, Lightning or a terminal would misread.
+
+    Raises:
+        UsageError: The name is empty, over 200 characters, holds control characters, or makes Lightning
+            believe it runs in an interactive job (`bash`, `interactive`).
+    """
+    if not name.strip() or len(name) > 200 or any(not c.isprintable() for c in name):
+        raise UsageError(f"name: {name!r} is empty, too long or not printable", "choose a name such as mnist")
+    if name in ("bash", "interactive"):
+        raise UsageError(
+            f"name: Lightning ignores Slurm in a job called {name!r}", "choose another name, for example --name mnist"
+        )
+
+
+def check_run_name(name: str) -> str:
+    """A run's name, which is a folder's name too.
+
+    Raises:
+        UsageError: It can't be.
+    """
+    if not RUN_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is no run name", "use letters, digits, '.', '_' and '-', not starting with '.' or '-'"
+        )
+    return name
+
+
+def check_keys(options: Iterable[str], where: str, *, site: bool) -> None:
+    """Refuses keys that no option has.
+
+    Args:
+        options: The keys found.
+        where: The file or call they were found in, for the message.
+        site: Whether the site's keys are allowed too.
+
+    Raises:
+        UsageError: Names the first unknown key and the nearest right one.
+    """
+    known = LAYOUT_KEYS | TRAINING_KEYS | JOB_KEYS | (SITE_KEYS if site else frozenset())
+    for key in options:
+        if key in known:
+            continue
+        near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the keys are: {', '.join(sorted(known))}"
+        raise UsageError(f"{where}: unknown key {key!r}", hint)
+
+
+def build_site(options: Mapping[str, Any], where: str = "hpcdist.toml") -> Site:
+    """The site among `hpcdist.toml`'s keys."""
+    return _convert(_only(options, SITE_KEYS), Site, where)
+
+
+def build_job(options: Mapping[str, Any], where: str = "options") -> JobSpec:
+    """A job from flat options, by the options' names; the name defaults to what is run.
+
+    Raises:
+        UsageError: A key or value can't be used; the message has its path.
+    """
+    own = _only(options, JOB_KEYS)
+    own.setdefault("name", _default_name(own.get("command") or ()))
+    own["layout"] = _convert(_only(options, LAYOUT_KEYS), Layout, where)
+    own["training"] = _convert(_only(options, TRAINING_KEYS), Training, where)
+    return _convert(own, JobSpec, where)
+
+
+def _default_name(command: Iterable[str]) -> str:
+    words = [word.rpartition("/")[2] for word in command]
+    script = next((word for word in words if word.endswith((".py", ".sh"))), words[0] if words else "mnist")
+    return script.rpartition(".")[0] or script
+
+
+def _only(options: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key in keys and value is not None}
+
+
+def _convert(values: dict[str, Any], kind: type[T], where: str) -> T:
+    try:
+        return msgspec.convert(values, kind, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {error}", "see `hpcdist submit --help` for each option's form") from None

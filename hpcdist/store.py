@@ -1,0 +1,268 @@
+"""`jobs/runs/<run>/`: what each run was asked to be, and what it left."""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+
+from hpcdist.disk import write_atomically
+from hpcdist.errors import HpcdistError, NotFoundError, UsageError
+from hpcdist.record import Progress, RankUsage
+from hpcdist.spec import RUN_NAME, Backend, JobSpec, Site, check_run_name
+
+T = TypeVar("T")
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`job.json`: what a run is.
+
+    Unknown fields are ignored when read, so that an older hpcdist reads a newer one's files.
+
+    Attributes:
+        run: The run's name.
+        job: What was asked for.
+        site: The site's settings at that time.
+        backend: Where it was sent.
+        cluster: Slurm's cluster name; None for a local run, or before it was submitted.
+        job_id: Slurm job id or `local-N`; None until the job is known to exist.
+        refused: Slurm's words when it refused the job.
+        workdir: Folder the command starts in.
+        created_at_s: Seconds since the epoch.
+        git_commit: Commit of the working folder, with `+changes` when it had any; None outside a checkout.
+        versions: Versions of Python, hpcdist, torch and the like.
+        slurm_version: Slurm's release.
+    """
+
+    run: str
+    job: JobSpec
+    site: Site
+    backend: Backend
+    cluster: str | None = None
+    job_id: str | None = None
+    refused: str | None = None
+    workdir: str
+    created_at_s: float
+    git_commit: str | None = None
+    versions: dict[str, str] = {}
+    slurm_version: str | None = None
+
+
+class LocalState(msgspec.Struct, frozen=True, kw_only=True):
+    """`local.json`: the process that supervises a local run.
+
+    Attributes:
+        host: Host name of the machine it runs on.
+        boot_id: That machine's boot id, so that a process id of an earlier boot is never taken for it.
+        pid: Its process id.
+        pid_started: Its start time in clock ticks since boot (proc(5), field 22).
+        state: Slurm's word for where it is.
+        started_at_s: Start, seconds since the epoch.
+        ended_at_s: End, seconds since the epoch.
+        exit_code: The run's exit status.
+        gpus: GPUs given to it.
+    """
+
+    host: str
+    boot_id: str
+    pid: int
+    pid_started: int
+    state: Literal["RUNNING", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"]
+    started_at_s: float
+    ended_at_s: float | None = None
+    exit_code: int | None = None
+    gpus: int = 0
+
+
+class Run:
+    """One folder under `jobs/runs/`.
+
+    Attributes:
+        name: The run's name.
+        path: Its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+
+    def record(self) -> RunRecord:
+        """The run's `job.json`.
+
+        Raises:
+            NotFoundError: There is none (the script was submitted by hand, or the folder is damaged).
+        """
+        try:
+            return msgspec.json.decode((self.path / "job.json").read_bytes(), type=RunRecord)
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.path} has no job.json", "it was not submitted through hpcdist") from None
+        except msgspec.MsgspecError as error:
+            raise HpcdistError(f"{self.path / 'job.json'}: {error}", "move the folder away") from None
+
+    def write_record(self, record: RunRecord) -> None:
+        """Replaces `job.json`."""
+        self.write("job.json", record)
+
+    def write(self, name: str, value: msgspec.Struct) -> None:
+        """Writes a value as JSON into the run's folder."""
+        write_atomically(self.path / name, msgspec.json.format(msgspec.json.encode(value)) + b"\n")
+
+    @property
+    def script(self) -> Path:
+        """The exact bytes sent."""
+        return self.path / "script.sbatch"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the logs."""
+        return self.path / "logs"
+
+    def task(self, array_task: str | None) -> "Run":
+        """The folder of an array's task, or the run itself."""
+        return Run(self.path / array_task) if array_task is not None else self
+
+    def ranks(self) -> list[RankUsage]:
+        """What each rank wrote, by rank; those that wrote nothing readable are missing."""
+        found = []
+        for path in self.path.glob("ranks/*.json"):
+            if path.stem.isdigit():
+                usage = read_json(path, RankUsage)
+                if usage is not None:
+                    found.append(usage)
+        return sorted(found, key=lambda usage: usage.rank)
+
+    def progress(self) -> Progress | None:
+        """How far the training is, as rank 0 last wrote it."""
+        return read_json(self.path / "progress.json", Progress)
+
+    def local_state(self) -> LocalState | None:
+        """The supervising process of a local run."""
+        return read_json(self.path / "local.json", LocalState)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run against another process that submits it."""
+        with (self.path / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+class Store:
+    """The runs of one project.
+
+    Attributes:
+        root: The project's folder.
+        runs: Its `jobs/runs`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs = root / "jobs" / "runs"
+
+    def run(self, name: str) -> Run:
+        """The run of that name, whether it exists or not.
+
+        Raises:
+            UsageError: The name can't be a folder's.
+        """
+        return Run(self.runs / check_run_name(name))
+
+    def create(self, record: RunRecord, script: str) -> Run:
+        """Makes a run's folder with everything that is known before submission.
+
+        Raises:
+            HpcdistError: The disk is full or not writable.
+        """
+        run = self.run(record.run)
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir(mode=0o700, exist_ok=True)
+            for folder in ("logs", "ranks", "checkpoints"):
+                (run.path / folder).mkdir(exist_ok=True)
+            write_atomically(run.script, script.encode())
+            run.write_record(record)
+        except OSError as error:
+            raise HpcdistError(
+                f"can't write {error.filename or run.path}: {error.strerror}", "free some space or change the folder"
+            ) from None
+        return run
+
+    def __iter__(self) -> Iterator[Run]:
+        """All runs, newest first."""
+        found = []
+        for path in self.runs.glob("*"):
+            try:
+                if path.is_dir() and RUN_NAME.fullmatch(path.name):
+                    found.append((path.stat().st_ctime, path))
+            except OSError:
+                continue
+        found.sort(reverse=True)
+        return iter([Run(path) for _, path in found])
+
+    def find(self, token: str) -> tuple[Run, str | None]:
+        """The run a person means, and the array task (`4` of `123_4`) if they named one.
+
+        Args:
+            token: A run's name, a Slurm job id, an array task's id, or `local-N`.
+
+        Raises:
+            NotFoundError: No run of this project has that name or id.
+            UsageError: Several runs had that job id, on different clusters or at different times.
+        """
+        if RUN_NAME.fullmatch(token) and (self.runs / token).is_dir():
+            return self.run(token), None
+        job_id, _, task = token.partition("_")
+        matches = [run for run in self if _job_id_of(run) in (job_id, token)]
+        if len(matches) > 1:
+            names = ", ".join(run.name for run in matches)
+            raise UsageError(f"job id {token} was given to {len(matches)} runs: {names}", "name the run instead")
+        if not matches:
+            raise NotFoundError(
+                f"no run here is called {token!r}, nor had that job id", "hpcdist status lists the runs"
+            )
+        return matches[0], task or None
+
+    def next_local_id(self) -> str:
+        """A new `local-N`, never given twice in this project, also when several processes ask at once."""
+        self.runs.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.runs / ".last-local-id", os.O_RDWR | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            number = int(file.read() or "0") + 1
+            file.seek(0)
+            file.write(str(number))
+            file.flush()
+            os.fsync(file.fileno())
+        return f"local-{number}"
+
+
+def new_run_name(job: JobSpec) -> str:
+    """`<name>-<layout>-<random>`."""
+    return f"{job.slug}-{job.layout.name}-{secrets.token_hex(3)}"
+
+
+def read_json(path: Path, kind: type[T]) -> T | None:
+    """A JSON file as a value; None when it is missing or half-written."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _job_id_of(run: Run) -> str | None:
+    """The job id of a run: from its record, or for a script submitted by hand from what its ranks wrote."""
+    record = read_json(run.path / "job.json", _JobId)
+    if record is not None:
+        return record.job_id
+    ranks = run.ranks()
+    return ranks[0].job_id if ranks else None
+
+
+class _JobId(msgspec.Struct):
+    """Only what looking a job id up needs of `job.json`."""
+
+    job_id: str | None = None

