@@ -97,10 +97,15 @@ def _send(
         return record
     layout = prepared.spec.layout
     # A retry after a crash: the job may exist although nobody wrote its id down.
-    job_id = slurm.find_by_run(run.name) if again else None
+    job_id = slurm.find_by_run(run.name, record.workdir) if again else None
     try:
         job_id = job_id or slurm.submit(
-            run.name, run.path, prepared.script, tasks=layout.world_size, array=prepared.spec.array is not None
+            run.name,
+            run.path,
+            record.workdir,
+            prepared.script,
+            tasks=layout.world_size,
+            array=prepared.spec.array is not None,
         )
     except SubmitError as error:
         run.write_record(msgspec.structs.replace(record, refused=error.message))

@@ -3,7 +3,7 @@
 `python -m hpcdist.rank -- COMMAND ARGS` gives COMMAND the variables that torch.distributed, Accelerate and most
 scripts read (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_ADDR, MASTER_PORT), passes
 signals on to it, writes what it used to `$HPCDIST_RUN_DIR/ranks/<rank>.json`, and ends with its status
-(128 + the signal's number when a signal ended it).
+(128 + the signal's number when a signal ended it; 1 when it was terminated from outside).
 
 `python -m hpcdist.rank --torchrun N -- COMMAND ARGS` becomes one torchrun that starts N such ranks on this node.
 """
@@ -112,6 +112,7 @@ class Program:
             self.path.with_suffix(".metrics.json").unlink(missing_ok=True)
         self.env = env
         self.memory_peak_bytes = 0
+        self.terminated = False
         self.gpu = GpuMeter.open(env.get("CUDA_VISIBLE_DEVICES"), identity.local_rank)
         try:
             # The watcher may be killed where the program is not (the local backend's supervisor): die with it.
@@ -125,6 +126,7 @@ class Program:
             signal.signal(number, self._forward)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = self.terminated or number == signal.SIGTERM
         self.process.send_signal(number)
 
     def wait(self) -> int:
@@ -139,6 +141,10 @@ class Program:
                 self._sample()
                 interval_s = min(2 * interval_s, SAMPLE_INTERVAL_S)
         self.write(status)
+        if status == -signal.SIGTERM and self.terminated:
+            # Ended with the whole job, most often because another rank failed. srun gives the job the highest
+            # status of its tasks, and that must be the one of the rank that failed.
+            return 1
         return status if status >= 0 else 128 - status
 
     def _sample(self) -> None:

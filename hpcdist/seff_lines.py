@@ -37,7 +37,8 @@ _STATE = re.compile(r"([A-Z][A-Z_]{1,39})\+?(?: by [0-9]{1,12})?(?: \(exit code 
 _INTEGER = re.compile(r"[0-9]{1,15}")
 _AMOUNT = r"[0-9][0-9.:-]{0,40}(?: ?[KMGTPE]?i?B)?"
 _SHARE = re.compile(
-    rf"([0-9.]{{1,40}}) ?%(?: (?:({_AMOUNT}) )?of ({_AMOUNT}))?( [A-Za-z][A-Za-z -]{{0,30}})?(?: \({_AMOUNT}/([a-z]+)\))?"
+    rf"([0-9.]{{1,40}} ?%|-)(?: (?:({_AMOUNT}) )?of ({_AMOUNT}))?"
+    rf"(?: [A-Za-z][A-Za-z -]{{0,30}})?(?: \({_AMOUNT}/([a-z]+)\))?"
 )
 _UTILIZED = re.compile(rf"({_AMOUNT})( \(estimated maximum\))?")
 _MISSING = frozenset({"", "-", "--", "---", "n/a", "na", "none", "unknown", "(null)"})
@@ -171,7 +172,7 @@ def _read_memory(value: str) -> Values | None:
     share = _SHARE.fullmatch(value)
     if share is None or not share[3]:
         return None
-    found: Values = {"memory_efficiency": _fraction(share[1]), "memory_requested_bytes": parse_size(share[3])}
+    found: Values = {"memory_efficiency": _fraction(share[1]), "memory_requested_bytes": _memory_requested(share[3])}
     if share[2]:
         found |= _memory_utilized(share[2])
     if share[4] is not None:
@@ -186,11 +187,16 @@ def _memory_utilized(size: str) -> Values:
     return {"memory_used_bytes": parse_size(size)}
 
 
+def _memory_requested(size: str) -> int | None:
+    # Without a memory figure in the accounting seff turns "infinite" into 16.00 EB or 16.00 B, by release.
+    return None if size.endswith(("EB", " B")) else parse_size(size)
+
+
 def _read_gpu_efficiency(value: str) -> Values | None:
     # OSC's "GPU Utilization: 20:00:00" is a time, and more than 100 % is a sum over GPUs: neither is a mean.
     share = _SHARE.fullmatch(value)
-    fraction = _fraction(share[1]) if share else 2.0
-    return {"gpu_efficiency": fraction} if fraction <= 1 else None
+    fraction = _fraction(share[1]) if share else None
+    return {"gpu_efficiency": fraction} if fraction is not None and fraction <= 1 else None
 
 
 def _read_gpu_memory(value: str) -> Values | None:
@@ -203,11 +209,11 @@ def _read_time_efficiency(value: str) -> Values | None:
     return {"time_limit_s": parse_elapsed(share[3])} if share and share[3] else None
 
 
-def _fraction(percent: str) -> float:
+def _fraction(percent: str) -> float | None:
     try:
-        return round(float(percent) / 100, 10)
+        return None if percent == "-" else round(float(percent.rstrip("% ")) / 100, 10)
     except ValueError:
-        raise ParseError(f"{percent!r} is not a number") from None
+        raise ParseError(f"{percent!a} is not a percentage") from None
 
 
 GENUINE: dict[str, Callable[[str], Values | None]] = {
@@ -225,7 +231,11 @@ GENUINE: dict[str, Callable[[str], Values | None]] = {
     "memory utilized": _read_memory,
     "memory efficiency": _read_memory,
 }
-"""The labels of the genuine program. A value of theirs that cannot be read means that the text is something else."""
+"""The genuine labels, in order. A value of theirs that cannot be read means that the text is something else."""
+
+HEADER = frozenset({"job id", "array job id", "cluster", "user/group"})
+FIGURES = frozenset(GENUINE) - HEADER - {"state", "nodes", "cores", "cores per node"}
+"""Labels that come before, and after, the line of the state."""
 
 LABELS: dict[str, Callable[[str], Values | None]] = GENUINE | {
     "user": _text("user"),

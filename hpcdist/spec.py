@@ -203,6 +203,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip(".-")[:60] or "job"
 
 
+# Lightning takes a job of such a name for an interactive one and ignores Slurm.
+REFUSED_NAMES = frozenset({"bash", "interactive"})
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -222,7 +224,7 @@ def check_name(name: str) -> None:
     """
     if not name.strip() or len(name) > 200 or any(not c.isprintable() for c in name):
         raise UsageError(f"name: {name!r} is empty, too long or not printable", "choose a name such as mnist")
-    if name in ("bash", "interactive"):
+    if name in REFUSED_NAMES:
         raise UsageError(
             f"name: Lightning ignores Slurm in a job called {name!r}", "choose another name, for example --name mnist"
         )
@@ -282,7 +284,8 @@ def build_job(options: Mapping[str, Any], where: str = "options") -> JobSpec:
 def _default_name(command: Iterable[str]) -> str:
     words = [word.rpartition("/")[2] for word in command]
     script = next((word for word in words if word.endswith((".py", ".sh"))), words[0] if words else "mnist")
-    return script.rpartition(".")[0] or script
+    name = script.rpartition(".")[0] or script
+    return f"{name}-job" if name in REFUSED_NAMES else name
 
 
 def _only(options: Mapping[str, Any], keys: frozenset[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ _UNLIMITED = frozenset({"unlimited", "infinite"})
 _MEMORY = re.compile(r"([0-9]{1,15})(?:([KMGT])B?)?", re.IGNORECASE | re.ASCII)
 _ELAPSED = re.compile(rf"(?:({_COUNT})-)?(?:({_COUNT}):)?({_COUNT}):([0-9]{{1,9}}(?:\.[0-9]{{0,9}})?)")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) {0,4}(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
+_INTERVAL = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) {0,4}(s|min|h)", re.IGNORECASE | re.ASCII)
 _UNITS = "KMGTPE"
 
 _TIME_HINT = 'write minutes ("30"), "minutes:seconds", "hours:minutes:seconds", "days-hours", ... or "UNLIMITED"'
@@ -73,6 +74,18 @@ def parse_elapsed(text: str) -> float:
     return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])
 
 
+def parse_duration(text: str) -> float:
+    """Seconds of an interval in hpcdist's own options: `30s`, `5min`, `1.5h`.
+
+    Raises:
+        UsageError: The text is no such interval.
+    """
+    match = _INTERVAL.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{_quote(text)} is not an interval", "write a number with s, min or h, such as 30s or 5min")
+    return float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2].lower()]
+
+
 def parse_size(text: str) -> int:
     """Bytes of a size as sacct and seff print it: `62268K`, `3.03 GB`, `1.5GiB`; without a unit, bytes.
 
@@ -86,7 +99,10 @@ def parse_size(text: str) -> int:
         raise ParseError(f"{_quote(text)} is not a size such as 503.18 MB")
     unit_bytes = _unit_bytes(match[2]) if match[2] else 1
     # A fraction of a byte is an artefact of the printed decimals, but a whole number must not pass through a float.
-    return int(match[1]) * unit_bytes if "." not in match[1] else round(float(match[1]) * unit_bytes)
+    size = int(match[1]) * unit_bytes if "." not in match[1] else round(float(match[1]) * unit_bytes)
+    if size >= 2**63:
+        raise ParseError(f"{_quote(text)} is more memory than there is")
+    return size
 
 
 def format_duration(seconds: float) -> str:

@@ -95,7 +95,7 @@ def sbatch_command(run_dir: Path, env: Mapping[str, str], *, array: bool) -> lis
     return [*(["env", *drop] if drop else []), "sbatch", f"--output={output}"]
 
 
-def submit(run: str, run_dir: Path, script: str, *, tasks: int, array: bool) -> str:
+def submit(run: str, run_dir: Path, workdir: str, script: str, *, tasks: int, array: bool) -> str:
     """Sends a run's script; returns the job id.
 
     A submission that got no answer may have succeeded: the job is then looked for by the run's name.
@@ -114,7 +114,7 @@ def submit(run: str, run_dir: Path, script: str, *, tasks: int, array: bool) -> 
         for delay_s in RETRY_DELAYS_S:
             time.sleep(delay_s)
             try:
-                found = find_by_run(run)
+                found = find_by_run(run, workdir)
             except HpcdistError:
                 continue
             if found:
@@ -125,24 +125,31 @@ def submit(run: str, run_dir: Path, script: str, *, tasks: int, array: bool) -> 
         ) from None
 
 
-def find_by_run(run: str) -> str | None:
-    """The id of the job whose comment carries the run's name; None when there is none."""
+def find_by_run(run: str, workdir: str) -> str | None:
+    """The id of the job whose comment carries the run's name; None when there is none.
+
+    Args:
+        run: The run's name.
+        workdir: Folder it was submitted from: another project may have a run of the same name.
+    """
     user = getpass.getuser()
-    mark = f"hpcdist:{run}"
-    listed = run_command(["squeue", "-h", "-a", "-t", "all", "-u", user, "-o", f"%F{SEPARATOR}%k"])
-    for line in listed.splitlines():
-        job_id, _, comment = line.partition(SEPARATOR)
-        if mark in comment.split():
-            return job_id.strip()
+    columns = SEPARATOR.join(("%F", "%Z", "%k"))
+    found = _find_marked(run_command(["squeue", "-h", "-a", "-t", "all", "-u", user, "-o", columns]), run, workdir)
+    if found:
+        return found
+    rows = ["-X", "-n", "-P", f"--delimiter={SEPARATOR}", "-S", "now-7days"]
     try:
-        rows = ["-X", "-n", "-P", f"--delimiter={SEPARATOR}", "-S", "now-7days"]
-        listed = run_command(["sacct", *rows, "-u", user, "--format=JobID,Comment"])
+        listed = run_command(["sacct", *rows, "-u", user, "--format=JobID,WorkDir,Comment"])
     except HpcdistError:
         return None  # accounting is off: squeue is all there is
+    return _find_marked(listed, run, workdir)
+
+
+def _find_marked(listed: str, run: str, workdir: str) -> str | None:
     for line in listed.splitlines():
-        job_id, _, comment = line.partition(SEPARATOR)
-        if mark in comment.split():
-            return job_id.partition("_")[0]
+        columns = line.split(SEPARATOR, 2)
+        if len(columns) == 3 and columns[1] == workdir and f"hpcdist:{run}" in columns[2].split():
+            return columns[0].strip().partition("_")[0]
     return None
 
 
@@ -165,21 +172,36 @@ def test_only(script: Path) -> str:
 def query(job_ids: Iterable[str]) -> dict[str, list[JobStatus]]:
     """Where jobs are, by the id asked for; an array gives a status per task.
 
-    The queue knows best about what lives, accounting about what ended, and `scontrol` stands in where
-    accounting is off.
+    The queue knows best about what lives or ended a moment ago; accounting knows the rest, and how jobs ended.
+    `scontrol` stands in where accounting is off or lags behind.
     """
     wanted = list(dict.fromkeys(job_ids))
     if not wanted:
         return {}
-    found = _collect(wanted, _query_queue(wanted))
-    missing = [job_id for job_id in wanted if job_id not in found]
-    found |= _collect(missing, _query_accounting(missing))
-    for job_id in missing:
-        statuses = found.get(job_id, [])
-        # Not in the queue and not over: accounting lags behind, or knows nothing.
-        if not statuses or not all(status.is_over for status in statuses):
-            found[job_id] = _query_controller(job_id) or statuses or [JobStatus(job_id=job_id, state="UNKNOWN")]
-    return found
+    queued = _collect(wanted, _query_queue(wanted))
+    unsettled = [job_id for job_id in wanted if not any(_lives(status) for status in queued.get(job_id, []))]
+    accounted = _collect(unsettled, _query_accounting(unsettled))
+    return {job_id: _settle(job_id, queued.get(job_id, []), accounted.get(job_id, [])) for job_id in wanted}
+
+
+def _lives(status: JobStatus) -> bool:
+    return not status.is_over
+
+
+def _settle(job_id: str, queued: list[JobStatus], accounted: list[JobStatus]) -> list[JobStatus]:
+    """What to believe about one job: the queue's states, with accounting's or the controller's exit codes."""
+    if any(_lives(status) for status in queued):
+        return queued
+    rows = {status.job_id: status for status in accounted}
+    if queued:
+        # Not accounting alone: for a moment it shows an array as one finished job.
+        if not all(status.job_id in rows and rows[status.job_id].is_over for status in queued):
+            rows = {status.job_id: status for status in _query_controller(job_id)}
+        return [rows.get(status.job_id, status) for status in queued]
+    if accounted and not any(_lives(status) for status in accounted):
+        return accounted
+    # Not in the queue and not over: accounting lags behind, or knows nothing.
+    return _query_controller(job_id) or accounted or [JobStatus(job_id=job_id, state="UNKNOWN")]
 
 
 def _collect(wanted: Iterable[str], statuses: Iterable[JobStatus]) -> dict[str, list[JobStatus]]:
@@ -195,7 +217,7 @@ def _collect(wanted: Iterable[str], statuses: Iterable[JobStatus]) -> dict[str, 
 def _query_queue(job_ids: list[str]) -> list[JobStatus]:
     columns = SEPARATOR.join(("%i", "%T", "%r", "%M", "%N", "%j"))
     try:
-        listed = run_command(["squeue", "-h", "-a", "-r", "-j", ",".join(job_ids), "-o", columns])
+        listed = run_command(["squeue", "-h", "-a", "-r", "-t", "all", "-j", ",".join(job_ids), "-o", columns])
     except HpcdistError as error:
         if "Invalid job id" in error.message:
             return []

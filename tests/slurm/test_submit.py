@@ -52,7 +52,20 @@ def test_slurm_accepts_every_golden_script(testbed, name, tmp_path):
 
 
 # What the testbed has not got: such partitions, accounts, features and nodes, or four GPUs in a node.
-NOT_HERE = {"mem", "mem_per_cpu", "cpus_per_task", "partition", "account", "qos", "constraint", "reservation", "nodelist", "exclude", "gpus", "dependency"}
+NOT_HERE = {
+    "mem",
+    "mem_per_cpu",
+    "cpus_per_task",
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "reservation",
+    "nodelist",
+    "exclude",
+    "gpus",
+    "dependency",
+}
 
 
 def _arguments(options):
@@ -134,7 +147,7 @@ def test_two_submissions_of_one_run_at_once_make_one_job(submit):
     ("option", "value", "words"),
     [
         ("--partition", "nowhere", "invalid partition"),
-        ("--cpus-per-task", "99", "node configuration is not available"),
+        ("--gpus", "9", "node configuration is not available"),
         ("--account", "nobody-has-this", "account"),
     ],
 )

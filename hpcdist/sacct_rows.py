@@ -1,0 +1,149 @@
+"""sacct's rows, put back together from its lines. Pure.
+
+Source: sacct(1), `--parsable2`, `--delimiter`; Slurm prints job names raw, with whatever the owner put into them.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from typing import NamedTuple
+
+from hpcdist.errors import ParseError
+
+DELIMITER = "\x1f"
+"""Between fields: ASCII's unit separator. A `|` is common in job names."""
+
+# Known to every release from 20.11 to 25.11. The name comes last: all that follows the last field's start is name.
+FIELDS = (
+    "JobID",
+    "JobIDRaw",
+    "Cluster",
+    "User",
+    "Group",
+    "Partition",
+    "State",
+    "ExitCode",
+    "Submit",
+    "Start",
+    "End",
+    "ElapsedRaw",
+    "TimelimitRaw",
+    "TotalCPU",
+    "AllocCPUS",
+    "NNodes",
+    "NTasks",
+    "ReqMem",
+    "ReqTRES",
+    "AllocTRES",
+    "MaxRSS",
+    "AveRSS",
+    "TRESUsageInTot",
+    "NodeList",
+    "JobName",
+)
+_NEEDED = ("JobID", "JobIDRaw", "State", "ElapsedRaw")
+_ROW_ID = re.compile(r"[0-9]{1,20}(?:_(?:[0-9]{1,20}|\[[^\]\s]*\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?")
+
+
+class Row(NamedTuple):
+    """A row's cells as sacct printed them, under the names and in the order of `FIELDS`."""
+
+    job_id: str
+    raw_id: str
+    cluster: str
+    user: str
+    group: str
+    partition: str
+    state: str
+    exit_code: str
+    submit: str
+    start: str
+    end: str
+    elapsed: str
+    time_limit: str
+    total_cpu: str
+    cpus: str
+    nodes: str
+    tasks: str
+    requested_memory: str
+    requested_tres: str
+    allocated_tres: str
+    max_rss: str
+    average_rss: str
+    usage: str
+    node_list: str
+    name: str
+
+
+class _Shape(NamedTuple):
+    """How a row is laid out: what parts the cells, how many there are, where the name is, how to order them."""
+
+    delimiter: str
+    width: int
+    name_at: int
+    arrange: Callable[[list[str]], Iterable[str]]
+
+
+def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tuple[int, Row]]:
+    """The rows, each with the number of its first line. A first line with field names is understood.
+
+    Raises:
+        ParseError: A line is no row, or a row is cut short.
+    """
+    shape = _Shape(delimiter, len(FIELDS), len(FIELDS) - 1, iter)
+    pending: list[str] = []
+    found, first = 0, 0
+    for number, raw in enumerate(lines, 1):
+        line = raw.rstrip("\r\n")
+        if number == 1 and line.startswith("JobID"):
+            shape = _read_header(line)
+            continue
+        size = line.count(shape.delimiter) + 1
+        if (not pending or found >= shape.width) and _begins(line, size, shape):
+            if pending:
+                yield first, _row(pending, shape)
+            pending, found, first = [line], size, number
+        elif pending:
+            # A line end within a job's name.
+            pending.append(line)
+            found += size - 1
+        elif line:
+            raise ParseError(f"line {number} is no row of sacct's: {line[:60]!a}")
+    if pending and found < shape.width:
+        raise ParseError(f"line {first} of sacct's output is cut short: {pending[0][:60]!a}")
+    if pending:
+        yield first, _row(pending, shape)
+
+
+def _begins(line: str, size: int, shape: _Shape) -> bool:
+    """Whether a line is a row's first: a job's id, and all cells unless a name in the middle was broken off."""
+    if size < shape.width and shape.name_at == shape.width - 1:
+        return False
+    return line[:1].isdigit() and _ROW_ID.fullmatch(line.partition(shape.delimiter)[0]) is not None
+
+
+def _row(pending: list[str], shape: _Shape) -> Row:
+    cells = (pending[0] if len(pending) == 1 else "\n".join(pending)).split(shape.delimiter)
+    surplus = len(cells) - shape.width
+    if surplus > 0:
+        # The name held delimiters.
+        at = shape.name_at
+        cells[at : at + surplus + 1] = [shape.delimiter.join(cells[at : at + surplus + 1])]
+    return Row._make(shape.arrange(cells))
+
+
+def _read_header(line: str) -> _Shape:
+    """The shape a line of field names announces.
+
+    Raises:
+        ParseError: Fields that no record can do without are missing.
+    """
+    delimiter = line[len("JobID") : len("JobID") + 1] or DELIMITER
+    names = line.split(delimiter)
+    missing = [field for field in _NEEDED if field not in names]
+    if missing:
+        raise ParseError(f"sacct's output lacks {', '.join(missing)}", f"ask for --format={','.join(FIELDS)}")
+    # A field that was not asked for is read from an empty cell put behind the last one.
+    places = itemgetter(*(names.index(field) if field in names else len(names) for field in FIELDS))
+    name_at = names.index("JobName") if "JobName" in names else len(names) - 1
+    return _Shape(delimiter, len(names), name_at, lambda cells: places([*cells, ""]))

@@ -1,0 +1,76 @@
+"""What a person waiting for the training reads: lines on standard output, and `progress.json`."""
+
+import time
+from pathlib import Path
+
+import msgspec
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from hpcdist.disk import write_atomically
+from hpcdist.record import Progress
+from hpcdist.train.outcome import Outcome
+from hpcdist.train.recorder import Recorder
+
+FILE_INTERVAL_S = 1.0
+LINE_INTERVAL_S = 5.0
+
+
+class Commentary(Callback):
+    """Tells on rank 0 how far the training is: a line per epoch and every few seconds, the file every second.
+
+    Args:
+        recorder: Source of the figures.
+        outcome: Source of the accuracy.
+        path: `progress.json`; None writes none.
+        epochs: Epochs in all.
+        steps: Optimizer steps in all.
+    """
+
+    def __init__(self, recorder: Recorder, outcome: Outcome, path: Path | None, *, epochs: int, steps: int) -> None:
+        self._recorder, self._outcome = recorder, outcome
+        self._path = path
+        self._epochs, self._steps = epochs, steps
+        self._file_at = self._line_at = self._epoch_at = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Starts the epoch's stop-watch."""
+        self._epoch_at = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        """Tells when it is time."""
+        now = time.monotonic()
+        if now - self._file_at >= FILE_INTERVAL_S:
+            self._file_at = now
+            self._write(self._progress(trainer))
+        if now - self._line_at >= LINE_INTERVAL_S:
+            self._line_at = now
+            self._print(self._progress(trainer), "")
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Tells how the epoch went."""
+        self._line_at = self._file_at = time.monotonic()
+        progress = self._progress(trainer)
+        self._write(progress)
+        accuracy = "" if progress.accuracy is None else f"  test accuracy {100 * progress.accuracy:.2f} %"
+        self._print(progress, f"{accuracy}  {self._line_at - self._epoch_at:.1f} s")
+
+    def _progress(self, trainer: Trainer) -> Progress:
+        return Progress(
+            epoch=trainer.current_epoch + 1,
+            epochs=self._epochs,
+            step=trainer.global_step,
+            steps=self._steps,
+            loss=self._recorder.train_loss,
+            accuracy=self._outcome.metrics().accuracy,
+            images_per_s=self._recorder.images_per_s(),
+        )
+
+    def _write(self, progress: Progress) -> None:
+        if self._path is not None:
+            write_atomically(self._path, msgspec.json.encode(progress), durable=False)
+
+    def _print(self, progress: Progress, rest: str) -> None:
+        loss = "" if progress.loss is None else f"  loss {progress.loss:.4f}"
+        speed = "" if progress.images_per_s is None else f"  {progress.images_per_s:,.0f} images/s"
+        line = f"epoch {progress.epoch}/{progress.epochs}  step {progress.step}/{progress.steps}"
+        print(f"{line}{loss}{speed}{rest}", flush=True)

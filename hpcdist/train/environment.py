@@ -1,0 +1,105 @@
+"""What a rank finds in its environment: who it is, and where its files go. Needs no torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from hpcdist.errors import UsageError
+from hpcdist.spec import Layout
+
+_START_HINT = "start it with `hpcdist submit`, or once per rank as `srun python -m hpcdist.rank -- python -m hpcdist.train …`"
+
+
+class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank's surroundings.
+
+    Attributes:
+        rank: Global rank.
+        world_size: Ranks in all.
+        local_rank: Rank within its node.
+        local_world_size: Ranks on its node.
+        node_rank: Index of its node.
+        main_address: Host of rank 0.
+        main_port: Port of the rendezvous there.
+        metrics: File for this rank's `TrainingMetrics`; None writes none.
+        run_dir: The run's folder; None writes neither checkpoints nor progress.
+        tensorboard: Exact folder of the TensorBoard events; None writes none.
+        started_at_s: Start of this process, seconds since the epoch.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    node_rank: int = 0
+    main_address: str = "127.0.0.1"
+    main_port: int = 29400
+    metrics: Path | None = None
+    run_dir: Path | None = None
+    tensorboard: Path | None = None
+    started_at_s: float
+
+
+def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
+    """The rank's surroundings; without torch's variables a process of its own.
+
+    Args:
+        env: Environment variables.
+        now_s: Seconds since the epoch, in place of a missing `HPCDIST_STARTED_AT`.
+
+    Raises:
+        UsageError: Some of torch's variables are missing, or no numbers.
+    """
+    names = ("rank", "world_size", "local_rank", "local_world_size", "node_rank")
+    values: dict[str, int] = {}
+    if "WORLD_SIZE" in env or "RANK" in env:
+        # torchrun calls the node's index GROUP_RANK.
+        known = dict(env) if "NODE_RANK" in env else dict(env) | {"NODE_RANK": env.get("GROUP_RANK", "0")}
+        values = {name: _read_count(known, name.upper()) for name in names}
+        values["main_port"] = _read_count(known, "MASTER_PORT") if "MASTER_PORT" in known else 29400
+    try:
+        started_at_s = float(env.get("HPCDIST_STARTED_AT", now_s))
+    except ValueError:
+        started_at_s = now_s
+    return RankEnvironment(
+        **values,
+        main_address=env.get("MASTER_ADDR", "127.0.0.1"),
+        metrics=_read_path(env, "HPCDIST_METRICS"),
+        run_dir=_read_path(env, "HPCDIST_RUN_DIR"),
+        tensorboard=_read_path(env, "HPCDIST_TB_DIR"),
+        started_at_s=started_at_s,
+    )
+
+
+def check_layout(layout: Layout, rank: RankEnvironment, env: Mapping[str, str]) -> None:
+    """Compares what was asked for with what was started.
+
+    Raises:
+        UsageError: They differ; the message has both figures.
+    """
+    pairs = [
+        ("ranks", layout.world_size, "WORLD_SIZE", rank.world_size),
+        ("ranks on a node", layout.ranks_per_node, "LOCAL_WORLD_SIZE", rank.local_world_size),
+    ]
+    if "SLURM_NNODES" in env:
+        pairs.append(("nodes", layout.nodes, "SLURM_NNODES", _read_count(env, "SLURM_NNODES")))
+    if "SLURM_NTASKS_PER_NODE" in env:
+        tasks = _read_count(env, "SLURM_NTASKS_PER_NODE")
+        pairs.append(("tasks per node", layout.ranks_per_node, "SLURM_NTASKS_PER_NODE", tasks))
+    for what, asked, variable, found in pairs:
+        if asked != found:
+            seen = f"{variable} is {found}" if variable in env else f"{variable} is not set, so there is {found}"
+            raise UsageError(f"the options --nodes, --gpus and --tasks-per-node ask for {asked} {what}, but {seen}", _START_HINT)
+
+
+def _read_count(env: Mapping[str, str], name: str) -> int:
+    text = env.get(name)
+    if text is None or not text.isdecimal():
+        raise UsageError(f"{name} is {'not set' if text is None else repr(text)}, expected a number", _START_HINT)
+    return int(text)
+
+
+def _read_path(env: Mapping[str, str], name: str) -> Path | None:
+    text = env.get(name)
+    return Path(text) if text else None

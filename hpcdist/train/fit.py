@@ -1,0 +1,177 @@
+"""Puts the parts together and trains."""
+
+import logging
+import os
+import re
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from hpcdist.train.checkpoints import Checkpoints
+from hpcdist.train.cluster import StartedRanks, choose_device, choose_threads, count_ranks_here, join_process_group
+from hpcdist.train.commentary import Commentary
+from hpcdist.train.data import MnistData
+from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.failure import LastWords
+from hpcdist.train.models import SmallCnn
+from hpcdist.train.module import Classifier
+from hpcdist.train.options import Options
+from hpcdist.train.outcome import Outcome
+from hpcdist.train.recorder import Recorder
+from hpcdist.train.tensorboard import RunLogger
+
+# What Lightning says of itself on every run, and nobody can act on.
+NOISE = ("The `srun` command is available", "`isinstance(treespec, LeafSpec)` is deprecated")
+
+
+def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outcome, last_words: LastWords) -> None:
+    """Trains to the end.
+
+    Raises:
+        HpcdistError: Something a user can mend is in the way.
+        RuntimeError: The training ended before its last step.
+    """
+    clock = outcome.clock
+    clock.enter("process_group")
+    device = choose_device(options, rank)
+    join_process_group(rank, device)
+    threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
+    torch.set_num_threads(threads)
+    clock.enter("data")
+    data = MnistData(
+        data_dir,
+        batch_size=options.batch_size,
+        seed=options.training.seed,
+        rank=rank.rank,
+        world_size=rank.world_size,
+        device=device,
+    )
+    clock.enter("other")
+    steps = count_steps(options, len(data.train_batches))
+    outcome.learn(world_size=rank.world_size, global_batch_size=options.batch_size)
+    if rank.rank == 0:
+        _introduce(options, device, threads, steps)
+    _fit(options, rank, device, data, steps, outcome, last_words)
+    if rank.rank == 0:
+        _conclude(outcome)
+
+
+def count_steps(options: Options, steps_per_epoch: int) -> int:
+    """Optimizer steps in all."""
+    steps = options.training.epochs * steps_per_epoch
+    return min(steps, options.training.max_steps or steps)
+
+
+def _fit(
+    options: Options,
+    rank: RankEnvironment,
+    device: torch.device,
+    data: MnistData,
+    steps: int,
+    outcome: Outcome,
+    last_words: LastWords,
+) -> None:
+    torch.manual_seed(options.training.seed)
+    module = Classifier(SmallCnn(), options.training, steps=steps, world_size=rank.world_size)
+    logger = RunLogger(rank.tensorboard) if rank.tensorboard and rank.rank == 0 else None
+    recorder = Recorder(outcome, last_words, logger, options.training.log_every)
+    callbacks: list[pl.Callback] = [recorder]
+    if rank.rank == 0:
+        progress = rank.run_dir / "progress.json" if rank.run_dir else None
+        epochs = options.training.epochs
+        callbacks.append(Commentary(recorder, outcome, progress, epochs=epochs, steps=steps))
+        if rank.run_dir:
+            callbacks.append(Checkpoints(rank.run_dir / "checkpoints", outcome.clock, options.checkpoint_interval_s))
+    trainer = build_trainer(options, rank, device, callbacks, logger)
+    if logger:
+        logger.log_options(options)
+    trainer.fit(module, datamodule=data)
+    if trainer.global_step < steps:
+        raise RuntimeError(f"the training ended at step {trainer.global_step} of {steps}")
+    if module.tested_at_step != steps:
+        # `max_steps` ended within an epoch, where Lightning does not validate.
+        trainer.validate(module, datamodule=data, verbose=False)
+    outcome.learn(finished=True)
+    if logger:
+        logger.log_summary(outcome.metrics())
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def build_trainer(
+    options: Options,
+    rank: RankEnvironment,
+    device: torch.device,
+    callbacks: list[pl.Callback],
+    logger: RunLogger | None,
+) -> pl.Trainer:
+    """A Lightning trainer without what costs time in each step or acts behind our back."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", re.escape(message))
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=rank.local_world_size,
+        num_nodes=options.layout.nodes,
+        strategy=_choose_strategy(rank, device),
+        plugins=[StartedRanks(rank)],
+        precision=options.training.precision,
+        max_epochs=options.training.epochs,
+        max_steps=options.training.max_steps or -1,
+        logger=logger or False,
+        callbacks=callbacks,
+        log_every_n_steps=options.training.log_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    own_signals(trainer)
+    return trainer
+
+
+def own_signals(trainer: pl.Trainer) -> None:
+    """Keeps Lightning from the signals, and from asking all ranks for them before every step.
+
+    Lightning 2.6.6 turns SIGTERM into an exit with status 0, a half-trained job that looks completed, and under DDP
+    broadcasts a flag in each step for it. It has no option for either; both are private, so a test watches them.
+    """
+    trainer._signal_connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _choose_strategy(rank: RankEnvironment, device: torch.device) -> Strategy:
+    if rank.world_size == 1:
+        return SingleDeviceStrategy(device=device)
+    # Gradients live in the all-reduce's buckets: two copies less in each step.
+    return DDPStrategy(gradient_as_bucket_view=True)
+
+
+def _introduce(options: Options, device: torch.device, threads: int, steps: int) -> None:
+    layout = options.layout
+    asked = layout.cpus_per_task
+    few = "" if threads == asked else f" (of {asked} asked: this machine has {os.cpu_count()} CPUs for all its ranks)"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(
+        f"layout {layout.name}: {layout.world_size} rank(s), {where}, {threads} thread(s) each{few};"
+        f" batch {options.batch_size} over all ranks, {steps} steps",
+        flush=True,
+    )
+
+
+def _conclude(outcome: Outcome) -> None:
+    metrics = outcome.metrics()
+    phases = "  ".join(f"{name} {seconds:.1f}" for name, seconds in metrics.phases_s.items())
+    accuracy = "" if metrics.accuracy is None else f"test accuracy {100 * metrics.accuracy:.2f} %, "
+    speed = "" if metrics.images_per_s is None else f"{metrics.images_per_s:,.0f} images/s, "
+    print(f"finished: {accuracy}{speed}{metrics.steps} steps; seconds: {phases}", flush=True)

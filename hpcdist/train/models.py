@@ -1,0 +1,50 @@
+"""Networks. Letters in names give the axes: B batch, C channels, H height, W width, K classes."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CLASS_COUNT = 10
+
+
+class SmallCnn(nn.Module):
+    """Two convolutions and two dense layers for 28 x 28 grey images; 25,626 parameters.
+
+    The first convolution has stride 2, which quarters the work of everything after it. There is no batch
+    normalisation, so the gradient of a batch is the same however it is cut over ranks.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 16, kernel_size=5, stride=2)
+        self.conv2 = nn.Conv2d(16, 32, kernel_size=3)
+        self.hidden = nn.Linear(32 * 5 * 5, 64)
+        self.output = nn.Linear(64, CLASS_COUNT)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Class scores before softmax, `logits_BK`."""
+        features_BCHW = functional.relu(self.conv1(images_BCHW))
+        features_BCHW = functional.max_pool2d(functional.relu(self.conv2(features_BCHW)), 2)
+        logits_BK: Tensor = self.output(functional.relu(self.hidden(features_BCHW.flatten(1))))
+        return logits_BK
+
+
+def build_optimizer(name: str, module: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of `Training.optimizer`, with its usual settings."""
+    parameters = module.parameters()
+    # fused: one call for all tensors; on a CPU the default makes a dozen small ones for each.
+    match name:
+        case "sgd":
+            return torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True, fused=True)
+        case "adam":
+            return torch.optim.Adam(parameters, lr, fused=True)
+        case "adadelta":
+            return torch.optim.Adadelta(parameters, lr)
+        case _:
+            return torch.optim.AdamW(parameters, lr, fused=True)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """One cycle over all steps: up to `lr` in the first third, then down to almost nothing."""
+    has_momentum = "betas" in optimizer.defaults or optimizer.defaults.get("momentum", 0) > 0
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, cycle_momentum=has_momentum)

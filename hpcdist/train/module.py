@@ -1,0 +1,98 @@
+"""The training step: loss, gradient weighting, test accuracy."""
+
+from typing import Any
+
+import torch
+import torch.distributed
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hpcdist.spec import Training
+from hpcdist.train.data import Batch, MnistData
+from hpcdist.train.models import build_optimizer, build_schedule
+
+
+class Classifier(LightningModule):
+    """Trains a network to tell classes apart.
+
+    Args:
+        network: From `images_BCHW` to `logits_BK`.
+        training: Options.
+        steps: Optimizer steps in all, for the learning rate's schedule.
+        world_size: Ranks in all.
+    """
+
+    def __init__(self, network: nn.Module, training: Training, *, steps: int, world_size: int) -> None:
+        super().__init__()
+        self.network = network
+        self.training_options = training
+        self.steps = steps
+        self.rank_count = world_size
+        self.samples = 0
+        self.test_loss: float | None = None
+        self.test_accuracy: float | None = None
+        self.tested_at_step: int | None = None
+        self._last_step: tuple[Tensor, Tensor, Tensor] | None = None
+        self._test_sums = torch.zeros(3, dtype=torch.float64)
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer, its learning rate set before each step."""
+        optimizer = build_optimizer(self.training_options.optimizer, self.network, self.training_options.lr)
+        schedule = build_schedule(optimizer, self.training_options.lr, self.steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Chooses the epoch's order."""
+        data: MnistData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.train_batches.epoch = self.current_epoch
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """This rank's loss, scaled so that the gradient averaged over ranks is that of the whole batch's mean loss.
+
+        DDP divides the sum of the ranks' gradients by their number, whatever their shares are. A rank's loss is
+        therefore its sum over samples times ranks / samples over all ranks; a rank without samples adds zeros.
+        """
+        logits_BK = self.network(batch.images_BCHW)
+        loss_sum = functional.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
+        self.samples += len(batch.labels_B)
+        self._last_step = (loss_sum.detach(), logits_BK.detach(), batch.labels_B)
+        return loss_sum * (self.rank_count / batch.global_count)
+
+    def reduce_last_step(self) -> tuple[float, float]:
+        """Mean loss and accuracy of the last step's batch over all ranks; every rank must call it."""
+        if self._last_step is None:
+            raise RuntimeError("no step was trained yet")
+        loss_sum, logits_BK, labels_B = self._last_step
+        sums = _sums_over_ranks(_step_sums(loss_sum, logits_BK, labels_B))
+        return sums[0] / sums[2], sums[1] / sums[2]
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the sums anew."""
+        self._test_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds one batch of this rank's share."""
+        logits_BK = self.network(batch.images_BCHW)
+        loss_sum = functional.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
+        self._test_sums += _step_sums(loss_sum, logits_BK, batch.labels_B)
+
+    def on_validation_epoch_end(self) -> None:
+        """Sums over ranks: exact, and the same figure on each."""
+        loss_sum, correct, count = _sums_over_ranks(self._test_sums)
+        self.test_loss, self.test_accuracy = loss_sum / count, correct / count
+        self.tested_at_step = self.trainer.global_step
+
+
+def _step_sums(loss_sum: Tensor, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+    """Sum of losses, correct answers and samples, as one tensor of three doubles."""
+    correct = (logits_BK.argmax(dim=1) == labels_B).sum()
+    count = torch.tensor(len(labels_B), device=labels_B.device)
+    return torch.stack([loss_sum.double(), correct.double(), count.double()])
+
+
+def _sums_over_ranks(sums: Tensor) -> tuple[float, float, float]:
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(sums)
+    loss_sum, correct, count = sums.tolist()
+    return loss_sum, correct, count

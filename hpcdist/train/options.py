@@ -1,0 +1,104 @@
+"""The command line of `python -m hpcdist.train`: one option per field of `Layout` and `Training`."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any, NoReturn, get_args
+
+import msgspec
+
+from hpcdist.errors import UsageError
+from hpcdist.spec import Accelerator, Layout, Optimizer, Precision, Training
+from hpcdist.units import parse_duration
+
+# Chosen by measurement: docs and figures are in benchmarks/throughput.py and `Training.batch_size`.
+DEFAULT_BATCH_SIZE = 512
+
+LAYOUT_OPTIONS = ("nodes", "gpus", "tasks_per_node", "cpus_per_task")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank was asked to do.
+
+    Attributes:
+        layout: The shape of the job it is part of.
+        training: The training's options.
+    """
+
+    layout: Layout
+    training: Training
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per optimizer step over all ranks."""
+        if self.training.batch_size_per_rank is not None:
+            return self.training.batch_size_per_rank * self.layout.world_size
+        return self.training.batch_size or DEFAULT_BATCH_SIZE
+
+    @property
+    def checkpoint_interval_s(self) -> float | None:
+        """Seconds between checkpoints; None writes only the last one."""
+        every = self.training.checkpoint_every
+        return None if every is None else parse_duration(every)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "python -m hpcdist.train --help lists the options")
+
+
+def parse_options(arguments: list[str]) -> Options:
+    """Reads the command line.
+
+    Raises:
+        UsageError: An option is unknown, or its value can't be used.
+        SystemExit: `--help` was asked for and printed.
+    """
+    given = {key: value for key, value in vars(_build_parser().parse_args(arguments)).items() if value is not None}
+    layout = _convert({key: given.pop(key) for key in LAYOUT_OPTIONS if key in given}, Layout)
+    options = Options(layout=layout, training=_convert(given, Training))
+    _check(options)
+    return options
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m hpcdist.train", allow_abbrev=False, description="Train the built-in MNIST CNN.")
+    add = parser.add_argument
+    add("--nodes", type=int, help="nodes of the job [1]")
+    add("--gpus", type=int, help="GPUs per node, one rank each; 0 is a CPU layout [1]")
+    add("--tasks-per-node", type=int, help="ranks per node of a CPU layout [1]")
+    add("--cpus-per-task", type=int, help="CPUs, and so threads, of each rank [2]")
+    add("--epochs", type=int, help="passes over the training set [3]")
+    add("--batch-size", type=int, help=f"samples per step over all ranks [{DEFAULT_BATCH_SIZE}]")
+    add("--batch-size-per-rank", type=int, help="samples per step and rank, in place of --batch-size")
+    add("--lr", type=float, help="peak learning rate of the one-cycle schedule")
+    add("--optimizer", choices=get_args(Optimizer), help="optimizer [adamw]")
+    add("--precision", choices=get_args(Precision), help="Lightning's precision [32]")
+    add("--seed", type=int, help="seed of weights and sample order [1]")
+    add("--max-steps", type=int, help="stop after this many optimizer steps")
+    add("--accelerator", choices=get_args(Accelerator), help="auto refuses granted GPUs it can't use [auto]")
+    add("--checkpoint-every", metavar="TIME", help="time between checkpoints (30s, 5min, 1h) [only the last one]")
+    add("--log-every", type=int, metavar="STEPS", help="steps between logged points [20]")
+    add("--data-dir", metavar="FOLDER", help="folder of the datasets [data]")
+    return parser
+
+
+def _convert(values: Mapping[str, Any], kind: Any) -> Any:
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(str(error), "python -m hpcdist.train --help lists the options") from None
+
+
+def _check(options: Options) -> None:
+    world_size = options.layout.world_size
+    if options.batch_size < world_size:
+        raise UsageError(
+            f"batch_size is {options.batch_size} but there are {world_size} ranks: some would never get a sample",
+            f"use --batch-size {world_size} or more, or fewer ranks",
+        )
+    interval_s = options.checkpoint_interval_s
+    if interval_s is not None and interval_s <= 0:
+        raise UsageError(
+            f"checkpoint_every is {options.training.checkpoint_every!r}, expected a time above 0",
+            "write for example --checkpoint-every 5min",
+        )

@@ -1,0 +1,42 @@
+"""What one rank's training has reached, kept so that it can be written at any moment."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpcdist.disk import write_atomically
+from hpcdist.record import TrainingMetrics
+from hpcdist.train.phases import Clock
+
+
+class Outcome:
+    """The rank's `TrainingMetrics` so far.
+
+    Args:
+        path: The file `write` makes; None makes none.
+        clock: Source of the phases.
+    """
+
+    def __init__(self, path: Path | None, clock: Clock) -> None:
+        self.clock = clock
+        self._path = path
+        self._known = TrainingMetrics()
+
+    def learn(self, **figures: Any) -> None:
+        """Replaces fields of `TrainingMetrics`."""
+        self._known = msgspec.structs.replace(self._known, **figures)
+
+    def metrics(self) -> TrainingMetrics:
+        """What is known now."""
+        phases_s = {name: round(seconds, 6) for name, seconds in self.clock.seconds().items()}
+        return msgspec.structs.replace(self._known, phases_s=phases_s)
+
+    def write(self) -> None:
+        """Writes the file.
+
+        Raises:
+            OSError: It can't be written.
+        """
+        if self._path is not None:
+            write_atomically(self._path, msgspec.json.format(msgspec.json.encode(self.metrics())))

@@ -1,0 +1,123 @@
+"""Measures the training while it runs: phases, throughput, curves."""
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from hpcdist.train.data import Batch
+from hpcdist.train.failure import LastWords
+from hpcdist.train.module import Classifier
+from hpcdist.train.outcome import Outcome
+from hpcdist.train.phases import StepTimes
+from hpcdist.train.tensorboard import RunLogger
+
+
+class Recorder(Callback):
+    """Keeps the rank's `Outcome` up to date and logs the curves.
+
+    Args:
+        outcome: Where figures go; its clock is set to the phase that runs.
+        last_words: What ends the rank when the training raises.
+        logger: TensorBoard; None logs nothing.
+        log_every: Steps between logged points.
+    """
+
+    def __init__(self, outcome: Outcome, last_words: LastWords, logger: RunLogger | None, log_every: int) -> None:
+        self._outcome, self._clock, self._last_words = outcome, outcome.clock, last_words
+        self._logger, self._log_every = logger, log_every
+        self._step_times = StepTimes()
+        self._images = 0  # over all ranks
+        self._first_images = 0
+        self._lr = 0.0
+        self._logged: tuple[int, float] | None = None  # images and steady seconds at the last logged point
+        self._interrupted = "other"
+        self.train_loss: float | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Everything is set up."""
+        self._clock.enter("first_step")
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Notes the learning rate: after the step it is the next one's."""
+        if self._logs_at(trainer.global_step + 1):
+            self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        """Counts the step."""
+        step = trainer.global_step
+        self._images += batch.global_count
+        if step == 1:
+            _settle(module)
+            self._first_images = self._images
+            self._clock.enter("steady")
+        if self._logs_at(step):
+            self._log_point(module, step)
+        self._step_times.tick(settled=step == 1 or self._logs_at(step) or module.device.type == "cpu")
+        self._outcome.learn(steps=step, samples=_classifier(module).samples)
+
+    def _logs_at(self, step: int) -> bool:
+        return step % self._log_every == 0
+
+    def _log_point(self, module: LightningModule, step: int) -> None:
+        self.train_loss, accuracy = _classifier(module).reduce_last_step()
+        points = {"train/loss": self.train_loss, "train/accuracy": accuracy, "lr": self._lr}
+        now = (self._images, self._clock.seconds()["steady"])
+        if self._logged and now[1] > self._logged[1]:
+            images_per_s = (now[0] - self._logged[0]) / (now[1] - self._logged[1])
+            points |= {"train/images_per_s": images_per_s, "train/step_time_s": self._step_times.last_s() or 0.0}
+        self._logged = now
+        if self._logger:
+            self._logger.log_metrics(points, step)
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Stops the training's stop-watches."""
+        _settle(module)
+        self._interrupted = self._clock.enter("validation")
+        self._outcome.learn(**self._speed())
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Notes the test accuracy."""
+        classifier = _classifier(module)
+        self._outcome.learn(accuracy=classifier.test_accuracy, loss=classifier.test_loss)
+        if self._logger and classifier.test_accuracy is not None and classifier.test_loss is not None:
+            figures = {"val/accuracy": classifier.test_accuracy, "val/loss": classifier.test_loss}
+            self._logger.log_metrics(figures, trainer.global_step)
+        self._step_times.pause()
+        self._clock.enter(self._interrupted)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Counts the epoch, unless `max_steps` cut it short."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._outcome.learn(epochs=trainer.current_epoch + 1)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Stops measuring."""
+        _settle(module)
+        self._outcome.learn(**self._speed())
+        self._clock.enter("other")
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Ends the rank before Lightning cleans up, which can wait for ranks that are gone."""
+        self._last_words.end(exception)
+
+    def images_per_s(self) -> float | None:
+        """Training throughput over all ranks since the first step; None before the second."""
+        steady_s = self._clock.seconds().get("steady", 0.0)
+        images = self._images - self._first_images
+        return images / steady_s if images and steady_s else None
+
+    def _speed(self) -> dict[str, float | None]:
+        return {"images_per_s": self.images_per_s(), "step_time_s": self._step_times.median_s()}
+
+
+def _classifier(module: LightningModule) -> Classifier:
+    if not isinstance(module, Classifier):
+        raise TypeError(f"{type(module).__name__} is no Classifier")
+    return module
+
+
+def _settle(module: LightningModule) -> None:
+    """Waits for the GPU, so that a time taken now is that of work done and not of work queued."""
+    if module.device.type == "cuda":
+        torch.cuda.synchronize(module.device)

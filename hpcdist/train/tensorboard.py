@@ -1,0 +1,59 @@
+"""A run's TensorBoard events."""
+
+from pathlib import Path
+
+import msgspec
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
+
+from hpcdist.record import TrainingMetrics
+from hpcdist.train.options import Options
+
+# What the HParams page shows of a run; `hpcdist seff` writes the last three into the same folder.
+HPARAMS_METRICS = ("val/accuracy", "images_per_s", "efficiency/cpu", "efficiency/memory", "wall_time_s")
+
+
+class RunLogger(TensorBoardLogger):
+    """Writes into exactly one folder; Lightning would add `lightning_logs/version_0` and an `hparams.yaml`.
+
+    Args:
+        folder: The run's folder, made on the first write.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(save_dir=folder, name="", version="")
+        self._folder = folder
+
+    @property
+    def log_dir(self) -> str:
+        """The folder as it was given; Lightning would expand `$` and `~` in it."""
+        return str(self._folder)
+
+    def save(self) -> None:
+        """Puts what was logged on disk."""
+        self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Puts what was logged on disk, and stays open for `log_summary`; Lightning would begin a second file."""
+        self.save()
+
+    def log_options(self, options: Options) -> None:
+        """Writes every option and the layout as hyperparameters; rank 0 alone may call it."""
+        chosen = {**msgspec.structs.asdict(options.layout), **msgspec.structs.asdict(options.training)}
+        chosen |= {"batch_size": options.batch_size, "world_size": options.layout.world_size, "layout": options.layout.name}
+        shown = {name: value for name, value in chosen.items() if value is not None}
+        # The values do not matter here: HParams takes those of the scalars with these names.
+        summaries = hparams(shown, dict.fromkeys(HPARAMS_METRICS, 0.0))
+        writer = self.experiment._get_file_writer()
+        for summary in summaries:
+            writer.add_summary(summary)
+
+    def log_summary(self, metrics: TrainingMetrics) -> None:
+        """Writes the figures of the whole run at its last step, and closes the file."""
+        figures = {f"phases/{name}_s": seconds for name, seconds in metrics.phases_s.items()}
+        if metrics.images_per_s is not None:
+            figures["images_per_s"] = metrics.images_per_s
+        if metrics.step_time_s is not None:
+            figures["step_time_s"] = metrics.step_time_s
+        self.log_metrics(figures, metrics.steps)
+        self.experiment.close()
