@@ -407,7 +407,10 @@ def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | Non
         if isinstance(job, Job) and job in by_ranks:
             found.append(_efficiency_of_ranks(job))
         else:
-            found += [one for one in answers if asked[id(job)] in accounting.names_of(one)]
+            matching = [one for one in answers if asked[id(job)] in accounting.names_of(one)]
+            if not matching:
+                raise NotReadyError(f"there are no figures of job {asked[id(job)]}", f"hpcdist status {asked[id(job)]}")
+            found += matching
     return found
 
 

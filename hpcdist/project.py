@@ -1,7 +1,6 @@
 """The project on disk: its root, `hpcdist.toml`, job files and templates."""
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,8 @@ def read_options(path: Path, *, site: bool) -> dict[str, Any]:
     Raises:
         UsageError: The file can't be read, isn't TOML, or has a key that no option has.
     """
+    import tomllib  # only here: a render without a file shall not wait for it
+
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

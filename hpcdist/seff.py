@@ -84,7 +84,7 @@ def format_seff(efficiency: Efficiency) -> str:
     if one.state == "PENDING":
         return "\n".join([*lines, "Efficiency not available for jobs in the PENDING state.", ""])
     lines += [*_format_cpu(one), *_format_memory(one)]
-    if _IMBALANCE in one.extra:
+    if one.extra.get(_IMBALANCE, "").startswith("differs by "):
         lines.append(f"{_IMBALANCE} {one.extra[_IMBALANCE]}")
     if one.state == "RUNNING":
         lines.append(_RUNNING)

@@ -23,30 +23,33 @@ HINT = "seff's output begins with a line 'Job ID: 123'; see docs/seff.md for wha
 
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9 ()/%._-]{0,59}")
 _CONSUMED = re.compile(r"(Job consumed) (.+)")
-# Sentences long enough to be wrapped where they are pasted, by the name `extra` keeps them under.
+# Sentences long enough to be wrapped where they are pasted: the name `extra` keeps them under, and the rest of them.
 _SENTENCE_TEXTS = (
-    ("WARNING", "WARNING: Efficiency statistics may be misleading for RUNNING jobs."),
+    ("WARNING", "Efficiency statistics may be misleading for RUNNING jobs."),
     (
         "WARNING",
-        "WARNING: Efficiency statistics can only be obtained after the job has ended as seff tool is based on the "
+        "Efficiency statistics can only be obtained after the job has ended as seff tool is based on the "
         "accounting database data.",
     ),
-    ("Efficiency", "Efficiency not available for jobs in the PENDING state."),
+    ("Efficiency", "not available for jobs in the PENDING state."),
     (
         "The task which had the largest memory consumption",
-        "The task which had the largest memory consumption differs by % from the average task max memory consumption",
+        "differs by % from the average task max memory consumption",
     ),
 )
 # A shorter start could be anything.
 _SHORTEST_START = 8
+_DIFFERS = re.compile(r"differsby([0-9.]*)%?")
 
 
 def _squeeze(text: str) -> str:
     """The text without white space and without its percentage: what stays the same wherever it was wrapped."""
-    return re.sub(r"differsby[0-9.]*%?", "differsby%", re.sub(r"\s", "", text))
+    return _DIFFERS.sub("differsby%", re.sub(r"\s", "", text))
 
 
-_SENTENCES = tuple((name, _squeeze(text)) for name, text in _SENTENCE_TEXTS)
+_SENTENCES = tuple(
+    (name, rest, _squeeze(f"{name}{':' if name == 'WARNING' else ''}{rest}")) for name, rest in _SENTENCE_TEXTS
+)
 # CSC's tables: a title, this header, a row per GPU. Mean, standard deviation and maximum follow the GPU's number.
 _TABLE_TITLE = re.compile(r"(GPU (?:load|memory|energy(?: usage)?)):?", re.IGNORECASE)
 _TABLE_HEADER = re.compile(r"Hostname GPU Id .*")
@@ -116,14 +119,24 @@ class Draft:
             return False
         for sentence in (f"{self.sentence} {text}", text) if self.sentence else (text,):
             squeezed = _squeeze(sentence)
-            for name, known in _SENTENCES if len(squeezed) >= _SHORTEST_START else ():
-                if known.startswith(squeezed):
-                    self.sentence = sentence if len(squeezed) < len(known) else ""
-                    # Each piece replaces the shorter start that stood here before.
-                    self.extra[name] = sentence.removeprefix(name).lstrip(": ")
+            for name, rest, known in _SENTENCES if len(squeezed) >= _SHORTEST_START else ():
+                if known == squeezed:
+                    # Told anew from what it says, for a break within a word cannot be seen any more.
+                    percent = _DIFFERS.search(re.sub(r"\s", "", sentence))
+                    self.extra[name] = rest.replace("%", f"{percent[1] if percent else ''}%")
+                    self.sentence = ""
                     return True
-        self.sentence = ""
+                if known.startswith(squeezed):
+                    self.sentence = sentence
+                    return True
+        self._end_sentence()
         return False
+
+    def _end_sentence(self) -> None:
+        """Keeps the start of a sentence that was cut off."""
+        if self.sentence:
+            self._keep("...", self.sentence)
+        self.sentence = ""
 
     def _read_table(self, text: str) -> bool:
         if title := _TABLE_TITLE.fullmatch(text):
@@ -153,6 +166,7 @@ class Draft:
         Raises:
             ParseError: Its id or its figures are missing, so that it would be half a record.
         """
+        self._end_sentence()
         values = self.values
         if "job_id" not in values:
             if values.get("array_job_id") is None:

@@ -45,11 +45,10 @@ _MISSING = frozenset({"", "-", "--", "---", "n/a", "na", "none", "unknown", "(nu
 _WORDS = {
     "mem": "memory",
     "utilised": "utilized",
-    "utilisation": "utilized",
-    "utilization": "utilized",
-    "util": "utilized",
     "used": "utilized",
-    "usage": "utilized",
+    "utilisation": "utilization",
+    "util": "utilization",
+    "usage": "utilization",
     "wallclock": "wall clock",
     "walltime": "wall time",
     "timelimit": "time limit",
@@ -233,16 +232,14 @@ GENUINE: dict[str, Callable[[str], Values | None]] = {
 }
 """The genuine labels, in order. A value of theirs that cannot be read means that the text is something else."""
 
-HEADER = frozenset({"job id", "array job id", "cluster", "user/group"})
-FIGURES = frozenset(GENUINE) - HEADER - {"state", "nodes", "cores", "cores per node"}
-"""Labels that come before, and after, the line of the state."""
-
 LABELS: dict[str, Callable[[str], Values | None]] = GENUINE | {
     "user": _text("user"),
     "group": _text("group"),
     "partition": _text("partition"),
     "job name": _text("name"),
     "node list": _text("node_list"),
+    "cpu utilization": _read_cpu,
+    "memory utilization": _read_memory,
     "cpus per node": _integer("cores_per_node"),
     **dict.fromkeys(("job wall time", "wall time", "wall clock time", "elapsed time", "elapsed"), _read_wall_time),
     **dict.fromkeys(
@@ -253,8 +250,14 @@ LABELS: dict[str, Callable[[str], Values | None]] = GENUINE | {
     **dict.fromkeys(("gpus", "total gpus", "number of gpus", "allocated gpus", "gpus allocated"), _integer("gpus")),
     "gpus per node": _integer("gpus_per_node"),
     **dict.fromkeys(
-        ("gpu efficiency", "gpu utilized", "average gpu utilized", "mean gpu utilized"), _read_gpu_efficiency
+        ("gpu efficiency", "gpu utilization", "average gpu utilization", "mean gpu utilization"), _read_gpu_efficiency
     ),
-    "gpu memory utilized": _read_gpu_memory,
+    **dict.fromkeys(("gpu memory utilized", "gpu memory utilization"), _read_gpu_memory),
 }
 """Every label that is turned into fields."""
+
+HEADER = frozenset({"job id", "array job id", "cluster", "user/group"})
+FIGURES = frozenset(
+    label for label in LABELS if label.startswith(("cpu ", "memory ", "gpu ")) or label.endswith(("time", "efficiency"))
+)
+"""Labels that begin a job, and labels that none of these follows within one job."""

@@ -1,6 +1,5 @@
 """What the user asks for: layout, site, training, job. Pure values, checked when they are made."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
@@ -258,6 +257,8 @@ def check_keys(options: Iterable[str], where: str, *, site: bool) -> None:
     for key in options:
         if key in known:
             continue
+        import difflib  # only for the error
+
         near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the keys are: {', '.join(sorted(known))}"
         raise UsageError(f"{where}: unknown key {key!r}", hint)
