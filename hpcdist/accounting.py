@@ -96,6 +96,8 @@ def from_ranks(job_id: str, layout: Layout, ranks: Sequence[RankUsage], state: L
         gpus=(state.gpus if state else layout.nodes * layout.gpus),
         gpu_efficiency=sum(busy) / len(busy) if busy else None,
         gpu_memory_used_bytes=int(gpu_memory) if gpu_memory is not None else None,
+        started_at_s=started_s,
+        ended_at_s=None if live else started_s + wall_s,
         source="ranks",
         live=live,
     )

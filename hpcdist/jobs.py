@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from hpcdist import accounting
+from hpcdist import accounting, statuses
 from hpcdist.backends import local, slurm
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
 from hpcdist.prepare import Prepared, merge_options, prepare
 from hpcdist.project import find_project
-from hpcdist.record import Efficiency, JobStatus, Progress, RankUsage
+from hpcdist.record import Efficiency, Failure, JobRecord, JobStatus, Progress
 from hpcdist.sacct import check_job_id
 from hpcdist.spec import Backend, Layout, build_job
 from hpcdist.store import Run, RunRecord, Store, new_run_name
@@ -147,42 +147,6 @@ def _git_commit(folder: str) -> str | None:
     return done.stdout.strip() or None
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """What ended a job badly, as far as it is known.
-
-    Attributes:
-        rank: The rank that failed first; None when no rank said so.
-        host: Its host.
-        exit_code: Its exit status; None when a signal ended it.
-        signal: Number of that signal.
-        log: Its log file; the batch script's when no rank is known.
-        tail: The log's last lines.
-    """
-
-    rank: int | None = None
-    host: str | None = None
-    exit_code: int | None = None
-    signal: int | None = None
-    log: str | None = None
-    tail: list[str] = []
-
-
-class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """`record.json`: what happened to a job.
-
-    Attributes:
-        status: Where it was when this was written.
-        efficiency: Its accounting; None when there is none.
-        ranks: What each rank measured of itself.
-        failure: What ended it badly, if it ended badly.
-    """
-
-    status: JobStatus
-    efficiency: Efficiency | None = None
-    ranks: list[RankUsage] = []
-    failure: Failure | None = None
-
-
 class Job:
     """A job of ours, found by its run.
 
@@ -208,11 +172,7 @@ class Job:
     @property
     def id(self) -> str | None:
         """The job's id; None before it exists. Of a script submitted by hand it comes from what its ranks wrote."""
-        try:
-            base = self.run.record().job_id
-        except NotFoundError:
-            ranks = self.run.ranks()
-            base = ranks[0].job_id if ranks else None
+        base = self.run.job_id
         return f"{base}_{self.task}" if base and self.task else base
 
     @property
@@ -222,11 +182,11 @@ class Job:
 
     def statuses(self) -> list[JobStatus]:
         """Where the job is, one status per array task."""
-        return query_statuses([self])[0]
+        return statuses.query([(self.run, self.task)])[0]
 
     def status(self) -> JobStatus:
         """Where the job is; of an array, the task that is furthest from its end."""
-        return furthest(self.statuses())
+        return statuses.furthest(self.statuses())
 
     def wait(
         self, on_change: Callable[[JobStatus, Progress | None], None] | None = None, timeout_s: float | None = None
@@ -251,7 +211,7 @@ class Job:
 
     def cancel(self) -> None:
         """Ends the job; one that is over is left alone."""
-        if self.run.record().backend == "local":
+        if self.run.is_local:
             local.cancel(self.run)
         elif self.id:
             slurm.cancel(self.id)
@@ -316,73 +276,6 @@ def _tail(paths: list[Path]) -> list[str]:
     return paths[0].read_text(errors="replace").splitlines()[-TAIL_LINES:] if paths else []
 
 
-def furthest(statuses: Sequence[JobStatus]) -> JobStatus:
-    """The status that speaks for several: one that is not over, else one that went wrong, else the first."""
-    alive = [status for status in statuses if not status.is_over]
-    wrong = [status for status in statuses if status.state != "COMPLETED"]
-    return (alive or wrong or list(statuses))[0]
-
-
-def query_statuses(jobs: Sequence[Job]) -> list[list[JobStatus]]:
-    """Where several jobs are, asked of Slurm in one go."""
-    ids = {job.run.name: job.id for job in jobs}
-    ours = {job.run.name: _is_local(job.run) for job in jobs}
-    try:
-        answers = slurm.query(job_id for name, job_id in ids.items() if job_id and not ours[name])
-        silence = None
-    except HpcdistError as error:
-        # A list of runs is of use without Slurm too.
-        answers, silence = {}, error.message.splitlines()[0]
-    found = []
-    for job in jobs:
-        job_id = job.id
-        if ours[job.run.name]:
-            statuses = [_local_status(job.run, job_id)]
-        elif job_id is None:
-            statuses = [_unsent_status(job.run)]
-        else:
-            statuses = answers.get(job_id, [JobStatus(job_id=job_id, state="UNKNOWN", reason=silence)])
-        found.append([_named(status, job.run) for status in statuses])
-    return found
-
-
-def _is_local(run: Run) -> bool:
-    return (run.path / "local.json").exists() or (run.script.is_file() and run.record().backend == "local")
-
-
-def _named(status: JobStatus, run: Run) -> JobStatus:
-    try:
-        spec = run.record().job
-    except HpcdistError:
-        return msgspec.structs.replace(status, run=run.name)
-    return msgspec.structs.replace(status, run=run.name, name=spec.name, layout=spec.layout.name)
-
-
-def _unsent_status(run: Run) -> JobStatus:
-    try:
-        refused = run.record().refused
-    except HpcdistError:
-        refused = None
-    if refused:
-        return JobStatus(job_id=None, state="REFUSED", reason=refused)
-    return JobStatus(job_id=None, state="UNKNOWN", reason="was never submitted")
-
-
-def _local_status(run: Run, job_id: str | None) -> JobStatus:
-    state = local.query(run)
-    if state is None:
-        return JobStatus(job_id=job_id, state="UNKNOWN", reason="did not start")
-    code = state.exit_code
-    return JobStatus(
-        job_id=job_id,
-        state=state.state,
-        reason="its supervisor was killed" if state.state == "FAILED" and code is None else None,
-        elapsed_s=(state.ended_at_s or time.time()) - state.started_at_s,
-        nodes=state.host,
-        exit_code=code,
-    )
-
-
 def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | None = None) -> list[Efficiency]:
     """What several jobs used of what they had; Slurm is asked once for all of them.
 
@@ -397,7 +290,7 @@ def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | Non
         NotReadyError: A job has not started, or accounting is off.
         NotFoundError: Slurm knows no such job.
     """
-    by_ranks = [job for job in jobs if isinstance(job, Job) and (source == "ranks" or _is_local(job.run))]
+    by_ranks = [job for job in jobs if isinstance(job, Job) and (source == "ranks" or job.run.is_local)]
     asked = {
         id(job): check_job_id(job if isinstance(job, str) else _known_id(job)) for job in jobs if job not in by_ranks
     }

@@ -90,9 +90,9 @@ def prepare(
             raise UsageError(
                 "launcher: torchrun is for Slurm jobs; here the ranks are started directly", "leave it out"
             )
-        from hpcdist.backends import local  # psutil and NVML: not for a render
+        from hpcdist.machine import fit_to_machine  # NVML: not for a render
 
-        spec, note = local.fit_to_machine(spec)
+        spec, note = fit_to_machine(spec)
     if run is not None:
         check_run_name(run)
     site = project.site

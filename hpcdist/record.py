@@ -227,3 +227,39 @@ ENDED_STATES = frozenset(
         "TIMEOUT",
     }
 )
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """What ended a job badly, as far as it is known.
+
+    Attributes:
+        rank: The rank that failed first; None when no rank said so.
+        host: Its host.
+        exit_code: Its exit status; None when a signal ended it.
+        signal: Number of that signal.
+        log: Its log file; the batch script's when no rank is known.
+        tail: The log's last lines.
+    """
+
+    rank: int | None = None
+    host: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    log: str | None = None
+    tail: list[str] = []
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`record.json`: what happened to a job.
+
+    Attributes:
+        status: Where it was when this was written.
+        efficiency: Its accounting; None when there is none.
+        ranks: What each rank measured of itself.
+        failure: What ended it badly, if it ended badly.
+    """
+
+    status: JobStatus
+    efficiency: Efficiency | None = None
+    ranks: list[RankUsage] = []
+    failure: Failure | None = None

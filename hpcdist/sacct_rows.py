@@ -42,7 +42,9 @@ FIELDS = (
     "JobName",
 )
 _NEEDED = ("JobID", "JobIDRaw", "State", "ElapsedRaw")
-_ROW_ID = re.compile(r"[0-9]{1,20}(?:_(?:[0-9]{1,20}|\[[^\]\s]*\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?")
+_ROW_ID = re.compile(
+    r"[0-9]{1,20}(?:_(?:[0-9]{1,20}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?"
+)
 
 
 class Row(NamedTuple):
@@ -116,10 +118,10 @@ def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tupl
 
 
 def _begins(line: str, size: int, shape: _Shape) -> bool:
-    """Whether a line is a row's first: a job's id, and all cells unless a name in the middle was broken off."""
-    if size < shape.width and shape.name_at == shape.width - 1:
+    """Whether a line is a row's first: a job's id, and every cell up to the name, which alone may hold a line end."""
+    if size <= shape.name_at or not line[:1].isdigit():
         return False
-    return line[:1].isdigit() and _ROW_ID.fullmatch(line.partition(shape.delimiter)[0]) is not None
+    return _ROW_ID.fullmatch(line.partition(shape.delimiter)[0]) is not None
 
 
 def _row(pending: list[str], shape: _Shape) -> Row:

@@ -51,7 +51,7 @@ def iter_seff(lines: Iterable[str]) -> Iterator[Efficiency]:
             if draft is not None:
                 found = True
                 yield draft.finish()
-            draft = Draft(number, text)
+            draft = Draft(number)
         if not draft.read(text):
             raise _unreadable(number, text)
     if draft is not None:

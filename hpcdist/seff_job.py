@@ -59,9 +59,8 @@ _TABLE_ROW = re.compile(r"(\S+ [0-9]{1,3}) ([0-9.]{1,20})(?: [0-9.]{1,20} ([0-9.
 class Draft:
     """One job's lines while they are read."""
 
-    def __init__(self, number: int, text: str) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.first_text = text
         self.values: Values = {}
         self.extra: dict[str, str] = {}
         self.labels: set[str] = set()

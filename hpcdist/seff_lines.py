@@ -82,7 +82,9 @@ def is_noise(text: str) -> bool:
 
 def is_prompt(text: str) -> bool:
     """Whether a cleaned line is an empty shell prompt such as `[user@login ~]$`."""
-    return text.endswith(("$", "]#", "%")) and text.count(" ") <= 2 and ("@" in text or text.endswith("$"))
+    if ": " in text or text.count(" ") > 2:  # "Cost: 12 $" is a site's line
+        return False
+    return text.endswith("$") or ("@" in text and text.endswith(("]#", "%")))
 
 
 def normalize_label(label: str) -> str:
@@ -97,7 +99,8 @@ def strip_comment(value: str) -> str:
 
 def read_value(label: str, value: str) -> Values | None:
     """The fields a line gives; {} when it says "unknown"; None when the value has not the shape the label promises."""
-    if value.lower() in _MISSING:
+    # A user "n" of the group "a" prints as n/a.
+    if value.lower() in _MISSING and not (label == "user/group" and value == "n/a"):
         return {}
     try:
         return LABELS[label](value)
@@ -118,7 +121,8 @@ def _read_array_job_id(value: str) -> Values | None:
 def _read_user_and_group(value: str) -> Values | None:
     # The first slash parts them: groups may hold spaces and, with a directory service, almost anything.
     user, slash, group = value.partition("/")
-    return {"user": user or None, "group": group or None} if slash else {"user": user}
+    found: Values = {"user": None if user in {"", "-"} else user}
+    return found | {"group": None if group in {"", "-"} else group} if slash else found
 
 
 def _read_state(value: str) -> Values | None:

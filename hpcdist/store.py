@@ -125,6 +125,21 @@ class Run:
         """The folder of an array's task, or the run itself."""
         return Run(self.path / array_task) if array_task is not None else self
 
+    @property
+    def job_id(self) -> str | None:
+        """The job's id, without an array task; of a script submitted by hand it comes from what its ranks wrote."""
+        record = read_json(self.path / "job.json", _JobId)
+        if record is not None:
+            return record.job_id
+        ranks = self.ranks() or [usage for path in self.path.glob("[0-9]*/") for usage in Run(path).ranks()]
+        return (ranks[0].job_id or "").partition("_")[0] or None if ranks else None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the run was sent to this machine, not to Slurm."""
+        record = read_json(self.path / "job.json", _JobId)
+        return record is not None and record.backend == "local"
+
     def ranks(self) -> list[RankUsage]:
         """What each rank wrote, by rank; those that wrote nothing readable are missing."""
         found = []
@@ -216,7 +231,7 @@ class Store:
         if RUN_NAME.fullmatch(token) and (self.runs / token).is_dir():
             return self.run(token), None
         job_id, _, task = token.partition("_")
-        matches = [run for run in self if _job_id_of(run) in (job_id, token)]
+        matches = [run for run in self if run.job_id in (job_id, token)]
         if len(matches) > 1:
             names = ", ".join(run.name for run in matches)
             raise UsageError(f"job id {token} was given to {len(matches)} runs: {names}", "name the run instead")
@@ -253,16 +268,8 @@ def read_json(path: Path, kind: type[T]) -> T | None:
         return None
 
 
-def _job_id_of(run: Run) -> str | None:
-    """The job id of a run: from its record, or for a script submitted by hand from what its ranks wrote."""
-    record = read_json(run.path / "job.json", _JobId)
-    if record is not None:
-        return record.job_id
-    ranks = run.ranks()
-    return ranks[0].job_id if ranks else None
-
-
 class _JobId(msgspec.Struct):
     """Only what looking a job id up needs of `job.json`."""
 
     job_id: str | None = None
+    backend: str | None = None

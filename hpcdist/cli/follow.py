@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
+from hpcdist import statuses as where
 from hpcdist.backends import slurm
 from hpcdist.cli.following import follow
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.errors import NotFoundError
-from hpcdist.jobs import Job, query_statuses
+from hpcdist.jobs import Job
 from hpcdist.project import find_project
 from hpcdist.record import JobStatus, RankUsage
 from hpcdist.sacct import check_job_id
@@ -47,7 +48,7 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
         found = [Job(run) for run, _ in zip(store, range(SHOWN_RUNS), strict=False)]
     ours = [job for job in found if isinstance(job, Job)]
     others = [job for job in found if isinstance(job, str)]
-    statuses = [one for several in query_statuses(ours) for one in several]
+    statuses = [one for several in where.query([(job.run, job.task) for job in ours]) for one in several]
     statuses += [one for several in slurm.query(others).values() for one in several]
     unknown = [one.job_id for one in statuses if one.state == "UNKNOWN" and one.run is None]
     if unknown:

@@ -11,9 +11,9 @@ from hpcdist import datasets
 from hpcdist.backends import slurm
 from hpcdist.cli.output import format_efficiency, print_json
 from hpcdist.errors import HpcdistError, NotReadyError
-from hpcdist.jobs import Failure, Job
+from hpcdist.jobs import Job
 from hpcdist.prepare import Prepared
-from hpcdist.record import JobStatus, Progress
+from hpcdist.record import Failure, JobStatus, Progress
 
 LINE_INTERVAL_S = 10.0
 

@@ -31,6 +31,7 @@ class Commentary(Callback):
         self._path = path
         self._epochs, self._steps = epochs, steps
         self._file_at = self._line_at = self._epoch_at = time.monotonic()
+        self._tested_at: int | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Starts the epoch's stop-watch."""
@@ -42,21 +43,28 @@ class Commentary(Callback):
         if now - self._file_at >= FILE_INTERVAL_S:
             self._file_at = now
             self._write(self._progress(trainer))
-        if now - self._line_at >= LINE_INTERVAL_S:
+        ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if now - self._line_at >= LINE_INTERVAL_S and not ends_epoch:
             self._line_at = now
             self._print(self._progress(trainer), "")
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Tells how the epoch went."""
-        self._line_at = self._file_at = time.monotonic()
+        self._line_at = time.monotonic()
         progress = self._progress(trainer)
-        self._write(progress)
-        accuracy = "" if progress.accuracy is None else f"  test accuracy {100 * progress.accuracy:.2f} %"
+        is_new = self._tested_at == trainer.global_step and progress.accuracy is not None
+        accuracy = f"  test accuracy {100 * (progress.accuracy or 0):.2f} %" if is_new else ""
         self._print(progress, f"{accuracy}  {self._line_at - self._epoch_at:.1f} s")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes the new accuracy down at once."""
+        self._tested_at = trainer.global_step
+        self._file_at = time.monotonic()
+        self._write(self._progress(trainer))
 
     def _progress(self, trainer: Trainer) -> Progress:
         return Progress(
-            epoch=trainer.current_epoch + 1,
+            epoch=min(trainer.current_epoch + 1, self._epochs),
             epochs=self._epochs,
             step=trainer.global_step,
             steps=self._steps,

@@ -1,5 +1,6 @@
 """MNIST in memory, cut into batches by index: no Python work per sample."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -60,65 +61,60 @@ class TrainBatches:
     """The batches of one rank: each epoch every sample once, over all ranks."""
 
     def __init__(self, split: Split, batch_size: int, seed: int, rank: int, world_size: int) -> None:
-        self._split = split
+        self.split = split
         self._batch_size = batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
         self.epoch = 0
 
     def __len__(self) -> int:
-        return -(-len(self._split.labels_N) // self._batch_size)
+        return math.ceil(len(self.split.labels_N) / self._batch_size)
 
     def indices(self) -> Iterator[tuple[Tensor, int]]:
         """Per step, the indices of this rank's samples and the number of samples over all ranks."""
-        order_N = shuffle_indices(len(self._split.labels_N), self._seed, self.epoch).to(self._split.labels_N.device)
-        for batch_indices in order_N.split(self._batch_size):
+        order_N = shuffle_indices(len(self.split.labels_N), self._seed, self.epoch).to(self.split.labels_N.device)
+        for batch_indices in torch.split(order_N, self._batch_size):
             begin, end = cut_shard(len(batch_indices), self._rank, self._world_size)
             yield batch_indices[begin:end], len(batch_indices)
 
     def __iter__(self) -> Iterator[Batch]:
         for indices_B, global_count in self.indices():
-            yield self._split.select(indices_B, global_count)
+            yield self.split.select(indices_B, global_count)
 
 
 class TestBatches:
     """One rank's share of the test set, in as many batches as every other rank's."""
 
     def __init__(self, split: Split, rank: int, world_size: int) -> None:
-        self._split = split
+        self.split = split
         count = len(split.labels_N)
         self._begin, self._end = cut_shard(count, rank, world_size)
-        largest_share = -(-count // world_size)
-        self._length = -(-largest_share // TEST_BATCH_SIZE)
+        self._length = math.ceil(math.ceil(count / world_size) / TEST_BATCH_SIZE)
 
     def __len__(self) -> int:
         return self._length
 
     def __iter__(self) -> Iterator[Batch]:
-        indices_N = torch.arange(self._begin, self._end, device=self._split.labels_N.device)
+        indices_N = torch.arange(self._begin, self._end, device=self.split.labels_N.device)
         for number in range(self._length):
             indices_B = indices_N[number * TEST_BATCH_SIZE : (number + 1) * TEST_BATCH_SIZE]
-            yield self._split.select(indices_B, len(indices_B))
+            yield self.split.select(indices_B, len(indices_B))
 
 
-class MnistData(LightningDataModule):
-    """MNIST for one rank.
+class ImageData(LightningDataModule):
+    """A training and a test set, as one rank sees them.
 
     Args:
-        data_dir: torchvision's root folder; nothing is downloaded.
+        train: The training set.
+        test: The test set.
         batch_size: Samples per step over all ranks.
         seed: Seed of the order.
         rank: This rank.
         world_size: Ranks in all.
-        device: Where the samples are kept.
     """
 
-    def __init__(
-        self, data_dir: Path, *, batch_size: int, seed: int, rank: int, world_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, train: Split, test: Split, *, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         super().__init__()
-        train = _read_split(data_dir, device, train=True)
-        test = _read_split(data_dir, device, train=False)
         self.train_batches = TrainBatches(train, batch_size, seed, rank, world_size)
         self.test_batches = TestBatches(test, rank, world_size)
 
@@ -135,6 +131,7 @@ class MnistData(LightningDataModule):
         return batch
 
 
-def _read_split(data_dir: Path, device: torch.device, *, train: bool) -> Split:
+def read_mnist(data_dir: Path, device: torch.device, *, train: bool) -> Split:
+    """MNIST's training or test set, read through torchvision and kept on the device; nothing is downloaded."""
     dataset = torchvision.datasets.MNIST(str(data_dir), train=train, download=False)
     return Split(dataset.data.to(device), dataset.targets.to(device))

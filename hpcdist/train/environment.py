@@ -8,7 +8,9 @@ import msgspec
 from hpcdist.errors import UsageError
 from hpcdist.spec import Layout
 
-_START_HINT = "start it with `hpcdist submit`, or once per rank as `srun python -m hpcdist.rank -- python -m hpcdist.train …`"
+_START_HINT = (
+    "start it with `hpcdist submit`, or per rank with srun python -m hpcdist.rank -- python -m hpcdist.train ..."
+)
 
 
 class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +92,7 @@ def check_layout(layout: Layout, rank: RankEnvironment, env: Mapping[str, str]) 
     for what, asked, variable, found in pairs:
         if asked != found:
             seen = f"{variable} is {found}" if variable in env else f"{variable} is not set, so there is {found}"
-            raise UsageError(f"the options --nodes, --gpus and --tasks-per-node ask for {asked} {what}, but {seen}", _START_HINT)
+            raise UsageError(f"--nodes, --gpus and --tasks-per-node ask for {asked} {what}, but {seen}", _START_HINT)
 
 
 def _read_count(env: Mapping[str, str], name: str) -> int:

@@ -22,7 +22,7 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # sysexits.h), and later than the rank that broke it, so that the launcher sees that one first.
 LOST_PEER_STATUS = 69
 LOST_PEER_DELAY_S = 3.0
-LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL communicator", "Broken pipe")
+LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL communicator")
 
 
 class LastWords:

@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.cluster import StartedRanks, choose_device, choose_threads, count_ranks_here, join_process_group
 from hpcdist.train.commentary import Commentary
-from hpcdist.train.data import MnistData
+from hpcdist.train.data import ImageData, read_mnist
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.models import SmallCnn
@@ -42,20 +42,21 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
     torch.set_num_threads(threads)
     clock.enter("data")
-    data = MnistData(
-        data_dir,
+    data = ImageData(
+        read_mnist(data_dir, device, train=True),
+        read_mnist(data_dir, device, train=False),
         batch_size=options.batch_size,
         seed=options.training.seed,
         rank=rank.rank,
         world_size=rank.world_size,
-        device=device,
     )
     clock.enter("other")
-    steps = count_steps(options, len(data.train_batches))
     outcome.learn(world_size=rank.world_size, global_batch_size=options.batch_size)
     if rank.rank == 0:
-        _introduce(options, device, threads, steps)
-    _fit(options, rank, device, data, steps, outcome, last_words)
+        _introduce(options, device, threads, count_steps(options, len(data.train_batches)))
+    fit(options, rank, data, device=device, outcome=outcome, last_words=last_words)
+    if dist.is_initialized():
+        dist.destroy_process_group()
     if rank.rank == 0:
         _conclude(outcome)
 
@@ -66,15 +67,21 @@ def count_steps(options: Options, steps_per_epoch: int) -> int:
     return min(steps, options.training.max_steps or steps)
 
 
-def _fit(
+def fit(
     options: Options,
     rank: RankEnvironment,
+    data: ImageData,
+    *,
     device: torch.device,
-    data: MnistData,
-    steps: int,
     outcome: Outcome,
     last_words: LastWords,
 ) -> None:
+    """Trains and tests on data that is there, in a process group that stands.
+
+    Raises:
+        RuntimeError: The training ended before its last step.
+    """
+    steps = count_steps(options, len(data.train_batches))
     torch.manual_seed(options.training.seed)
     module = Classifier(SmallCnn(), options.training, steps=steps, world_size=rank.world_size)
     logger = RunLogger(rank.tensorboard) if rank.tensorboard and rank.rank == 0 else None
@@ -98,8 +105,6 @@ def _fit(
     outcome.learn(finished=True)
     if logger:
         logger.log_summary(outcome.metrics())
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def build_trainer(

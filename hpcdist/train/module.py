@@ -9,8 +9,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpcdist.spec import Training
-from hpcdist.train.data import Batch, MnistData
+from hpcdist.train.data import Batch, ImageData
 from hpcdist.train.models import build_optimizer, build_schedule
+
+
+class Tally:
+    """What changes in every step; an object of its own because setting a module's attribute costs microseconds.
+
+    Attributes:
+        samples: Training samples this rank computed.
+        last_step: The last step's summed loss, `logits_BK` and `labels_B`.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.last_step: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 class Classifier(LightningModule):
@@ -29,11 +42,10 @@ class Classifier(LightningModule):
         self.training_options = training
         self.steps = steps
         self.rank_count = world_size
-        self.samples = 0
+        self.tally = Tally()
         self.test_loss: float | None = None
         self.test_accuracy: float | None = None
         self.tested_at_step: int | None = None
-        self._last_step: tuple[Tensor, Tensor, Tensor] | None = None
         self._test_sums = torch.zeros(3, dtype=torch.float64)
 
     def configure_optimizers(self) -> Any:
@@ -44,7 +56,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Chooses the epoch's order."""
-        data: MnistData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
         data.train_batches.epoch = self.current_epoch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -55,15 +67,15 @@ class Classifier(LightningModule):
         """
         logits_BK = self.network(batch.images_BCHW)
         loss_sum = functional.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
-        self.samples += len(batch.labels_B)
-        self._last_step = (loss_sum.detach(), logits_BK.detach(), batch.labels_B)
+        self.tally.samples += len(batch.labels_B)
+        self.tally.last_step = (loss_sum.detach(), logits_BK.detach(), batch.labels_B)
         return loss_sum * (self.rank_count / batch.global_count)
 
     def reduce_last_step(self) -> tuple[float, float]:
         """Mean loss and accuracy of the last step's batch over all ranks; every rank must call it."""
-        if self._last_step is None:
+        if self.tally.last_step is None:
             raise RuntimeError("no step was trained yet")
-        loss_sum, logits_BK, labels_B = self._last_step
+        loss_sum, logits_BK, labels_B = self.tally.last_step
         sums = _sums_over_ranks(_step_sums(loss_sum, logits_BK, labels_B))
         return sums[0] / sums[2], sums[1] / sums[2]
 

@@ -10,7 +10,6 @@ from hpcdist.errors import UsageError
 from hpcdist.spec import Accelerator, Layout, Optimizer, Precision, Training
 from hpcdist.units import parse_duration
 
-# Chosen by measurement: docs and figures are in benchmarks/throughput.py and `Training.batch_size`.
 DEFAULT_BATCH_SIZE = 512
 
 LAYOUT_OPTIONS = ("nodes", "gpus", "tasks_per_node", "cpus_per_task")

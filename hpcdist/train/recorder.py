@@ -54,7 +54,7 @@ class Recorder(Callback):
         if self._logs_at(step):
             self._log_point(module, step)
         self._step_times.tick(settled=step == 1 or self._logs_at(step) or module.device.type == "cpu")
-        self._outcome.learn(steps=step, samples=_classifier(module).samples)
+        self._outcome.learn(steps=step, samples=_classifier(module).tally.samples)
 
     def _logs_at(self, step: int) -> bool:
         return step % self._log_every == 0

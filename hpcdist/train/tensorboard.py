@@ -40,10 +40,14 @@ class RunLogger(TensorBoardLogger):
     def log_options(self, options: Options) -> None:
         """Writes every option and the layout as hyperparameters; rank 0 alone may call it."""
         chosen = {**msgspec.structs.asdict(options.layout), **msgspec.structs.asdict(options.training)}
-        chosen |= {"batch_size": options.batch_size, "world_size": options.layout.world_size, "layout": options.layout.name}
+        chosen |= {
+            "batch_size": options.batch_size,
+            "world_size": options.layout.world_size,
+            "layout": options.layout.name,
+        }
         shown = {name: value for name, value in chosen.items() if value is not None}
         # The values do not matter here: HParams takes those of the scalars with these names.
-        summaries = hparams(shown, dict.fromkeys(HPARAMS_METRICS, 0.0))
+        summaries = hparams(shown, dict.fromkeys(HPARAMS_METRICS, 0.0))  # type: ignore[no-untyped-call]
         writer = self.experiment._get_file_writer()
         for summary in summaries:
             writer.add_summary(summary)

@@ -105,7 +105,8 @@ def test_a_layout_that_slurm_did_not_give_is_an_error(testbed, project, mnist_di
     """As when somebody edits the nodes of a rendered script and not the command."""
     script = testbed.hpcdist("render", "--nodes", 1, "--data-dir", mnist_dir, cwd=project).out
     (project / "job.sbatch").write_text(script.replace("#SBATCH --nodes=1", "#SBATCH --nodes=2"))
-    said = subprocess.run(["sbatch", "--wait", "job.sbatch"], env=testbed.env, cwd=project, capture_output=True, text=True)
+    command = ["sbatch", "--wait", "job.sbatch"]
+    said = subprocess.run(command, env=testbed.env, cwd=project, capture_output=True, text=True)
     assert said.returncode != 0
     text = testbed.hpcdist("logs", said.stdout.split()[-1], cwd=project).out
     assert "error: " in text
@@ -174,7 +175,11 @@ def test_the_wheel_alone_renders_submits_and_trains(testbed, tmp_path, mnist_dir
     program = [sys.executable, "-m", "hpcdist.cli.main"]
     where = subprocess.run(
         [sys.executable, "-c", "import hpcdist; print(hpcdist.__file__)"],
-        env=environment, cwd=project, capture_output=True, text=True, check=True,
+        env=environment,
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert where.stdout.startswith(str(site))
     rendered = subprocess.run([*program, "render"], env=environment, cwd=project, capture_output=True, text=True)

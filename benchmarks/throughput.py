@@ -1,0 +1,135 @@
+"""Steady-state throughput of the built-in training against a raw PyTorch loop, both in this process, by turns.
+
+    python benchmarks/throughput.py --data-dir data [--batch-sizes 128 512] [--threads 1] [--steps 150] [--repeats 5]
+
+Same network, optimizer, schedule, batch, threads and number of steps. The raw loop has the images as normalised
+floats in memory and does nothing but train; the built-in training is all of it: Lightning, logging, progress, phases.
+"""
+
+import argparse
+import datetime
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytorch_lightning
+import torch
+from torch.nn import functional
+
+from hpcdist.spec import Layout, Training
+from hpcdist.train.data import MEAN, STANDARD_DEVIATION, ImageData, read_mnist
+from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.failure import LastWords
+from hpcdist.train.fit import fit
+from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
+from hpcdist.train.options import Options
+from hpcdist.train.outcome import Outcome
+from hpcdist.train.phases import Clock
+
+CPU = torch.device("cpu")
+
+
+class Contest:
+    """Both contestants at one batch size.
+
+    Args:
+        data_dir: torchvision's root folder with MNIST.
+        batch_size: Samples per step.
+        steps: Steps of a run; the first one is not counted.
+    """
+
+    def __init__(self, data_dir: Path, batch_size: int, steps: int) -> None:
+        self.training = Training(batch_size=batch_size, max_steps=steps, epochs=1_000)
+        self.steps = steps
+        train, test = (read_mnist(data_dir, CPU, train=is_train) for is_train in (True, False))
+        self.data = ImageData(train, test, batch_size=batch_size, seed=1, rank=0, world_size=1)
+        pixels_NHW, self.labels_N = train
+        self.images_NCHW = ((pixels_NHW.float() / 255 - MEAN) / STANDARD_DEVIATION).unsqueeze(1)
+
+    def built_in(self) -> float:
+        """Images per second of `hpcdist.train`, as it reports them."""
+        with tempfile.TemporaryDirectory() as folder:
+            now_s = time.time()
+            rank = RankEnvironment(started_at_s=now_s, run_dir=Path(folder), tensorboard=Path(folder, "events"))
+            outcome = Outcome(None, Clock(now_s))
+            options = Options(layout=Layout(gpus=0), training=self.training)
+            fit(options, rank, self.data, device=CPU, outcome=outcome, last_words=LastWords(rank, outcome))
+        images_per_s = outcome.metrics().images_per_s
+        if images_per_s is None:
+            raise RuntimeError("the training reported no throughput")
+        return images_per_s
+
+    def raw(self) -> float:
+        """Images per second of a loop without anything around it."""
+        torch.manual_seed(1)
+        network = SmallCnn()
+        optimizer = build_optimizer("adamw", network, self.training.lr)
+        schedule = build_schedule(optimizer, self.training.lr, self.steps)
+        images, started = 0, 0.0
+        order_N = torch.randperm(len(self.labels_N))
+        for step, indices_B in zip(range(self.steps), _endless(order_N, self.training.batch_size or 1), strict=False):
+            optimizer.zero_grad()
+            logits_BK = network(self.images_NCHW[indices_B])
+            functional.cross_entropy(logits_BK, self.labels_N[indices_B]).backward()
+            optimizer.step()
+            if step < self.steps - 1:
+                schedule.step()
+            images += len(indices_B) if step else 0
+            started = started or time.perf_counter()
+        return images / (time.perf_counter() - started)
+
+
+def _endless(order_N: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+    while True:
+        yield from torch.split(order_N, batch_size)
+
+
+def compare(contest: Contest, repeats: int) -> tuple[list[float], list[float]]:
+    """Images per second of the built-in training and the raw loop, run by turns, each first in half of the turns."""
+    contestants: list[Callable[[], float]] = [contest.built_in, contest.raw]
+    results: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats):
+        for index in (0, 1) if turn % 2 == 0 else (1, 0):
+            results[index].append(contestants[index]())
+    return results
+
+
+def median_ratio(built_in: list[float], raw: list[float]) -> float:
+    """Median over the turns of built-in / raw."""
+    return statistics.median(ours / theirs for ours, theirs in zip(built_in, raw, strict=True))
+
+
+def _read_cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"{_read_cpu_name()}, {torch.get_num_threads()} thread(s), Python {platform.python_version()},", end=" ")
+    print(f"torch {torch.__version__}, pytorch-lightning {pytorch_lightning.__version__},", end=" ")
+    print(f"{datetime.date.today()}; {options.steps} steps, {options.repeats} turns, medians")
+    print(f"{'batch':>6} {'built-in':>12} {'raw loop':>12}  ratio  (lowest, highest)")
+    for batch_size in options.batch_sizes:
+        contest = Contest(options.data_dir, batch_size, options.steps)
+        sys.stdout.flush()
+        built_in, raw = compare(contest, options.repeats)
+        ratios = sorted(ours / theirs for ours, theirs in zip(built_in, raw, strict=True))
+        middle = f"{statistics.median(built_in):9,.0f}/s {statistics.median(raw):10,.0f}/s"
+        print(f"{batch_size:>6} {middle}  {median_ratio(built_in, raw):.3f}  ({ratios[0]:.3f}, {ratios[-1]:.3f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Where runs are: asked of Slurm in one go, of the local supervisor, or read from what a run left."""
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from hpcdist.backends import local, slurm
+from hpcdist.errors import HpcdistError
+from hpcdist.record import JobStatus
+from hpcdist.store import Run
+
+
+def furthest(statuses: Sequence[JobStatus]) -> JobStatus:
+    """The status that speaks for several: one that is not over, else one that went wrong, else the first."""
+    alive = [status for status in statuses if not status.is_over]
+    wrong = [status for status in statuses if status.state != "COMPLETED"]
+    return (alive or wrong or list(statuses))[0]
+
+
+def query(runs: Sequence[tuple[Run, str | None]]) -> list[list[JobStatus]]:
+    """Where runs are, one list each: an array gives a status per task.
+
+    Args:
+        runs: Runs, each with the array task (`4` of `123_4`) that is meant, or None for all of it.
+    """
+    ids = [_full_id(run, task) for run, task in runs]
+    try:
+        answers = slurm.query(job_id for (run, _), job_id in zip(runs, ids, strict=True) if job_id and not run.is_local)
+        silence = None
+    except HpcdistError as error:
+        # A list of runs is of use without Slurm too.
+        answers, silence = {}, error.message.splitlines()[0]
+    found = []
+    for (run, _), job_id in zip(runs, ids, strict=True):
+        if run.is_local:
+            statuses = [_local_status(run, job_id)]
+        elif job_id is None:
+            statuses = [_unsent_status(run)]
+        else:
+            statuses = answers.get(job_id, [JobStatus(job_id=job_id, state="UNKNOWN", reason=silence)])
+        found.append([_named(status, run) for status in statuses])
+    return found
+
+
+def _full_id(run: Run, task: str | None) -> str | None:
+    job_id = run.job_id
+    return f"{job_id}_{task}" if job_id and task else job_id
+
+
+def _named(status: JobStatus, run: Run) -> JobStatus:
+    try:
+        spec = run.record().job
+    except HpcdistError:
+        return msgspec.structs.replace(status, run=run.name)
+    return msgspec.structs.replace(status, run=run.name, name=spec.name, layout=spec.layout.name)
+
+
+def _unsent_status(run: Run) -> JobStatus:
+    try:
+        refused = run.record().refused
+    except HpcdistError:
+        refused = None
+    if refused:
+        return JobStatus(job_id=None, state="REFUSED", reason=refused)
+    return JobStatus(job_id=None, state="UNKNOWN", reason="was never submitted")
+
+
+def _local_status(run: Run, job_id: str | None) -> JobStatus:
+    state = local.query(run)
+    if state is None:
+        return JobStatus(job_id=job_id, state="UNKNOWN", reason="did not start")
+    code = state.exit_code
+    return JobStatus(
+        job_id=job_id,
+        state=state.state,
+        reason="its supervisor was killed" if state.state == "FAILED" and code is None else None,
+        elapsed_s=(state.ended_at_s or time.time()) - state.started_at_s,
+        nodes=state.host,
+        exit_code=code,
+    )
