@@ -1,0 +1,119 @@
+"""What is decided around Slurm's commands. The commands here are stand-ins; tests/slurm runs the real ones."""
+
+import os
+import re
+import stat
+
+import pytest
+
+from hpcdist.backends import slurm
+from hpcdist.errors import NotReadyError, SubmitError
+from hpcdist.record import ENDED_STATES
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Puts shell scripts on PATH in place of Slurm's commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def write(name, text):
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    for name in ("srun", "squeue", "sacct", "scontrol"):
+        write(name, "exit 1")
+    return write
+
+
+def test_inside_a_job_what_slurm_set_is_dropped_and_what_the_user_set_is_kept():
+    by_slurm = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "3", "SLURM_STEP_ID": "0", "PMIX_RANK": "0"}
+    by_slurm |= {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0", "HPCDIST_RUN_DIR": "/x"}
+    by_user = {"SLURM_CONF": "/c", "SLURM_CLUSTERS": "a", "SLURM_JWT": "t", "SBATCH_ACCOUNT": "ab", "HOME": "/h"}
+    assert slurm.nested_variables(by_slurm | by_user) == sorted(by_slurm)
+
+
+def test_outside_a_job_nothing_is_dropped():
+    assert slurm.nested_variables({"SLURM_CPUS_PER_TASK": "3", "SLURM_CONF": "/c"}) == []
+
+
+def test_gpus_a_user_chose_by_hand_are_kept():
+    assert "CUDA_VISIBLE_DEVICES" not in slurm.nested_variables({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "1"})
+
+
+def test_a_percent_sign_in_the_folder_is_no_pattern(tmp_path):
+    command = slurm.sbatch_command(tmp_path / "50%done", {}, array=False)
+    assert command[-1].endswith("/50%%done/logs/%j_batch.out")
+
+
+def test_signs_of_slurm_without_commands_are_an_error():
+    with pytest.raises(NotReadyError, match="SLURM_CONF"):
+        slurm.is_available({"PATH": "/nowhere", "SLURM_CONF": "/etc/slurm.conf"})
+
+
+def test_no_sign_of_slurm_is_no_error(monkeypatch):
+    monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
+    assert slurm.is_available({"PATH": "/nowhere"}) is False
+
+
+def test_submitit_sends_the_text_as_it_is_and_pickles_nothing(stand_in, tmp_path):
+    """Holds submitit's private API to the use made of it."""
+    stand_in(
+        "sbatch", f'cp "${{@: -1}}" {tmp_path}/seen; echo "$@" > {tmp_path}/arguments; echo Submitted batch job 4711'
+    )
+    script = "#!/bin/bash\necho 'as it is'  \n"
+    job_id = slurm.submit("r", tmp_path / "run", "/w", script, tasks=4, array=False)
+    assert job_id == "4711"
+    assert (tmp_path / "seen").read_text() == script
+    assert "--output=" in (tmp_path / "arguments").read_text()
+    assert not list((tmp_path / "run").rglob("*.pkl"))
+
+
+def test_a_refusal_is_told_in_sbatch_s_words(stand_in, tmp_path):
+    stand_in("sbatch", "echo 'sbatch: error: invalid partition specified: gpu2' >&2; exit 1")
+    with pytest.raises(SubmitError) as caught:
+        slurm.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False)
+    assert caught.value.message == "sbatch: invalid partition specified: gpu2"
+    assert caught.value.hint.startswith("sinfo")
+
+
+def test_a_submission_without_an_answer_is_looked_for_before_it_is_given_up(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "RETRY_DELAYS_S", (0.0,))
+    stand_in("sbatch", "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv' >&2; exit 1")
+    stand_in("squeue", r"printf '55\x1f/w\x1fhpcdist:r\n'")
+    assert slurm.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False) == "55"
+    stand_in("squeue", r"printf '55\x1f/elsewhere\x1fhpcdist:r\n'")
+    with pytest.raises(SubmitError, match="not known whether the job exists") as caught:
+        slurm.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False)
+    assert "--run r" in caught.value.hint
+
+
+def test_a_job_that_left_the_queue_is_told_by_accounting(stand_in):
+    stand_in("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    stand_in("sacct", r"printf '9\x1fCANCELLED by 1000\x1f0:15\x1f12\x1fn1\x1fNone\x1fa|b\n'")
+    (status,) = slurm.query(["9"])["9"]
+    assert (status.state, status.signal, status.exit_code, status.elapsed_s) == ("CANCELLED", 15, None, 12.0)
+    assert status.name == "a|b"
+
+
+def test_an_array_that_accounting_shows_as_one_finished_job_is_not_believed(stand_in):
+    """Seen on Slurm 22.05 for a moment after an array's last task began to end."""
+    stand_in(
+        "squeue", r"printf '9_0\x1fCOMPLETED\x1fNone\x1f0:01\x1fn1\x1fa\n9_1\x1fRUNNING\x1fNone\x1f0:01\x1fn1\x1fa\n'"
+    )
+    stand_in("sacct", r"printf '9\x1fCOMPLETED\x1f0:0\x1f1\x1fn1\x1fNone\x1fa\n'")
+    assert {status.state for status in slurm.query(["9"])["9"]} == {"COMPLETED", "RUNNING"}
+
+
+def test_a_job_nobody_knows_is_unknown(stand_in):
+    stand_in("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    stand_in("sacct", "exit 0")
+    (status,) = slurm.query(["9"])["9"]
+    assert status.state == "UNKNOWN"
+
+
+def test_the_states_that_end_a_job_are_words_of_slurm():
+    assert all(re.fullmatch("[A-Z_]+", state) for state in ENDED_STATES)
+    assert not ENDED_STATES & {"PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "CONFIGURING"}
