@@ -17,7 +17,7 @@ from hpcdist.prepare import Prepared, merge_options, prepare
 from hpcdist.project import find_project
 from hpcdist.record import Efficiency, Failure, JobRecord, JobStatus, Progress
 from hpcdist.sacct import check_job_id
-from hpcdist.spec import Backend, Layout, build_job
+from hpcdist.spec import Backend, Layout, build_job, check_keys
 from hpcdist.store import Run, RunRecord, Store, new_run_name
 
 POLL_INTERVAL_S = 1.0
@@ -53,6 +53,7 @@ def submit(
         UsageError: An option can't be used.
         SubmitError: The scheduler refused.
     """
+    check_keys(options, "submit()", site=False)
     project = find_project(Path.cwd())
     shape = msgspec.structs.asdict(layout) if layout else {}
     given = merge_options(shape, options, {"command": tuple(command) or None})

@@ -49,6 +49,8 @@ def find_project(start: Path, env: Mapping[str, str] = os.environ) -> Project:
     if config and site.templates:
         site = msgspec.structs.replace(site, templates=str(config.parent / site.templates))
     defaults = {key: value for key, value in options.items() if key not in SITE_KEYS}
+    if config and isinstance(defaults.get("data_dir"), str):
+        defaults["data_dir"] = str(config.parent / defaults["data_dir"])
     return Project(root=root, config=config, site=site, defaults=defaults)
 
 

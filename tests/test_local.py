@@ -207,6 +207,14 @@ def test_a_job_file_and_the_project_s_defaults_are_merged(project):
     assert "site line 1" in run_hpcdist("logs", "local-1", "--rank", 1).out
 
 
+def test_the_python_api_refuses_what_it_does_not_know(project):
+    code = (
+        "import hpcdist\ntry:\n  hpcdist.submit(epoch=3)\nexcept hpcdist.HpcdistError as e:\n  print(e.message, e.hint)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "submit(): unknown key 'epoch' did you mean 'epochs'?\n"
+
+
 def test_signs_of_slurm_without_its_commands_are_an_error(project):
     environment = {"SLURM_CONF": "/nowhere/slurm.conf", "PATH": "/nowhere"}
     done = run_hpcdist("submit", "--", "true", env=environment)

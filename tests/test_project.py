@@ -15,6 +15,13 @@ def test_the_nearest_file_upward_is_the_project(tmp_path):
     assert project.site.gpu_flag == "gres"
 
 
+def test_a_relative_data_folder_is_meant_from_its_file(tmp_path):
+    (tmp_path / "hpcdist.toml").write_text('data_dir = "shared"\n')
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    assert find_project(inner, {}).defaults["data_dir"] == str(tmp_path / "shared")
+
+
 def test_without_a_file_the_working_folder_is_the_project(tmp_path):
     project = find_project(tmp_path, {})
     assert (project.root, project.config, project.defaults) == (tmp_path, None, {})

@@ -61,7 +61,7 @@ def run_command(arguments: Sequence[str], env: Mapping[str, str] | None = None) 
         raise NotReadyError(f"{arguments[0]} did not answer within {COMMAND_TIMEOUT_S:.0f} s", "try again") from None
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
-        raise HpcdistError(f"{arguments[0]}: {words}", "see `hpcdist status`")
+        raise HpcdistError(f"{arguments[0]}: {words}", "scontrol ping tells whether Slurm answers")
     return done.stdout.decode(errors="replace")
 
 

@@ -115,6 +115,8 @@ def build_trainer(
     logger: RunLogger | None,
 ) -> pl.Trainer:
     """A Lightning trainer without what costs time in each step or acts behind our back."""
+    # Set by Lightning's import: on a machine without a GPU each step of Adam would look for the driver's library again.
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
