@@ -192,6 +192,12 @@ def test_bad_input_ends_with_two_lines(project, arguments, code, expected):
     assert "Traceback" not in done.err
 
 
+def test_without_a_command_the_help_is_shown(project):
+    done = run_hpcdist()
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("Usage: hpcdist")
+
+
 def test_missing_data_is_said_before_the_job_is_sent(project):
     done = run_hpcdist(*LOCAL)
     assert done.code == 3

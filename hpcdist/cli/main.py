@@ -60,6 +60,9 @@ def main() -> None:
         sys.exit(cli.main(prog_name="hpcdist", standalone_mode=False) or 0)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
+    except click.exceptions.NoArgsIsHelpError as help_text:
+        click.echo(help_text.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         fail(error.format_message(), f"{context.command_path if context else 'hpcdist'} --help", error.exit_code)
