@@ -11,7 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 MEAN, STANDARD_DEVIATION = 0.1307, 0.3081  # of the training set's pixels, as fractions of full brightness
-TEST_BATCH_SIZE = 1000
+EVAL_BATCH_SIZE = 1000
 
 
 class Batch(NamedTuple):
@@ -82,14 +82,14 @@ class TrainBatches:
             yield self.split.select(indices_B, global_count)
 
 
-class TestBatches:
+class EvalBatches:
     """One rank's share of the test set, in as many batches as every other rank's."""
 
     def __init__(self, split: Split, rank: int, world_size: int) -> None:
         self.split = split
         count = len(split.labels_N)
         self._begin, self._end = cut_shard(count, rank, world_size)
-        self._length = math.ceil(math.ceil(count / world_size) / TEST_BATCH_SIZE)
+        self._length = math.ceil(math.ceil(count / world_size) / EVAL_BATCH_SIZE)
 
     def __len__(self) -> int:
         return self._length
@@ -97,7 +97,7 @@ class TestBatches:
     def __iter__(self) -> Iterator[Batch]:
         indices_N = torch.arange(self._begin, self._end, device=self.split.labels_N.device)
         for number in range(self._length):
-            indices_B = indices_N[number * TEST_BATCH_SIZE : (number + 1) * TEST_BATCH_SIZE]
+            indices_B = indices_N[number * EVAL_BATCH_SIZE : (number + 1) * EVAL_BATCH_SIZE]
             yield self.split.select(indices_B, len(indices_B))
 
 
@@ -116,13 +116,13 @@ class ImageData(LightningDataModule):
     def __init__(self, train: Split, test: Split, *, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         super().__init__()
         self.train_batches = TrainBatches(train, batch_size, seed, rank, world_size)
-        self.test_batches = TestBatches(test, rank, world_size)
+        self.test_batches = EvalBatches(test, rank, world_size)
 
     def train_dataloader(self) -> TrainBatches:
         """This rank's training batches."""
         return self.train_batches
 
-    def val_dataloader(self) -> TestBatches:
+    def val_dataloader(self) -> EvalBatches:
         """This rank's share of the test set."""
         return self.test_batches
 

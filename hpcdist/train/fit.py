@@ -12,7 +12,14 @@ import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
 from hpcdist.train.checkpoints import Checkpoints
-from hpcdist.train.cluster import StartedRanks, choose_device, choose_threads, count_ranks_here, join_process_group
+from hpcdist.train.cluster import (
+    StartedRanks,
+    choose_device,
+    choose_threads,
+    count_ranks_here,
+    join_process_group,
+    use_threads,
+)
 from hpcdist.train.commentary import Commentary
 from hpcdist.train.data import ImageData, read_mnist
 from hpcdist.train.environment import RankEnvironment
@@ -40,7 +47,7 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
     device = choose_device(options, rank)
     join_process_group(rank, device)
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
-    torch.set_num_threads(threads)
+    use_threads(threads)
     clock.enter("data")
     data = ImageData(
         read_mnist(data_dir, device, train=True),

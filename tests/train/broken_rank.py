@@ -1,0 +1,19 @@
+"""The built-in training, whose rank 1 raises in its fifth step."""
+
+import os
+import sys
+
+from hpcdist.train.__main__ import main
+from hpcdist.train.module import Classifier
+
+train_step = Classifier.training_step
+
+
+def broken_step(self, batch, batch_idx):
+    if batch_idx == 4 and os.environ["RANK"] == "1":
+        raise ValueError("broken on purpose")
+    return train_step(self, batch, batch_idx)
+
+
+Classifier.training_step = broken_step
+sys.exit(main(sys.argv[1:]))
