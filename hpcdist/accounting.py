@@ -1,17 +1,24 @@
 """A job's efficiency: from the site's seff, from sacct, or from what its ranks measured."""
 
+import grp
 import shutil
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from hpcdist.backends import slurm
-from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
+from hpcdist.backends.asking import Answer, ask_jobs
+from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, UsageError
+from hpcdist.kinds import RANK_INTERVAL_S, name_kinds
+from hpcdist.live import complete
+from hpcdist.printable import printable
 from hpcdist.record import Efficiency, RankUsage
-from hpcdist.sacct import TIME_ENVIRONMENT, parse_sacct, sacct_arguments
-from hpcdist.seff import parse_seff
-from hpcdist.spec import Layout
-from hpcdist.store import LocalState
+from hpcdist.sacct import iter_sacct, parse_sacct
+from hpcdist.sacct_question import batch_job_ids, expand_job_id
+
+if TYPE_CHECKING:
+    from hpcdist.spec import Layout
+    from hpcdist.store import LocalState
 
 Source = Literal["seff", "sacct", "ranks"]
 
@@ -28,23 +35,95 @@ def query_slurm(job_ids: Sequence[str], source: Source | None = None) -> list[Ef
     if source is None:
         source = "seff" if len(job_ids) == 1 and shutil.which("seff") else "sacct"
     if source == "seff":
-        return [efficiency for job_id in job_ids for efficiency in _read_seff(job_id)]
-    rows = slurm.read_accounting(sacct_arguments(job_ids), TIME_ENVIRONMENT)
-    found = parse_sacct(rows)
+        return complete([efficiency for job_id in job_ids for efficiency in _read_seff(job_id)])
+    groups, found = GroupNames(), []
+    for batch in batch_job_ids(job_ids):
+        answer = ask_jobs(batch)
+        found += parse_sacct(answer.lines, answer.delimiter, groups)
     known = set().union(*(names_of(one) for one in found))
     for job_id in job_ids:
-        if job_id not in known:
+        if job_id not in known and not names_asked(job_id) <= known:
             raise _missing(job_id)
-    return found
+    return complete(found)
+
+
+def iter_slurm(
+    job_ids: Sequence[str], first: Answer | None = None, *, missing_ok: bool = False
+) -> Iterator[Efficiency]:
+    """What Slurm accounted for jobs, as sacct prints it; for any number of jobs, for none is kept.
+
+    Args:
+        job_ids: The jobs.
+        first: The answer about the first batch of them, where it was asked for already.
+        missing_ok: Whether a job that accounting does not know is passed over.
+
+    Raises:
+        NotReadyError: Accounting is off, or has nothing on a job that exists; said when the others were given out.
+        NotFoundError: Slurm knows no such job; said when the others were given out.
+    """
+    groups = GroupNames()
+    for batch in batch_job_ids(job_ids):
+        unseen: set[str] = set() if missing_ok else set().union(*map(names_asked, batch))
+        answer, first = first or ask_jobs(batch), None
+        for one in iter_sacct(answer.lines, answer.delimiter, groups):
+            if unseen:
+                unseen -= names_of(one)
+            yield one
+        if unseen:
+            raise _missing(min(unseen))
+
+
+def iter_answer(answer: Answer) -> Iterator[Efficiency]:
+    """The jobs in sacct's answer about a time, as it prints them.
+
+    Raises:
+        NotReadyError: Accounting is off.
+    """
+    return iter_sacct(answer.lines, answer.delimiter, GroupNames())
+
+
+class GroupNames:
+    """The names of groups by their numbers, each looked up once; a number that has no name here stays one."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+
+    def __call__(self, text: str) -> str:
+        """The name of a group."""
+        name = self.known.get(text)
+        if name is None:
+            name = self.known[text] = _group_name(text)
+        return name
+
+
+def _group_name(text: str) -> str:
+    try:
+        return printable(grp.getgrgid(int(text)).gr_name)
+    except (KeyError, ValueError, OverflowError):
+        return printable(text)
+
+
+def names_asked(job_id: str) -> set[str]:
+    """What an id stands for: itself, or the tasks of `123_[2-5]` unless there are too many to tell."""
+    try:
+        return set(expand_job_id(job_id))
+    except UsageError:
+        return {job_id}
 
 
 def names_of(efficiency: Efficiency) -> set[str]:
-    """The ids a person may use for the job of a figure: its own, the array task's, the whole array's."""
+    """The ids a person may use for the job of a figure: its own, the array task's or component's, the whole job's."""
     array = efficiency.array_job_id or ""
-    return {efficiency.job_id, array, array.partition("_")[0]} - {""}
+    het = efficiency.het_job_id or ""
+    names = {efficiency.job_id, array, array.partition("_")[0], het, het.partition("+")[0]}
+    if "[" in array:  # tasks that wait are one row
+        names |= names_asked(array)
+    return names - {""}
 
 
 def _read_seff(job_id: str) -> list[Efficiency]:
+    from hpcdist.seff import parse_seff  # only here: its patterns take longer to compile than most of a command
+
     text = slurm.read_seff(job_id)
     if not text.strip():
         raise _missing(job_id)
@@ -56,10 +135,14 @@ def _missing(job_id: str) -> HpcdistError:
     statuses = slurm.query([job_id])[job_id]
     if all(status.state == "UNKNOWN" for status in statuses):
         return NotFoundError(f"Slurm knows no job {job_id}", "hpcdist status lists this project's runs")
+    if all(status.state == "PENDING" for status in statuses):
+        return NotReadyError(f"job {job_id} is PENDING", f"hpcdist wait {job_id}")
     return NotReadyError(f"accounting has nothing on job {job_id} yet", f"hpcdist status {job_id}")
 
 
-def from_ranks(job_id: str, layout: Layout, ranks: Sequence[RankUsage], state: LocalState | None = None) -> Efficiency:
+def from_ranks(
+    job_id: str, layout: "Layout", ranks: Sequence[RankUsage], state: "LocalState | None" = None
+) -> Efficiency:
     """The efficiency of a job from what its ranks measured.
 
     Memory is the sum of the ranks' peaks, which need not have come at the same moment: an upper bound, and marked
@@ -99,6 +182,16 @@ def from_ranks(job_id: str, layout: Layout, ranks: Sequence[RankUsage], state: L
         started_at_s=started_s,
         ended_at_s=None if live else started_s + wall_s,
         source="ranks",
+        kinds=name_kinds(
+            "ranks",
+            cpu=cpu_s,
+            memory=memory,
+            memory_is_estimate=len(ranks) > 1,
+            gpu=busy[0] if busy else None,
+            gpu_memory=gpu_memory,
+            gathered="sampled",
+            every_s=RANK_INTERVAL_S,
+        ),
         live=live,
     )
 

@@ -1,6 +1,7 @@
-"""`tb_logs/`: what `hpcdist seff` adds beside a run's curves in TensorBoard."""
+"""`tb_logs/`: what hpcdist adds beside a run's curves in TensorBoard when the run is over."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -9,11 +10,14 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from hpcdist.joined import JobRecord
 from hpcdist.record import Efficiency, TrainingMetrics
 from hpcdist.seff import format_seff
+from hpcdist.timeline import PARTS
 
-# TensorBoard takes any file with "tfevents" in its name; one fixed name per run is replaced, not added to.
+# TensorBoard takes any file with "tfevents" in its name; fixed names per run are replaced, not added to.
 EVENT_FILE = "events.out.tfevents.0.efficiency"
+RECORD_FILE = "events.out.tfevents.0.record"
 
 
 def find_folder(run_dir: Path, root: Path) -> Path | None:
@@ -42,25 +46,47 @@ def write_efficiency(folder: Path, efficiency: Efficiency, training: TrainingMet
         "wall_time_s": efficiency.wall_time_s,
         "test_accuracy": training.accuracy if training else None,
     }
+    rows = [line.partition(": ") for line in format_seff(efficiency).splitlines()]
+    text = _text("efficiency", [(key, value) for key, _, value in rows])
+    _write(folder / EVENT_FILE, efficiency.ended_at_s, scalars, text)
+
+
+def write_record(folder: Path, record: JobRecord) -> None:
+    """Writes where a job's time went and what the audit found, as scalars and as a table on the text page.
+
+    Like `write_efficiency` a function of the figures alone. A job without a timeline gets none.
+    """
+    timeline = record.timeline
+    if timeline is None or record.efficiency is None:
+        return
+    seconds = {name: getattr(timeline, f"{name}_s") for name in (*PARTS, "starting", "total")}
+    scalars = {f"timeline/{name}_s": value for name, value in seconds.items()} | {"efficiency/ettr": timeline.ettr}
+    rows = [(name, f"{value:.1f} s") for name, value in seconds.items() if value is not None]
+    if timeline.ettr is not None:
+        rows.insert(0, ("productive share", f"{timeline.ettr:.1%} of {timeline.total_s:.0f} s"))
+    rows += [(finding.code, finding.sentence) for finding in (record.audit.findings if record.audit else ())]
+    _write(folder / RECORD_FILE, record.efficiency.ended_at_s, scalars, _text("record", rows))
+
+
+def _write(path: Path, ended_at_s: float | None, scalars: Mapping[str, float | None], text: Summary.Value) -> None:
+    """Replaces an event file by one with these figures at step 0; unknown ones are left out."""
     values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None]
-    values.append(_text("efficiency", format_seff(efficiency)))
-    wall_time = efficiency.ended_at_s or 0.0
+    wall_time = ended_at_s or 0.0
     events = [Event(wall_time=wall_time, file_version="brain.Event:2")]
-    events.append(Event(wall_time=wall_time, step=0, summary=Summary(value=values)))
-    temporary = folder / f".{EVENT_FILE}.{os.getpid()}"
+    events.append(Event(wall_time=wall_time, step=0, summary=Summary(value=[*values, text])))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         writer = RecordWriter(file)
         for event in events:
             writer.write(event.SerializeToString())
         writer.flush()
-    temporary.replace(folder / EVENT_FILE)
+    temporary.replace(path)
 
 
-def _text(tag: str, lines: str) -> Summary.Value:
+def _text(tag: str, rows: Sequence[tuple[str, str]]) -> Summary.Value:
     """A table for the text page; what comes from Slurm is code there, so that none of it is markup."""
-    rows = (line.partition(": ") for line in lines.splitlines())
     table = ["| figure | value |", "| --- | --- |"]
-    table += [f"| {key} | `{value.replace('`', '').replace('|', '/')}` |" for key, _, value in rows if value]
+    table += [f"| {key} | `{value.replace('`', '').replace('|', '/')}` |" for key, value in rows if value]
     metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
     tensor = TensorProto(dtype=DT_STRING, string_val=["\n".join(table).encode()])
     tensor.tensor_shape.dim.add(size=1)

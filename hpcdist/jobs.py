@@ -1,28 +1,28 @@
 """submit() and Job: what the command line calls, and the Python API."""
 
-import importlib.metadata
-import platform
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hpcdist import accounting, statuses
+from hpcdist import accounting, provenance, statuses
+from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
+from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared, merge_options, prepare
 from hpcdist.project import find_project
-from hpcdist.record import Efficiency, Failure, JobRecord, JobStatus, Progress
+from hpcdist.record import Efficiency, Failure, JobStatus, Progress
+from hpcdist.rerun import prepare_rerun
 from hpcdist.sacct import check_job_id
 from hpcdist.spec import Backend, Layout, build_job, check_keys
 from hpcdist.store import Run, RunRecord, Store, new_run_name
+from hpcdist.timeline import build_timeline, find_disagreements
 
 POLL_INTERVAL_S = 1.0
 TAIL_LINES = 20
-PACKAGES = ("hpcdist", "torch", "torchvision", "pytorch-lightning", "submitit", "tensorboard", "numpy")
 
 
 def choose_backend(backend: Backend | None) -> Backend:
@@ -61,6 +61,22 @@ def submit(
     if run is None:
         run = new_run_name(build_job(merge_options(project.defaults, given)))
     return submit_prepared(prepare(given, project, backend=backend, run=run, template=template))
+
+
+def rerun(job: "Job", run: str | None = None, **changes: Any) -> "Job":
+    """Submits a run again: its options, site, template, interpreter and folder, under a new name.
+
+    Args:
+        job: The run to repeat.
+        run: Name of the new run; None makes one up.
+        **changes: Options to change, by their names with underscores; None puts one back to its default.
+
+    Raises:
+        UsageError: An option can't be used.
+        SubmitError: The scheduler refused.
+    """
+    again = prepare_rerun(job.run.record(), job.run.path.parents[2], changes, run)
+    return submit_prepared(again.prepared)
 
 
 def submit_prepared(prepared: Prepared) -> "Job":
@@ -124,28 +140,13 @@ def _describe(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRe
         backend=prepared.backend,
         workdir=prepared.place.workdir,
         created_at_s=time.time(),
-        git_commit=_git_commit(prepared.place.workdir),
-        versions={"python": platform.python_version()} | dict(_versions()),
+        python=prepared.place.python,
+        template=prepared.template,
+        rerun_of=prepared.rerun_of,
+        git_commit=provenance.read_git_commit(prepared.place.workdir),
+        versions=provenance.read_versions(),
         slurm_version=config.get("SLURM_VERSION"),
     )
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
-        try:
-            yield package, importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-
-
-def _git_commit(folder: str) -> str | None:
-    """The folder's commit, with `+changes` when tracked files differ from it; None outside a checkout."""
-    command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 class Job:
@@ -256,21 +257,34 @@ class Job:
         return read_efficiencies([self], source)[0]
 
     def record(self) -> JobRecord:
-        """What happened to the job; also written to the run's `record.json`."""
-        status = self.status()
+        """What happened to the job, Slurm's figures and the ranks' on one clock; also written to `record.json`."""
+        status, ranks = self.status(), self.folder.ranks()
+        efficiency = self._efficiency_or_none(None)
+        timed = efficiency
+        if efficiency is not None and efficiency.source == "seff":
+            timed = self._efficiency_or_none("sacct") or efficiency  # seff has no points in time
         try:
-            efficiency = self.efficiency()
+            asked: RunRecord | None = self.run.record()
         except HpcdistError:
-            efficiency = None
+            asked = None
         failed = status.is_over and status.state != "COMPLETED"
         record = JobRecord(
             status=status,
             efficiency=efficiency,
-            ranks=self.folder.ranks(),
+            ranks=ranks,
             failure=self.failure() if failed else None,
+            timeline=build_timeline(timed, ranks, asked.created_at_s if asked else None) if timed else None,
+            disagreements=find_disagreements(timed, ranks) if timed else (),
+            audit=audit_job(timed, ranks, asked.job if asked else None),
         )
         self.folder.write("record.json", record)
         return record
+
+    def _efficiency_or_none(self, source: accounting.Source | None) -> Efficiency | None:
+        try:
+            return self.efficiency(source)
+        except HpcdistError:
+            return None
 
 
 def _tail(paths: list[Path]) -> list[str]:
@@ -301,7 +315,8 @@ def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | Non
         if isinstance(job, Job) and job in by_ranks:
             found.append(_efficiency_of_ranks(job))
         else:
-            matching = [one for one in answers if asked[id(job)] in accounting.names_of(one)]
+            names = {asked[id(job)]} | accounting.names_asked(asked[id(job)])
+            matching = [one for one in answers if not names.isdisjoint(accounting.names_of(one))]
             if not matching:
                 raise NotReadyError(f"there are no figures of job {asked[id(job)]}", f"hpcdist status {asked[id(job)]}")
             found += matching

@@ -24,6 +24,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
         site: The site's settings.
         place: Where it runs.
         backend: What would run it.
+        template: The template file it was made from; None is the layout's own.
+        rerun_of: The run that this one repeats, if it repeats one.
         script: The script's text.
         note: What a person should know before, if anything.
     """
@@ -32,6 +34,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     site: Site
     place: Place
     backend: Backend
+    template: str | None = None
+    rerun_of: str | None = None
     script: str
     note: str = ""
 
@@ -82,6 +86,18 @@ def prepare(
     merged = merge_options(project.defaults, options)
     merged["data_dir"] = str((workdir / merged.get("data_dir", project.root / "data")).absolute())
     spec = build_job(merged)
+    place = Place(root=str(project.root), workdir=str(workdir), python=project.site.python or sys.executable, run=run)
+    return prepare_spec(spec, project.site, place, backend=backend, template=template)
+
+
+def prepare_spec(
+    spec: JobSpec, site: Site, place: Place, *, backend: Backend, template: Path | None = None
+) -> Prepared:
+    """As `prepare`, from a job that is complete.
+
+    Raises:
+        UsageError: The backend can't run it, or a template can't be used.
+    """
     note = ""
     if backend == "local":
         if spec.array:
@@ -93,12 +109,18 @@ def prepare(
         from hpcdist.machine import fit_to_machine  # NVML: not for a render
 
         spec, note = fit_to_machine(spec)
-    if run is not None:
-        check_run_name(run)
-    site = project.site
-    place = Place(root=str(project.root), workdir=str(workdir), python=site.python or sys.executable, run=run)
+    if place.run is not None:
+        check_run_name(place.run)
     templates, name = read_templates(site, template)
     if backend == "local":
         name = "local.sh.j2"
     script = render(spec, site, place, templates, template=name)
-    return Prepared(spec=spec, site=site, place=place, backend=backend, script=script, note=note)
+    return Prepared(
+        spec=spec,
+        site=site,
+        place=place,
+        backend=backend,
+        template=str(template.absolute()) if template else None,
+        script=script,
+        note=note,
+    )

@@ -26,9 +26,9 @@ import psutil
 from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.gpu import GpuMeter
+from hpcdist.kinds import RANK_INTERVAL_S
 from hpcdist.record import RankUsage, TrainingMetrics
 
-SAMPLE_INTERVAL_S = 1.0
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -139,7 +139,7 @@ class Program:
                 break
             except subprocess.TimeoutExpired:
                 self._sample()
-                interval_s = min(2 * interval_s, SAMPLE_INTERVAL_S)
+                interval_s = min(2 * interval_s, RANK_INTERVAL_S)
         self.write(status)
         if status == -signal.SIGTERM and self.terminated:
             # Ended with the whole job, most often because another rank failed. srun gives the job the highest

@@ -4,6 +4,40 @@ from typing import Literal
 
 import msgspec
 
+Source = Literal["seff", "sacct", "sstat", "ranks"]
+Gathered = Literal["sampled", "cgroup-peak", "nothing"]
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """What kind of number a figure is.
+
+    Attributes:
+        kind: "total" counts all there was; "mean" is over the job's time; "peak" is the highest there was (of several
+            tasks the sum of each one's); "estimate" bounds that peak from above.
+        gathered: By samples, or as the kernel's own peak of a cgroup, file cache included; None where nobody says.
+        every_s: Seconds between samples, as the cluster is set up.
+        source: Which program it came from.
+    """
+
+    kind: Literal["total", "mean", "peak", "estimate"]
+    gathered: Gathered | None = None
+    every_s: float | None = None
+    source: Source
+
+
+class Gathering(msgspec.Struct, frozen=True, kw_only=True):
+    """How a cluster gathers the memory its jobs use.
+
+    Attributes:
+        gathered: As in `Kind`; "nothing" where gathering is switched off.
+        every_s: Seconds between samples; None without samples at intervals.
+        slurm_version: The cluster's Slurm.
+    """
+
+    gathered: Gathered | None = None
+    every_s: float | None = None
+    slurm_version: str | None = None
+
 
 class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     """A job's accounting as `seff` or `sacct` has it. None is "not printed, not gathered, or impossible".
@@ -41,6 +75,8 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
         ended_at_s: End, seconds since the epoch.
         earlier_runs: The runs before this one of a job that was requeued, oldest first.
         source: Which program the figures came from.
+        kinds: What kind of number a measured figure is, by its name here; an efficiency is of the kind of its figure.
+        gathering: How the cluster gathers usage, where it was asked.
         live: True while the job still runs: the figures are those of now.
         extra: Printed lines that are not a field here, by their printed name.
     """
@@ -76,7 +112,9 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
     started_at_s: float | None = None
     ended_at_s: float | None = None
     earlier_runs: tuple["Efficiency", ...] = ()
-    source: Literal["seff", "sacct", "sstat", "ranks"] = "seff"
+    source: Source = "seff"
+    kinds: dict[str, Kind] = {}
+    gathering: Gathering | None = None
     live: bool = False
     extra: dict[str, str] = {}
 
@@ -247,19 +285,3 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
     signal: int | None = None
     log: str | None = None
     tail: list[str] = []
-
-
-class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """`record.json`: what happened to a job.
-
-    Attributes:
-        status: Where it was when this was written.
-        efficiency: Its accounting; None when there is none.
-        ranks: What each rank measured of itself.
-        failure: What ended it badly, if it ended badly.
-    """
-
-    status: JobStatus
-    efficiency: Efficiency | None = None
-    ranks: list[RankUsage] = []
-    failure: Failure | None = None

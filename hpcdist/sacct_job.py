@@ -4,11 +4,12 @@ Source of the fields: sacct(1) of Slurm 20.11 to 25.11, run with 22.05.8; of the
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Literal
 
 from hpcdist.errors import ParseError
+from hpcdist.kinds import name_kinds
 from hpcdist.printable import printable
 from hpcdist.record import Efficiency
 from hpcdist.sacct_rows import Row, iter_rows
@@ -16,34 +17,48 @@ from hpcdist.units import parse_elapsed, parse_size
 
 # Before Slurm 21.08 ReqMem is per node or per CPU, and says so with a letter: "4Gn", "2000Mc".
 _REQUESTED = re.compile(r"([0-9.]{1,24}[KMGTPE]?)([nc]?)")
-_COUNT = re.compile(r"[0-9]{1,15}")
+# NO_VAL64 and INFINITE64, 2^64 - 2 and 2^64 - 1, or that in floating point: a number that was not set. A job that was
+# just submitted has ReqMem=18446744073709551616.00M [run with 22.05.8].
+_UNSET = "184467440737095516"
 _NOT_YET = frozenset({"", "Unknown", "None"})
 _IMBALANCE = "The task which had the largest memory consumption"
 
 
-def iter_runs(lines: Iterable[str], delimiter: str) -> Iterator[Efficiency]:
+def iter_runs(
+    lines: Iterable[str], delimiter: str, group_name: Callable[[str], str] = printable
+) -> Iterator[Efficiency]:
     """Every run in sacct's output: a job's row and the rows of its steps, which follow it.
 
     Raises:
         ParseError: A line is no row of sacct's.
     """
+    return fold_rows(iter_rows(lines, delimiter), group_name)
+
+
+def fold_rows(rows: Iterable[tuple[int, Row]], group_name: Callable[[str], str] = printable) -> Iterator[Efficiency]:
+    """Every run in numbered rows.
+
+    Raises:
+        ParseError: A cell is not what sacct prints there, or a step has no job.
+    """
     job: _Job | None = None
-    for number, row in iter_rows(lines, delimiter):
-        parent, dot, _ = row.job_id.partition(".")
-        if not dot:
+    for number, row in rows:
+        if "." not in row.job_id:
             if job is not None:
-                yield job.finish()
+                yield job.finish(group_name)
             job = _Job(row, number)
-        elif job is None or parent != job.row.job_id:
+        elif job is None or row.job_id.partition(".")[0] != job.row.job_id:
             raise ParseError(f"line {number} of sacct's output is a step without its job: {row.job_id!a}")
         else:
             job.add_step(row)
     if job is not None:
-        yield job.finish()
+        yield job.finish(group_name)
 
 
 class _Job:
     """A job's row, and what its steps' rows come to."""
+
+    __slots__ = ("extra", "gathered", "gpu_memory_bytes", "memory_bytes", "memory_is_estimate", "number", "row")
 
     def __init__(self, row: Row, number: int) -> None:
         self.row = row
@@ -66,46 +81,57 @@ class _Job:
             raise ParseError(f"step {row.job_id} in sacct's output: {error.message}") from None
 
     def _add_step(self, row: Row) -> None:
-        usage = _read_tres(row.usage)
-        largest = parse_size(row.max_rss) if row.max_rss else 0
-        if "mem" in usage:
-            memory, is_estimate = parse_size(usage["mem"]), False
+        usage = row.usage
+        total = _amount(usage, "mem")
+        if total is not None and not total.startswith(_UNSET):
+            memory, is_estimate = parse_size(total), False
+            self.gathered = True
         else:
             tasks = _count(row.tasks) or 1
-            memory, is_estimate = largest * tasks, tasks > 1
-        self.gathered |= "mem" in usage or largest > 0
+            memory, is_estimate = (parse_size(row.max_rss) if row.max_rss else 0) * tasks, tasks > 1
+            self.gathered |= memory > 0
         if memory > self.memory_bytes:
-            average = parse_size(row.average_rss) if row.average_rss else 0
             self.memory_bytes, self.memory_is_estimate = memory, is_estimate
             self.extra.pop(_IMBALANCE, None)
-            if 0 < average < largest:
-                differs = f"differs by {largest / average:.2%} from the average task max memory consumption"
-                self.extra[_IMBALANCE] = differs
-        if "gres/gpumem" in usage:
-            self.gpu_memory_bytes = max(self.gpu_memory_bytes, parse_size(usage["gres/gpumem"]))
-        if "gres/gpuutil" in usage:
-            # The sum over the tasks of each one's highest percentage: a peak, so no efficiency.
-            self.extra["gres/gpuutil"] = printable(usage["gres/gpuutil"])
+            if row.average_rss != row.max_rss:  # a single task's are the same
+                self._compare_tasks(row)
+        if "gres/" in usage:
+            self._add_gpu(usage)
 
-    def finish(self) -> Efficiency:
+    def _compare_tasks(self, row: Row) -> None:
+        largest = parse_size(row.max_rss) if row.max_rss else 0
+        average = parse_size(row.average_rss) if row.average_rss and largest else 0
+        if 0 < average < largest:
+            differs = f"differs by {largest / average:.2%} from the average task max memory consumption"
+            self.extra[_IMBALANCE] = differs
+
+    def _add_gpu(self, usage: str) -> None:
+        memory, peak = _amount(usage, "gres/gpumem"), _amount(usage, "gres/gpuutil")
+        if memory is not None:
+            self.gpu_memory_bytes = max(self.gpu_memory_bytes, parse_size(memory))
+        if peak is not None:
+            # The sum over the tasks of each one's highest percentage: a peak, so no efficiency.
+            self.extra["gres/gpuutil"] = printable(peak)
+
+    def finish(self, group_name: Callable[[str], str]) -> Efficiency:
         """The record of the job.
 
         Raises:
             ParseError: A cell is not what sacct prints there.
         """
         try:
-            return self._finish()
+            return self._finish(group_name)
         except ParseError as error:
             raise ParseError(
                 f"job {self.row.job_id[:60]} at line {self.number} of sacct's output: {error.message}"
             ) from None
 
-    def _finish(self) -> Efficiency:
+    def _finish(self, group_name: Callable[[str], str]) -> Efficiency:
         row = self.row
         state = printable(row.state).partition(" ")[0].rstrip("+") or None
         nodes, cores = _count(row.nodes) or None, _count(row.cpus) or None
         # What was allocated; for a job that never got anything, what it asked for.
-        tres = _read_tres(row.allocated_tres) or _read_tres(row.requested_tres)
+        tres = row.allocated_tres or row.requested_tres
         wall_s = None if state == "PENDING" else _count(row.elapsed)
         core_walltime_s = cores * wall_s if cores is not None and wall_s is not None else None
         cpu_s = parse_elapsed(row.total_cpu) if row.total_cpu else None
@@ -126,7 +152,7 @@ class _Job:
             het_job_id=row.job_id if "+" in row.job_id else None,
             cluster=printable(row.cluster) or None,
             user=printable(row.user) or None,
-            group=printable(row.group) or None,
+            group=group_name(row.group) or None,
             state=state,
             exit_code=None if state in {"PENDING", "RUNNING"} else _count(exit_code),
             nodes=nodes,
@@ -151,44 +177,67 @@ class _Job:
             started_at_s=None if never_ran else _time(row.start),
             ended_at_s=ended_at_s,
             source="sacct",
+            kinds=name_kinds(
+                "sacct",
+                cpu=cpu_s,
+                memory=used,
+                memory_is_estimate=self.memory_is_estimate,
+                gpu_memory=self.gpu_memory_bytes or None,
+            ),
             live=state != "PENDING" and row.end == "Unknown",
             extra=self.extra,
         )
 
 
 def _requested_memory(
-    row: Row, tres: dict[str, str], nodes: int | None, cores: int | None
+    row: Row, tres: str, nodes: int | None, cores: int | None
 ) -> tuple[int | None, Literal["node", "core"] | None]:
     """Memory of the whole job in bytes, and per what it was asked for, which sacct says only before Slurm 21.08.
 
     What was allocated counts, as in seff since 23.02: `--mem=0` asks for 0 and gets all of a node's.
     """
-    match = _REQUESTED.fullmatch(row.requested_memory)
-    letter = match[2] if match else ""
+    letter = row.requested_memory[-1:]
     per: Literal["node", "core"] | None = "node" if letter == "n" else "core" if letter == "c" else None
-    if "mem" in tres:
-        return parse_size(tres["mem"]) or None, per
+    allocated = _amount(tres, "mem")
+    if allocated is not None:
+        return _size(allocated), per
+    match = _REQUESTED.fullmatch(row.requested_memory)
     if match is None:
         return None, per
-    parts = {"n": nodes, "c": cores}.get(letter, 1)
-    return (parse_size(match[1]) * parts or None) if parts is not None else None, per
+    parts = {"n": nodes, "c": cores}.get(match[2], 1)
+    size = _size(match[1])
+    return (size * parts if size is not None and parts is not None else None), per
 
 
-def _read_tres(text: str) -> dict[str, str]:
-    """`cpu=4,gres/gpu=2,mem=1600M` by name."""
-    return {name: amount for name, _, amount in (part.partition("=") for part in text.split(","))} if text else {}
+def _size(text: str) -> int | None:
+    """Bytes; None for 0, and for what was not set.
+
+    Raises:
+        ParseError: The text is no size.
+    """
+    return None if text.startswith(_UNSET) else parse_size(text) or None
 
 
-def _gpus(tres: dict[str, str]) -> int | None:
+def _amount(tres: str, name: str) -> str | None:
+    """How much of a resource there is in `cpu=4,gres/gpu=2,mem=1600M`; None when it is not named."""
+    _, found, rest = f",{tres}".partition(f",{name}=")
+    return rest.partition(",")[0] if found else None
+
+
+def _gpus(tres: str) -> int | None:
     """GPUs of all types; None without any, since a cluster need not track them."""
-    if "gres/gpu" in tres:
-        return _count(tres["gres/gpu"])
-    typed = [_count(amount) or 0 for name, amount in tres.items() if name.startswith("gres/gpu:")]
+    if "gres/gpu" not in tres:
+        return None
+    total = _amount(tres, "gres/gpu")
+    if total is not None:
+        return _count(total)
+    parts = [part.partition("=") for part in tres.split(",")]
+    typed = [_count(amount) or 0 for name, _, amount in parts if name.startswith("gres/gpu:")]
     return sum(typed) if typed else None
 
 
 def _count(text: str) -> int | None:
-    return int(text) if _COUNT.fullmatch(text) else None
+    return int(text) if len(text) <= 15 and text.isascii() and text.isdigit() else None
 
 
 def _time(text: str) -> float | None:
@@ -197,10 +246,10 @@ def _time(text: str) -> float | None:
     Raises:
         ParseError: The text is no time.
     """
+    if len(text) <= 15 and text.isascii() and text.isdigit():
+        return float(text)
     if text in _NOT_YET:
         return None
-    if _COUNT.fullmatch(text):
-        return float(text)
     try:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):

@@ -9,38 +9,8 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from hpcdist.errors import ParseError
+from hpcdist.sacct_question import DELIMITER, FIELDS
 
-DELIMITER = "\x1f"
-"""Between fields: ASCII's unit separator. A `|` is common in job names."""
-
-# Known to every release from 20.11 to 25.11. The name comes last: all that follows the last field's start is name.
-FIELDS = (
-    "JobID",
-    "JobIDRaw",
-    "Cluster",
-    "User",
-    "Group",
-    "Partition",
-    "State",
-    "ExitCode",
-    "Submit",
-    "Start",
-    "End",
-    "ElapsedRaw",
-    "TimelimitRaw",
-    "TotalCPU",
-    "AllocCPUS",
-    "NNodes",
-    "NTasks",
-    "ReqMem",
-    "ReqTRES",
-    "AllocTRES",
-    "MaxRSS",
-    "AveRSS",
-    "TRESUsageInTot",
-    "NodeList",
-    "JobName",
-)
 _NEEDED = ("JobID", "JobIDRaw", "State", "ElapsedRaw")
 _ROW_ID = re.compile(
     r"[0-9]{1,20}(?:_(?:[0-9]{1,20}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?"
@@ -78,12 +48,12 @@ class Row(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """How a row is laid out: what parts the cells, how many there are, where the name is, how to order them."""
+    """How a row is laid out: what parts the cells, how many there are, where the name is, how to put them in order."""
 
     delimiter: str
     width: int
     name_at: int
-    arrange: Callable[[list[str]], Iterable[str]]
+    arrange: Callable[[list[str]], Iterable[str]] | None
 
 
 def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tuple[int, Row]]:
@@ -92,46 +62,48 @@ def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tupl
     Raises:
         ParseError: A line is no row, or a row is cut short.
     """
-    shape = _Shape(delimiter, len(FIELDS), len(FIELDS) - 1, iter)
+    shape = _Shape(delimiter, len(FIELDS), len(FIELDS) - 1, None)
+    width, name_at, is_id = shape.width, shape.name_at, _ROW_ID.fullmatch
     pending: list[str] = []
-    found, first = 0, 0
+    continued: list[str] = []
+    found, first = width, 0
     for number, raw in enumerate(lines, 1):
         line = raw.rstrip("\r\n")
         if number == 1 and line.startswith("JobID"):
             shape = _read_header(line)
+            delimiter, width, name_at, _ = shape
+            found = width
             continue
-        size = line.count(shape.delimiter) + 1
-        if (not pending or found >= shape.width) and _begins(line, size, shape):
+        cells = line.split(delimiter)
+        if found >= width and len(cells) > name_at and is_id(cells[0]):
             if pending:
-                yield first, _row(pending, shape)
-            pending, found, first = [line], size, number
+                yield first, _row(pending, continued, shape)
+            pending, found, first = cells, len(cells), number
+            if continued:
+                continued = []
         elif pending:
             # A line end within a job's name.
-            pending.append(line)
-            found += size - 1
+            continued.append(line)
+            found += len(cells) - 1
         elif line:
             raise ParseError(f"line {number} is no row of sacct's: {line[:60]!a}")
-    if pending and found < shape.width:
+    if pending and found < width:
         raise ParseError(f"line {first} of sacct's output is cut short: {pending[0][:60]!a}")
     if pending:
-        yield first, _row(pending, shape)
+        yield first, _row(pending, continued, shape)
 
 
-def _begins(line: str, size: int, shape: _Shape) -> bool:
-    """Whether a line is a row's first: a job's id, and every cell up to the name, which alone may hold a line end."""
-    if size <= shape.name_at or not line[:1].isdigit():
-        return False
-    return _ROW_ID.fullmatch(line.partition(shape.delimiter)[0]) is not None
-
-
-def _row(pending: list[str], shape: _Shape) -> Row:
-    cells = (pending[0] if len(pending) == 1 else "\n".join(pending)).split(shape.delimiter)
+def _row(cells: list[str], continued: list[str], shape: _Shape) -> Row:
+    if continued:
+        cells = "\n".join([shape.delimiter.join(cells), *continued]).split(shape.delimiter)
     surplus = len(cells) - shape.width
+    if surplus == 0 and shape.arrange is None:
+        return Row._make(cells)
     if surplus > 0:
         # The name held delimiters.
         at = shape.name_at
         cells[at : at + surplus + 1] = [shape.delimiter.join(cells[at : at + surplus + 1])]
-    return Row._make(shape.arrange(cells))
+    return Row._make(shape.arrange(cells) if shape.arrange else cells)
 
 
 def _read_header(line: str) -> _Shape:
@@ -146,6 +118,8 @@ def _read_header(line: str) -> _Shape:
     if missing:
         raise ParseError(f"sacct's output lacks {', '.join(missing)}", f"ask for --format={','.join(FIELDS)}")
     # A field that was not asked for is read from an empty cell put behind the last one.
-    places = itemgetter(*(names.index(field) if field in names else len(names) for field in FIELDS))
+    known = {name: at for at, name in enumerate(names)}
+    known.setdefault("Group", known.get("GID", len(names)))
+    places = itemgetter(*(known.get(field, len(names)) for field in FIELDS))
     name_at = names.index("JobName") if "JobName" in names else len(names) - 1
     return _Shape(delimiter, len(names), name_at, lambda cells: places([*cells, ""]))

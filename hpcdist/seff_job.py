@@ -5,6 +5,7 @@ import re
 import msgspec
 
 from hpcdist.errors import ParseError
+from hpcdist.kinds import name_kinds
 from hpcdist.record import Efficiency
 from hpcdist.seff_lines import (
     FIGURES,
@@ -190,7 +191,16 @@ def _finish(values: Values, extra: dict[str, str]) -> Efficiency:
     per_node = values.pop("gpus_per_node", None)
     if per_node is not None and values.get("nodes") is not None:
         values.setdefault("gpus", per_node * values["nodes"])
-    return msgspec.convert(values | {"live": values.get("state") == "RUNNING", "extra": extra}, Efficiency)
+    kinds = name_kinds(
+        "seff",
+        cpu=values.get("cpu_time_s"),
+        memory=values["memory_used_bytes"],
+        memory_is_estimate=values["memory_is_estimate"],
+        gpu=values.get("gpu_efficiency"),
+        gpu_memory=values.get("gpu_memory_used_bytes"),
+    )
+    values |= {"live": values.get("state") == "RUNNING", "kinds": kinds, "extra": extra}
+    return msgspec.convert(values, Efficiency)
 
 
 def _finish_cores(values: Values) -> None:

@@ -82,7 +82,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         epochs: Passes over the training set.
-        batch_size: Global batch, in samples, over all ranks.
+        batch_size: Global batch, in samples, over all ranks; None is 512.
         batch_size_per_rank: Samples per rank; excludes `batch_size`.
         lr: Peak learning rate of the one-cycle schedule.
         optimizer: Name of the optimizer.

@@ -32,6 +32,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         job_id: Slurm job id or `local-N`; None until the job is known to exist.
         refused: Slurm's words when it refused the job.
         workdir: Folder the command starts in.
+        python: Interpreter that starts in the job; None in records of hpcdist before 0.2.
+        template: Template file that was given in place of the layout's own; None without one.
+        rerun_of: Run that this one repeats; None of a first one.
         created_at_s: Seconds since the epoch.
         git_commit: Commit of the working folder, with `+changes` when it had any; None outside a checkout.
         versions: Versions of Python, hpcdist, torch and the like.
@@ -46,6 +49,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str | None = None
     refused: str | None = None
     workdir: str
+    python: str | None = None
+    template: str | None = None
+    rerun_of: str | None = None
     created_at_s: float
     git_commit: str | None = None
     versions: dict[str, str] = {}

@@ -13,10 +13,11 @@ _DAYS_LIMIT = re.compile(rf"({_COUNT})-({_COUNT})(?::({_COUNT}))?(?::({_COUNT}))
 _LIMIT = re.compile(rf"({_COUNT})(?::({_COUNT}))?(?::({_COUNT}))?")
 _UNLIMITED = frozenset({"unlimited", "infinite"})
 _MEMORY = re.compile(r"([0-9]{1,15})(?:([KMGT])B?)?", re.IGNORECASE | re.ASCII)
-_ELAPSED = re.compile(rf"(?:({_COUNT})-)?(?:({_COUNT}):)?({_COUNT}):([0-9]{{1,9}}(?:\.[0-9]{{0,9}})?)")
+_ELAPSED = re.compile(rf"(?:(?:({_COUNT})-)?({_COUNT}):)?({_COUNT}):([0-9]{{1,9}}(?:\.[0-9]{{0,9}})?)")
 _SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) {0,4}(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
 _INTERVAL = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) {0,4}(s|min|h)", re.IGNORECASE | re.ASCII)
 _UNITS = "KMGTPE"
+_UNIT_BYTES: dict[str, int] = {letter: 1024**power for power, letter in enumerate(_UNITS, 1)}
 
 _TIME_HINT = 'write minutes ("30"), "minutes:seconds", "hours:minutes:seconds", "days-hours", ... or "UNLIMITED"'
 _MEMORY_HINT = 'write a whole number with K, M, G or T ("16G", "1536M"); without a letter it counts megabytes'
@@ -68,10 +69,10 @@ def parse_elapsed(text: str) -> float:
         ParseError: The text is no such duration.
     """
     match = _ELAPSED.fullmatch(text)
-    if match is None or (match[1] is not None and match[2] is None):
+    if match is None:
         raise ParseError(f"{_quote(text)} is not a duration such as 1-02:03:04")
-    days, hours, minutes = (int(part or 0) for part in match.group(1, 2, 3))
-    return ((days * 24 + hours) * 60 + minutes) * 60 + float(match[4])
+    days, hours, minutes, seconds = match.groups("0")
+    return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + float(seconds)
 
 
 def parse_duration(text: str) -> float:
@@ -94,6 +95,11 @@ def parse_size(text: str) -> int:
     Raises:
         ParseError: The text is no such size.
     """
+    # First what sacct prints, without a pattern: most of the time to read thousands of jobs went there.
+    unit_bytes = _UNIT_BYTES.get(text[-1:], 1)
+    digits = text if unit_bytes == 1 else text[:-1]
+    if len(digits) <= (18 if unit_bytes == 1 else 9) and digits.isascii() and digits.isdigit() and unit_bytes < 2**40:
+        return int(digits) * unit_bytes
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ParseError(f"{_quote(text)} is not a size such as 503.18 MB")
@@ -130,7 +136,7 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def _unit_bytes(letter: str) -> int:
-    return int(1024 ** (_UNITS.index(letter.upper()) + 1))
+    return _UNIT_BYTES[letter.upper()]
 
 
 def _quote(text: str) -> str:

@@ -213,6 +213,14 @@ def test_memory_request_before_and_since_21_08(requested: str, size_bytes: int |
     assert (job.memory_requested_bytes, job.memory_per) == (size_bytes, per)
 
 
+def test_a_size_that_was_not_set_is_unknown() -> None:
+    """As a job that was submitted a moment ago has it."""
+    job = one(row(State="PENDING", ReqMem="18446744073709551616.00M", ReqTRES="", AllocTRES="", AllocCPUS="0"))
+    assert (job.memory_requested_bytes, job.cores) == (None, None)
+    job = one(row(AllocTRES="mem=18446744073709551615"), step(TRESUsageInTot="mem=18446744073709551614"))
+    assert (job.memory_requested_bytes, job.memory_used_bytes) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("tres", "gpus"),
     [("gres/gpu=4,gres/gpu:a100=4", 4), ("gres/gpu:a100=2,gres/gpu:v100=1", 3), ("cpu=4,gres/shard=2", None)],
@@ -346,7 +354,7 @@ def test_arguments() -> None:
         "--noconvert",
         "--duplicates",
         "--delimiter=\x1f",
-        f"--format={','.join(FIELDS)}",
+        f"--format={','.join(FIELDS).replace(',Group,', ',GID,')}",
         "--jobs=12,13_4",
     ]
     assert FIELDS[-1] == "JobName"
@@ -393,3 +401,9 @@ def test_batches_fit_into_one_argument() -> None:
     assert [one for batch in batches for one in batch] == job_ids
     assert len(batches) > 1
     assert max(len(sacct_arguments(batch)[-1]) for batch in batches) < 128 * 1024
+
+
+def test_memory_that_slurm_has_not_written_down_yet_is_unknown():
+    """Seen on Slurm 22.05 just after a job started: NO_VAL64 in mebibytes."""
+    job = one(row(State="RUNNING", AllocTRES="", ReqMem="18446744073709551616.00M"))
+    assert job.memory_requested_bytes is None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcdist.errors import ParseError
-from hpcdist.record import Efficiency
+from hpcdist.record import Efficiency, Kind
 from hpcdist.seff import format_seff, iter_seff, parse_seff
 
 DATA = Path(__file__).parent / "data" / "seff"
@@ -249,6 +249,7 @@ def test_nesi() -> None:
         memory_is_estimate=False,
         memory_efficiency=0.001,
         memory_requested_bytes=8 * GB,
+        kinds={"cpu_time_s": Kind(kind="total", source="seff"), "memory_used_bytes": Kind(kind="peak", source="seff")},
         extra={"Tasks": "1"},
     )
 
@@ -453,4 +454,8 @@ def test_what_is_printed_reads_back(job: Efficiency) -> None:
         assert close(found.pop(name), expected.pop(name), rel=0.0051)
     for name in ("cpu_efficiency", "memory_efficiency"):
         assert close(found.pop(name), expected.pop(name), rel=1e-9, abs=0.000051)
+    # Of the figures that are there, each has a kind.
+    figures = ("cpu_time_s", "memory_used_bytes", "gpu_efficiency", "gpu_memory_used_bytes")
+    assert set(found.pop("kinds")) == {name for name in figures if getattr(job, name) is not None}
+    expected.pop("kinds")
     assert found == expected

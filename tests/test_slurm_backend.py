@@ -117,3 +117,53 @@ def test_a_job_nobody_knows_is_unknown(stand_in):
 def test_the_states_that_end_a_job_are_words_of_slurm():
     assert all(re.fullmatch("[A-Z_]+", state) for state in ENDED_STATES)
     assert not ENDED_STATES & {"PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "CONFIGURING"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["two\\nlines", "a\\x1eb", "a\\x1cb", "a\\x1fb", "\\n9\\x1fFAKE", "\\n", "\\n\\x1f\\x1f\\x1f\\x1f\\x1f\\x1f"],
+)
+def test_no_name_confuses_the_queue_or_accounting(stand_in, name):
+    stand_in("squeue", rf"printf '9\x1fRUNNING\x1fNone\x1f1-02:03:04\x1fn1\x1f{name}\n'")
+    (status,) = slurm.query(["9"])["9"]
+    assert (status.state, status.elapsed_s, status.nodes) == ("RUNNING", 93784.0, "n1")
+    stand_in("squeue", "exit 0")
+    stand_in("sacct", rf"printf '9\x1fFAILED\x1f3:0\x1f12\x1fn1\x1fNone\x1f{name}\n'")
+    (status,) = slurm.query(["9"])["9"]
+    assert (status.state, status.exit_code, status.elapsed_s) == ("FAILED", 3, 12.0)
+
+
+@pytest.mark.parametrize("elapsed", ["", "INVALID", "1-2", "0:00"])
+def test_an_elapsed_time_that_is_none_is_unknown(stand_in, elapsed):
+    stand_in("squeue", rf"printf '9\x1fPENDING\x1fPriority\x1f{elapsed}\x1f\x1fa\n'")
+    (status,) = slurm.query(["9"])["9"]
+    assert status.elapsed_s == (0 if elapsed == "0:00" else None)
+    stand_in("squeue", "exit 0")
+    stand_in("scontrol", f"echo 'JobId=9 JobName=a JobState=COMPLETED Reason=None RunTime={elapsed} ExitCode=0:0'")
+    (status,) = slurm.query(["9"])["9"]
+    assert (status.state, status.exit_code) == ("COMPLETED", 0)
+
+
+def test_a_name_with_line_breaks_does_not_split_what_the_controller_says(stand_in):
+    stand_in("squeue", "exit 0")
+    stand_in("scontrol", r"printf 'JobId=9 JobName=a\nb\x1cc JobState=FAILED Reason=x RunTime=00:01:00 ExitCode=2:0\n'")
+    (status,) = slurm.query(["9"])["9"]
+    assert (status.job_id, status.state, status.exit_code, status.elapsed_s) == ("9", "FAILED", 2, 60.0)
+
+
+def test_a_comment_or_folder_with_line_breaks_hides_no_run(stand_in):
+    stand_in("squeue", r"printf '54\x1f/v\nx\x1fother\n55\x1f/w\x1f\x1chpcdist:r two\nlines\n'")
+    assert slurm.find_by_run("r", "/w") == "55"
+    stand_in("squeue", r"printf 'x\x1f/w\x1fhpcdist:r\n'")
+    stand_in("sacct", r"printf '56_3\x1f/w\x1fhpcdist:r\n'")
+    assert slurm.find_by_run("r", "/w") == "56"
+
+
+def test_usage_of_running_steps_is_read_as_far_as_it_is_allowed(stand_in):
+    stand_in("sstat", "echo '7.0|1|5|00:00:01|'; echo 'sstat: error: problem getting step_layout' >&2; exit 1")
+    assert slurm.read_live(["--jobs=7"]) == "7.0|1|5|00:00:01|\n"
+
+
+def test_without_sstat_nothing_is_known(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert slurm.read_live(["--jobs=7"]) == ""

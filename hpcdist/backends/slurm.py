@@ -1,20 +1,31 @@
-"""The only file that runs Slurm's commands."""
+"""The only file that runs Slurm's commands, but for the sacct of many jobs, which `asking` starts early."""
 
 import getpass
 import os
-import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from hpcdist.backends.lines import CommandLines
 from hpcdist.errors import HpcdistError, NotReadyError, SubmitError, UsageError
-from hpcdist.record import ENDED_STATES, JobStatus
-from hpcdist.units import parse_elapsed
+from hpcdist.record import JobStatus
+from hpcdist.status_rows import (
+    ACCOUNTING_FIELDS,
+    MARK_FIELDS,
+    MARK_FORMAT,
+    QUEUE_FORMAT,
+    SEPARATOR,
+    find_marked,
+    parse_accounting,
+    parse_controller,
+    parse_queue,
+)
 
-SEPARATOR = "\x1f"
 COMMAND_TIMEOUT_S = 60.0
+# sstat asks every node of a job, and a dead one answers nothing.
+LIVE_TIMEOUT_S = 15.0
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 # What sbatch says when the controller may have taken the job although no answer came back.
 UNANSWERED = ("timed out", "Unable to contact", "Socket", "Zero Bytes", "Communication")
@@ -133,24 +144,16 @@ def find_by_run(run: str, workdir: str) -> str | None:
         workdir: Folder it was submitted from: another project may have a run of the same name.
     """
     user = getpass.getuser()
-    columns = SEPARATOR.join(("%F", "%Z", "%k"))
-    found = _find_marked(run_command(["squeue", "-h", "-a", "-t", "all", "-u", user, "-o", columns]), run, workdir)
+    queued = run_command(["squeue", "-h", "-a", "-t", "all", "-u", user, "-o", MARK_FORMAT])
+    found = find_marked(queued, run, workdir)
     if found:
         return found
     rows = ["-X", "-n", "-P", f"--delimiter={SEPARATOR}", "-S", "now-7days"]
     try:
-        listed = run_command(["sacct", *rows, "-u", user, "--format=JobID,WorkDir,Comment"])
+        listed = run_command(["sacct", *rows, "-u", user, f"--format={MARK_FIELDS}"])
     except HpcdistError:
         return None  # accounting is off: squeue is all there is
-    return _find_marked(listed, run, workdir)
-
-
-def _find_marked(listed: str, run: str, workdir: str) -> str | None:
-    for line in listed.splitlines():
-        columns = line.split(SEPARATOR, 2)
-        if len(columns) == 3 and columns[1] == workdir and f"hpcdist:{run}" in columns[2].split():
-            return columns[0].strip().partition("_")[0]
-    return None
+    return find_marked(listed, run, workdir)
 
 
 def test_only(script: Path) -> str:
@@ -215,96 +218,30 @@ def _collect(wanted: Iterable[str], statuses: Iterable[JobStatus]) -> dict[str, 
 
 
 def _query_queue(job_ids: list[str]) -> list[JobStatus]:
-    columns = SEPARATOR.join(("%i", "%T", "%r", "%M", "%N", "%j"))
     try:
-        listed = run_command(["squeue", "-h", "-a", "-r", "-t", "all", "-j", ",".join(job_ids), "-o", columns])
+        listed = run_command(["squeue", "-h", "-a", "-r", "-t", "all", "-j", ",".join(job_ids), "-o", QUEUE_FORMAT])
     except HpcdistError as error:
         if "Invalid job id" in error.message:
             return []
         raise
-    found = []
-    for line in listed.splitlines():
-        job_id, state, reason, elapsed, nodes, name = line.split(SEPARATOR, 5)
-        found.append(
-            JobStatus(
-                job_id=job_id,
-                state=state,
-                reason=None if reason == "None" else reason,
-                elapsed_s=parse_elapsed(elapsed) if re.fullmatch(r"[0-9:-]+", elapsed) else None,
-                nodes=nodes or None,
-                name=name,
-            )
-        )
-    return found
+    return parse_queue(listed)
 
 
 def _query_accounting(job_ids: list[str]) -> list[JobStatus]:
     if not job_ids:
         return []
-    fields = "JobID,State,ExitCode,ElapsedRaw,NodeList,Reason,JobName"
+    options = ["-X", "-n", "-P", f"--delimiter={SEPARATOR}", f"--format={ACCOUNTING_FIELDS}"]
     try:
-        listed = run_command(
-            ["sacct", "-X", "-n", "-P", f"--delimiter={SEPARATOR}", "-j", ",".join(job_ids), f"--format={fields}"]
-        )
+        return parse_accounting(run_command(["sacct", *options, "-j", ",".join(job_ids)]))
     except HpcdistError:
         return []  # accounting is off
-    found = []
-    for line in listed.splitlines():
-        columns = line.split(SEPARATOR, 6)
-        if len(columns) < 7:
-            continue  # the rest of a job name with a line break in it
-        job_id, state, exit_code, elapsed, nodes, reason, name = columns
-        found.append(
-            JobStatus(
-                job_id=job_id,
-                state=state.partition(" ")[0],  # "CANCELLED by 1000"
-                reason=None if reason in ("None", "") else reason,
-                elapsed_s=float(elapsed) if elapsed.isdigit() else None,
-                nodes=None if nodes == "None assigned" else nodes or None,
-                name=name,
-                exit_code=_exit_code(exit_code, state),
-                signal=_exit_signal(exit_code, state),
-            )
-        )
-    return found
 
 
 def _query_controller(job_id: str) -> list[JobStatus]:
     try:
-        listed = run_command(["scontrol", "show", "job", "-o", job_id])
+        return parse_controller(run_command(["scontrol", "show", "job", "-o", job_id]), job_id)
     except HpcdistError:
         return []
-    found = []
-    for line in listed.splitlines():
-        fields = dict(re.findall(r"(?:^| )(\w+)=(\S*)", line))
-        task = fields.get("ArrayTaskId", "")
-        state = fields.get("JobState", "UNKNOWN")
-        reason = fields.get("Reason", "None")
-        found.append(
-            JobStatus(
-                job_id=f"{fields['ArrayJobId']}_{task}" if task.isdigit() else fields.get("JobId", job_id),
-                state=state,
-                reason=None if reason == "None" else reason,
-                elapsed_s=parse_elapsed(fields["RunTime"]) if "RunTime" in fields else None,
-                nodes=fields.get("NodeList", "").replace("(null)", "") or None,
-                name=fields.get("JobName"),
-                exit_code=_exit_code(fields.get("ExitCode", "0:0"), state),
-                signal=_exit_signal(fields.get("ExitCode", "0:0"), state),
-            )
-        )
-    return found
-
-
-def _exit_code(text: str, state: str) -> int | None:
-    """The exit status in Slurm's `status:signal`; None while there is none."""
-    status, _, number = text.partition(":")
-    return int(status) if status.isdigit() and number == "0" and state.partition(" ")[0] in ENDED_STATES else None
-
-
-def _exit_signal(text: str, state: str) -> int | None:
-    """The signal in Slurm's `status:signal`; None when there was none."""
-    number = text.partition(":")[2]
-    return int(number) if number.isdigit() and number != "0" and state.partition(" ")[0] in ENDED_STATES else None
 
 
 def cancel(job_id: str) -> None:
@@ -316,18 +253,27 @@ def cancel(job_id: str) -> None:
     run_command(["scancel", job_id])
 
 
-def read_accounting(arguments: list[str], env: Mapping[str, str]) -> str:
-    """What `sacct` prints.
+def read_accounting(arguments: Sequence[str], env: Mapping[str, str]) -> str:
+    """All that `sacct` prints, for where it has to be in one piece (`--json`).
 
     Raises:
         NotReadyError: Accounting is off, or its database does not answer.
     """
+    return "\n".join(CommandLines(["sacct", *arguments], env))
+
+
+def read_live(arguments: Sequence[str]) -> str:
+    """What `sstat` prints; nothing where it may not, or cannot reach a node.
+
+    It complains about one step (another user's, one that just ended) and still prints the others.
+    """
     try:
-        return run_command(["sacct", *arguments], env)
-    except HpcdistError as error:
-        if "accounting storage is disabled" in error.message.lower() or "slurmdbd" in error.message.lower():
-            raise NotReadyError(error.message, "hpcdist status follows the job without accounting") from None
-        raise
+        done = subprocess.run(
+            ["sstat", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=LIVE_TIMEOUT_S, check=False
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace")
 
 
 def read_seff(job_id: str) -> str:

@@ -9,9 +9,11 @@ import click
 
 from hpcdist import datasets
 from hpcdist.backends import slurm
+from hpcdist.cli.joined import format_joined
 from hpcdist.cli.output import format_efficiency, print_json
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.jobs import Job
+from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared
 from hpcdist.record import Failure, JobStatus, Progress
 
@@ -123,7 +125,7 @@ def follow(job: Job, *, as_json: bool, timeout_s: float | None = None) -> int:
     if as_json:
         print_json(record)
     else:
-        show_result(job)
+        show_result(job, record)
     return 0 if status.state == "COMPLETED" else 1
 
 
@@ -163,16 +165,29 @@ def advise(job: Job, failure: Failure) -> str:
     return ""
 
 
-def show_result(job: Job) -> None:
-    """The efficiency table, the accuracy and the line to open TensorBoard."""
-    try:
-        efficiencies = [job.efficiency()]
-    except (NotReadyError, HpcdistError) as error:
-        click.echo(f"no efficiency: {error.message}", err=True)
-        efficiencies = []
+def show_result(job: Job, record: JobRecord) -> None:
+    """The efficiency table, the accuracy, where the time went and the line to open TensorBoard."""
+    if record.efficiency is None:
+        try:
+            job.efficiency()  # for its error: the record only knows that there was one
+        except (NotReadyError, HpcdistError) as error:
+            click.echo(f"no efficiency: {error.message}", err=True)
+    else:
+        click.echo(format_efficiency(record.efficiency, record.ranks), err=True)
+    if block := format_joined(record):
+        click.echo(block, err=True)
+    write_boards(job, record)
+    click.echo(f"tensorboard --logdir {job.run.path.parents[2] / 'tb_logs'}", err=True)
+
+
+def write_boards(job: Job, record: JobRecord) -> None:
+    """Puts a job's record beside its curves in TensorBoard; a run that left no curves gets none."""
+    if record.efficiency is None or record.efficiency.live:
+        return
+    from hpcdist import board  # TensorBoard's writer: not for a program that only follows
     from hpcdist.cli.efficiency import write_board
 
-    for efficiency in efficiencies:
-        click.echo(format_efficiency(efficiency, job.folder.ranks()), err=True)
-        write_board(job, efficiency)
-    click.echo(f"tensorboard --logdir {job.run.path.parents[2] / 'tb_logs'}", err=True)
+    write_board(job, record.efficiency)
+    folder = board.find_folder(job.folder.path, job.run.path.parents[2])
+    if folder:
+        board.write_record(folder, record)

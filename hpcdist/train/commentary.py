@@ -1,5 +1,6 @@
 """What a person waiting for the training reads: lines on standard output, and `progress.json`."""
 
+import math
 import time
 from pathlib import Path
 
@@ -64,7 +65,8 @@ class Commentary(Callback):
 
     def _progress(self, trainer: Trainer) -> Progress:
         return Progress(
-            epoch=min(trainer.current_epoch + 1, self._epochs),
+            # Not current_epoch: Lightning counts it up before the last test.
+            epoch=math.ceil(trainer.global_step / trainer.num_training_batches) or 1,
             epochs=self._epochs,
             step=trainer.global_step,
             steps=self._steps,

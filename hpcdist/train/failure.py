@@ -16,7 +16,7 @@ from hpcdist.errors import HpcdistError
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.outcome import Outcome
 
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # not HUP: under nohup it is ignored, and must stay so
 
 # A rank whose connection broke is seldom the one to blame. It ends with a status of its own (EX_UNAVAILABLE of
 # sysexits.h), and later than the rank that broke it, so that the launcher sees that one first.

@@ -33,7 +33,7 @@ class RunLogger(TensorBoardLogger):
         return str(self._folder)
 
     def save(self) -> None:
-        """Puts what was logged on disk, now and then: Lightning asks for it at every point, and each time takes 5 ms."""
+        """Puts what was logged on disk now and then: Lightning asks for it at every point, and each takes 5 ms."""
         now = time.monotonic()
         if now - self._flushed_at >= FLUSH_INTERVAL_S:
             self._flushed_at = now

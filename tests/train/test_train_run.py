@@ -125,14 +125,16 @@ def read_events(folder):
 class TestMaxSteps:
     def test_training_that_stops_within_an_epoch_is_tested_and_finished(self, mnist_dir, tmp_path):
         metrics = tmp_path / "metrics.json"
-        options = ["--gpus", 0, "--max-steps", 5, "--epochs", 1, "--data-dir", mnist_dir]
-        done = run_alone(*options, env={"HPCDIST_METRICS": str(metrics)})
+        options = ["--gpus", 0, "--max-steps", 5, "--epochs", 2, "--data-dir", mnist_dir]
+        done = run_alone(*options, env={"HPCDIST_METRICS": str(metrics), "HPCDIST_RUN_DIR": str(tmp_path)})
         assert done.returncode == 0, done.stderr
         reached = json.loads(metrics.read_text())
         assert reached["finished"] is True
         assert reached["steps"] == 5
         assert 0.1 < reached["accuracy"] < 0.98
         assert reached.get("epochs") is None  # no whole one
+        progress = json.loads((tmp_path / "progress.json").read_text())
+        assert (progress["epoch"], progress["step"], progress["accuracy"]) == (1, 5, reached["accuracy"])
 
 
 class TestEnding:

@@ -1,0 +1,211 @@
+"""The layout auditor: what really ran, against what was asked for. Pure."""
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from hpcdist.joined import Audit, Finding
+from hpcdist.record import Efficiency, RankUsage
+from hpcdist.spec import JobSpec
+from hpcdist.units import format_bytes
+
+# Below these a share of CPU or GPU time is worth a word; centres' own limits (CPU not for GPU jobs).
+CPU_SHARE = 0.8
+GPU_SHARE = 0.5
+# A GPU busy for less than a hundredth of the time was not used.
+GPU_IDLE = 0.01
+# How far a figure may lie off what the claimed ranks would give before it speaks against them.
+_MEMORY_TOLERANCE = 0.25
+_FIT_TOLERANCE = 0.15
+_SPEEDUP_TOLERANCE = 0.1
+
+
+def uses_gpus(efficiency: Efficiency, job: JobSpec | None) -> bool:
+    """Whether a job computes on GPUs: it has some, and was not told to train on the CPUs."""
+    return bool(efficiency.gpus) and not (job and not job.command and job.training.accelerator == "cpu")
+
+
+def audit_job(efficiency: Efficiency | None, ranks: Sequence[RankUsage], job: JobSpec | None) -> Audit:
+    """What really ran of one job.
+
+    Args:
+        efficiency: Its accounting; None when there is none.
+        ranks: What its ranks measured.
+        job: What was asked for; None for a job that hpcdist did not submit.
+    """
+    trainings = [rank.training for rank in ranks if rank.training]
+    worlds = {training.world_size for training in trainings if training.world_size is not None}
+    batches = {training.global_batch_size for training in trainings if training.global_batch_size is not None}
+    measured = [rank.gpu_utilization for rank in ranks if rank.gpu_utilization is not None]
+    cores = efficiency.cores if efficiency else None
+    busy = None
+    if efficiency and efficiency.cpu_time_s is not None and efficiency.wall_time_s:
+        busy = efficiency.cpu_time_s / efficiency.wall_time_s
+    audit = Audit(
+        ranks_asked=job.layout.world_size if job else None,
+        ranks=len(ranks) or None,
+        world_size=worlds.pop() if len(worlds) == 1 else None,
+        gpus=efficiency.gpus if efficiency else None,
+        gpus_used=sum(share >= GPU_IDLE for share in measured) if ranks and len(measured) == len(ranks) else None,
+        cores=cores,
+        cores_busy=busy,
+        global_batch_size=batches.pop() if len(batches) == 1 else None,
+    )
+    found = [_fewer_ranks(audit, efficiency), _alone(audit), _same_work(audit, ranks)]
+    found += [_idle_gpus(audit), _waiting_gpus(measured)]
+    if efficiency:
+        found += [_unused_gpus(efficiency, job), _idle_cores(efficiency, audit, job)]
+    return msgspec.structs.replace(audit, findings=tuple(finding for finding in found if finding))
+
+
+def _fewer_ranks(audit: Audit, efficiency: Efficiency | None) -> Finding | None:
+    """A job that failed may lack ranks for a reason that is told elsewhere."""
+    asked, ran = audit.ranks_asked, audit.ranks
+    if efficiency is None or efficiency.state != "COMPLETED" or asked is None or ran is None or ran >= asked:
+        return None
+    return Finding(
+        code="fewer-ranks", sentence=f"{ran} of {asked} ranks ran", evidence={"ranks": ran, "ranks_asked": asked}
+    )
+
+
+def _alone(audit: Audit) -> Finding | None:
+    if audit.world_size != 1 or audit.ranks is None or audit.ranks < 2:
+        return None
+    return Finding(
+        code="alone",
+        sentence=f"each of the {audit.ranks} ranks trained alone: every one says its world has one rank",
+        evidence={"ranks": audit.ranks, "world_size": 1},
+    )
+
+
+def _same_work(audit: Audit, ranks: Sequence[RankUsage]) -> Finding | None:
+    """Ranks that share a batch compute steps x global batch samples between them, less in each epoch's last batch."""
+    trainings = [rank.training for rank in ranks if rank.training]
+    samples = [one.samples for one in trainings if one.samples is not None]
+    steps = max((one.steps or 0 for one in trainings), default=0)
+    if audit.world_size in (None, 1) or len(samples) != len(ranks) or not steps or not audit.global_batch_size:
+        return None
+    expected = steps * audit.global_batch_size
+    if sum(samples) <= 1.5 * expected:
+        return None
+    return Finding(
+        code="same-work",
+        sentence=f"the {len(ranks)} ranks computed {sum(samples):,} samples where {expected:,} would do: "
+        "each trained on the same data",
+        evidence={"samples": sum(samples), "samples_expected": expected, "ranks": len(ranks)},
+    )
+
+
+def _idle_gpus(audit: Audit) -> Finding | None:
+    if not audit.gpus or audit.gpus_used is None or audit.gpus_used >= audit.gpus:
+        return None
+    return Finding(
+        code="idle-gpus",
+        sentence=f"{audit.gpus_used} of {audit.gpus} GPUs were used",
+        evidence={"gpus": audit.gpus, "gpus_used": audit.gpus_used},
+    )
+
+
+def _waiting_gpus(measured: Sequence[float]) -> Finding | None:
+    busy = [share for share in measured if share >= GPU_IDLE]
+    mean = sum(busy) / len(busy) if busy else None
+    if mean is None or mean >= GPU_SHARE:
+        return None
+    return Finding(
+        code="waiting-gpus",
+        sentence=f"the GPUs were busy {mean:.0%} of the time: they wait for data, for each other or for small batches",
+        evidence={"gpu_utilization": mean},
+    )
+
+
+def _unused_gpus(efficiency: Efficiency, job: JobSpec | None) -> Finding | None:
+    if not efficiency.gpus or uses_gpus(efficiency, job):
+        return None
+    return Finding(
+        code="unused-gpus",
+        sentence=f"{efficiency.gpus} GPU(s) were allocated, and the training was told to use the CPUs",
+        evidence={"gpus": efficiency.gpus, "accelerator": "cpu"},
+    )
+
+
+def _idle_cores(efficiency: Efficiency, audit: Audit, job: JobSpec | None) -> Finding | None:
+    """Cores nobody asked for, in any job; cores that were asked for and idle, in a CPU job only."""
+    cores, busy = audit.cores, audit.cores_busy
+    if cores is None or busy is None or efficiency.live:
+        return None
+    evidence: dict[str, float | str] = {"cores": cores, "cores_busy": round(busy, 3)}
+    asked = job.layout.world_size * job.layout.cpus_per_task if job else None
+    # Twice as many: Slurm counts both threads of a core where it hands out whole cores.
+    if asked is not None and cores > 2 * asked:
+        sentence = f"{cores} cores were allocated where {asked} were asked for; {busy:.1f} were busy"
+        return Finding(code="idle-cores", sentence=sentence, evidence=evidence | {"cores_asked": asked})
+    tasks = audit.ranks_asked or efficiency.nodes or 1
+    # A task can't have less than one CPU, nor part of another.
+    fewest = tasks * math.ceil(busy / tasks)
+    if uses_gpus(efficiency, job) or busy >= CPU_SHARE * cores or fewest >= cores:
+        return None
+    return Finding(code="idle-cores", sentence=f"{busy:.1f} of {cores} cores were busy", evidence=evidence)
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of a training in one of several layouts, as it is told.
+
+    Attributes:
+        name: How to call it.
+        ranks: Ranks (GPUs) it is said to have had.
+        wall_time_s: Seconds from start to end.
+        memory_used_bytes: Peak memory of the whole job; None when unknown.
+        cores: CPUs allocated; None when unknown.
+    """
+
+    name: str
+    ranks: int
+    wall_time_s: float
+    memory_used_bytes: int | None = None
+    cores: int | None = None
+
+
+def find_inconsistent(claims: Sequence[Claim]) -> list[Finding]:
+    """The runs of one training whose own figures do not fit the number of ranks they are said to have had.
+
+    The run with the fewest ranks is the measure. A run is named when its memory is that of another number of ranks
+    *and* its speed-up fits that number: more than linear in the claimed ranks, or impossible to tell from fewer.
+    Memory alone may change with the batch, and speed-up alone with anything.
+    """
+    if len(claims) < 2:
+        return []
+    measure = min(claims, key=lambda claim: claim.ranks)
+    found = [_inconsistency(measure, claim) for claim in claims if claim is not measure]
+    return [finding for finding in found if finding]
+
+
+def _inconsistency(measure: Claim, claim: Claim) -> Finding | None:
+    if not measure.memory_used_bytes or not claim.memory_used_bytes or not claim.wall_time_s:
+        return None
+    fits = claim.memory_used_bytes / (measure.memory_used_bytes / measure.ranks)
+    ranks = max(1, round(fits))
+    if abs(fits - claim.ranks) < _MEMORY_TOLERANCE * claim.ranks or abs(fits - ranks) > _FIT_TOLERANCE * ranks:
+        return None
+    speedup = measure.ranks * measure.wall_time_s / claim.wall_time_s
+    limit = (1 + _SPEEDUP_TOLERANCE) * min(claim.ranks, ranks)
+    # More ranks than claimed: faster than the claimed ranks could be. Fewer: no faster than those few.
+    if (speedup <= limit) == (ranks > claim.ranks) or speedup > (1 + _SPEEDUP_TOLERANCE) * ranks:
+        return None
+    cores_per_rank = measure.cores / measure.ranks if measure.cores else None
+    cores = ""
+    if claim.cores and cores_per_rank and round(claim.cores / cores_per_rank) == ranks:
+        cores = f"; its {claim.cores} cores are those of {ranks} too"
+    return Finding(
+        code="inconsistent",
+        sentence=f"{claim.name} is said to have had {claim.ranks} rank(s), but its figures fit {ranks}: "
+        f"{format_bytes(claim.memory_used_bytes)} is the memory of {fits:.1f} ranks, "
+        f"and it was {speedup:.2f} times as fast as one rank{cores}",
+        evidence={
+            "ranks_claimed": claim.ranks,
+            "ranks_by_memory": round(fits, 2),
+            "speedup": round(speedup, 2),
+            "efficiency_if_claimed": round(speedup / claim.ranks, 2),
+            "efficiency_if_fitting": round(speedup / ranks, 2),
+        },
+    )

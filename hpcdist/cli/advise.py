@@ -1,0 +1,168 @@
+"""hpcdist advise."""
+
+from collections.abc import Sequence
+
+import click
+import msgspec
+
+from hpcdist.advice import Advice, Line, advise
+from hpcdist.audit import Claim, audit_job, find_inconsistent
+from hpcdist.cli.follow import find_or_id
+from hpcdist.cli.output import print_json
+from hpcdist.errors import NotReadyError
+from hpcdist.jobs import Job, read_efficiencies
+from hpcdist.joined import Finding
+from hpcdist.observed import Observation
+from hpcdist.printable import printable
+from hpcdist.record import Efficiency
+from hpcdist.store import RunRecord
+
+# What sbatch calls an option where hpcdist has another word.
+_SBATCH_NAMES = {"gpus": "gpus-per-node", "tasks-per-node": "ntasks-per-node"}
+
+
+class Group(msgspec.Struct, frozen=True, kw_only=True):
+    """Jobs that asked for the same, and what to ask for next.
+
+    Attributes:
+        run: The newest of them that is a run of ours.
+        advice: The next request.
+        findings: What did not run as it should.
+    """
+
+    run: str | None
+    advice: Advice
+    findings: tuple[Finding, ...]
+
+
+@click.command(
+    "advise",
+    epilog="""Examples:
+
+\b
+  hpcdist advise 1234
+  hpcdist advise 1234 1235 1236      (runs of the same: the highest use of all)
+  hpcdist rerun 1234 --advised
+""",
+)
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def advise_command(jobs: tuple[str, ...], *, as_json: bool) -> None:
+    """Print the next request: CPUs, memory, time and GPUs, right-sized from what was used.
+
+    JOB is a run of this project, or any Slurm job id. Several that asked for the same are taken together.
+    """
+    observed = observe([find_or_id(token) for token in jobs])
+    groups = [_group(several) for several in _by_request(observed)]
+    across = _across_layouts(observed)
+    if as_json:
+        print_json({"requests": groups, "findings": across})
+        return
+    for number, group in enumerate(groups):
+        click.echo(("\n" if number else "") + format_group(group))
+    for finding in across:
+        click.echo(f"finding: {printable(finding.sentence)}")
+
+
+def observe(jobs: Sequence[Job | str]) -> list[tuple[Job | None, Observation]]:
+    """What jobs used and had asked for, one per job or array task, each with its run if it is ours.
+
+    Raises:
+        NotReadyError: One has not started.
+    """
+    found: list[tuple[Job | None, Observation]] = []
+    for job in jobs:
+        asked = job.run.record() if isinstance(job, Job) else None
+        for one in read_efficiencies([job], "sacct"):
+            if one.started_at_s is None or one.wall_time_s is None:
+                raise NotReadyError(f"job {one.array_job_id or one.job_id} is {one.state}: it never ran", "")
+            found.append(_observe(job, asked, one) if isinstance(job, Job) else (None, Observation(efficiency=one)))
+    return found
+
+
+def _observe(job: Job, asked: RunRecord | None, efficiency: Efficiency) -> tuple[Job, Observation]:
+    task = (efficiency.array_job_id or "").partition("_")[2] or job.task
+    mine = Job(job.run, task)
+    ranks = tuple(mine.folder.ranks())
+    return mine, Observation(efficiency=efficiency, job=asked.job if asked else None, ranks=ranks)
+
+
+def _by_request(observed: Sequence[tuple[Job | None, Observation]]) -> list[list[tuple[Job | None, Observation]]]:
+    """Jobs that asked for the same, together; in the order given."""
+    groups: dict[bytes, list[tuple[Job | None, Observation]]] = {}
+    for job, one in observed:
+        groups.setdefault(_request(one), []).append((job, one))
+    return list(groups.values())
+
+
+def _request(one: Observation) -> bytes:
+    if one.job:
+        return msgspec.json.encode(one.job, order="sorted")
+    it = one.efficiency
+    asked = (it.user, it.name, it.nodes, it.cores, it.gpus, it.memory_requested_bytes, it.time_limit_s)
+    return msgspec.json.encode(asked)
+
+
+def _group(several: Sequence[tuple[Job | None, Observation]]) -> Group:
+    findings: dict[str, Finding] = {}
+    for _, one in several:
+        for finding in audit_job(one.efficiency, one.ranks, one.job).findings:
+            findings[finding.code] = finding
+    job = several[-1][0]
+    return Group(
+        run=job.run.name if job else None,
+        advice=advise([one for _, one in several]),
+        findings=tuple(findings.values()),
+    )
+
+
+def _across_layouts(observed: Sequence[tuple[Job | None, Observation]]) -> list[Finding]:
+    """Runs of one training whose figures don't fit their number of ranks."""
+    trainings: dict[bytes, list[Claim]] = {}
+    for _, one in observed:
+        ranks = one.job.layout.world_size if one.job else one.efficiency.gpus
+        if ranks is None or one.efficiency.state != "COMPLETED" or not one.efficiency.wall_time_s:
+            continue
+        claim = Claim(
+            name=f"job {one.efficiency.job_id}",
+            ranks=ranks,
+            wall_time_s=one.efficiency.wall_time_s,
+            memory_used_bytes=one.efficiency.memory_used_bytes,
+            cores=one.efficiency.cores,
+        )
+        same = (one.job.name, one.job.command, one.job.training) if one.job else (one.efficiency.name,)
+        trainings.setdefault(msgspec.json.encode(same), []).append(claim)
+    return [finding for claims in trainings.values() for finding in find_inconsistent(claims)]
+
+
+def format_group(group: Group) -> str:
+    """The advice as text: one option a line, with its reason below."""
+    run = f"run {group.run}, " if group.run else ""
+    lines = [f"{run}job {', '.join(group.advice.jobs)}"]
+    for line in group.advice.lines:
+        lines += [f"  {format_line(line)}", f"      {line.evidence}; {line.rule}"]
+    lines += [f"  finding: {finding.sentence}" for finding in group.findings]
+    lines += [f"  note: {note}" for note in group.advice.notes]
+    lines.append(f"  next: {_next(group)}")
+    return "\n".join(printable_line(line) for line in lines)
+
+
+def format_line(line: Line) -> str:
+    """`--mem 3G -> 1280M`, or the request with "as it is"."""
+    if not line.is_change:
+        return f"--{line.option} {line.asked}: as it is" if line.asked is not None else f"--{line.option}: as it is"
+    return f"--{line.option} {line.asked or '(none)'} -> {line.advised}"
+
+
+def _next(group: Group) -> str:
+    changes = group.advice.changes()
+    if not changes:
+        return "the same request"
+    if group.run:
+        return f"hpcdist rerun {group.run} --advised"
+    return "sbatch " + " ".join(f"--{_SBATCH_NAMES.get(option, option)}={value}" for option, value in changes.items())
+
+
+def printable_line(text: str) -> str:
+    """The line without anything that could move the cursor; its indentation stays."""
+    return text[: len(text) - len(text.lstrip(" "))] + printable(text)

@@ -1,0 +1,96 @@
+"""hpcdist rerun."""
+
+from typing import Any
+
+import click
+
+from hpcdist import provenance
+from hpcdist.advice import advise
+from hpcdist.cli import following
+from hpcdist.cli.advise import format_line, observe, printable_line
+from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.jobs import Job, submit_prepared
+from hpcdist.rerun import Rerun, parse_changes, prepare_rerun
+from hpcdist.store import RunRecord
+
+
+@click.command(
+    epilog="""Examples:
+
+\b
+  hpcdist rerun 1234
+  hpcdist rerun 1234 --set nodes=2 --set lr=0.001 --set env=NAME=VALUE
+  hpcdist rerun mnist-1x1-3d46fd --advised --wait
+"""
+)
+@click.argument("job", metavar="JOB")
+@click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Change an option; empty: its default.")
+@click.option("--advised", is_flag=True, help="Change what `hpcdist advise JOB` says; --set wins over it.")
+@click.option("--run", metavar="NAME", help="Name of the new run.")
+@click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
+@click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def rerun(
+    ctx: click.Context,
+    job: str,
+    *,
+    settings: tuple[str, ...],
+    advised: bool,
+    run: str | None,
+    dry_run: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Submit a run of this project again, and show what is different.
+
+    Options, site settings, template, interpreter and working folder are those of the run; jobs that it waited for
+    (--dependency) are not waited for again. An array is submitted whole.
+    """
+    found = Job.find(job)
+    record = found.run.record()
+    changes = parse_changes(list(settings))
+    if advised:
+        changes = {**_advised(found), **changes}
+    again = prepare_rerun(record, found.run.path.parents[2], changes, run)
+    _show_differences(record, again)
+    following.warn_of_missing_data(again.prepared)
+    if again.prepared.note:
+        click.echo(again.prepared.note, err=True)
+    if dry_run:
+        following.show_dry_run(again.prepared)
+        return
+    submitted = submit_prepared(again.prepared)
+    following.announce(submitted, as_json=as_json and not wait)
+    if wait:
+        ctx.exit(following.follow(submitted, as_json=as_json))
+
+
+def _advised(job: Job) -> dict[str, Any]:
+    """The advised changes, after their reasons were shown.
+
+    Raises:
+        UsageError: There is nothing to base advice on.
+    """
+    try:
+        observed = observe([Job(job.run)])
+    except HpcdistError as error:
+        raise UsageError(f"there is no advice on {job.run.name}: {error.message}", "leave out --advised") from None
+    advice = advise([one for _, one in observed])
+    for line in advice.lines:
+        if line.is_change:
+            click.echo(printable_line(f"advised {format_line(line)}  ({line.evidence}; {line.rule})"), err=True)
+    for note in advice.notes:
+        click.echo(printable_line(f"note: {note}"), err=True)
+    return parse_changes([f"{option}={value}" for option, value in advice.changes().items()])
+
+
+def _show_differences(record: RunRecord, again: Rerun) -> None:
+    differences = {f"--{name}": pair for name, pair in again.differences.items()} | provenance.compare(record)
+    new = again.prepared.place.run
+    if not differences:
+        click.echo(f"{new} repeats {record.run}: nothing is different", err=True)
+        return
+    click.echo(f"{new} repeats {record.run} with", err=True)
+    for name, (then, now) in differences.items():
+        click.echo(printable_line(f"  {name} {then or '(none)'} -> {now or '(none)'}"), err=True)

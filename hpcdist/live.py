@@ -1,0 +1,36 @@
+"""What only the running cluster knows of jobs: how it gathers their usage, and what those that run used so far."""
+
+from collections.abc import Sequence
+
+from hpcdist.backends import slurm
+from hpcdist.errors import HpcdistError
+from hpcdist.kinds import parse_gathering, with_gathering
+from hpcdist.record import Efficiency, Gathering
+from hpcdist.sstat import LiveUsage, parse_sstat, sstat_arguments, with_live_usage
+
+# sstat sends a message to every node of every job it is asked about.
+_MOST_JOBS = 50
+
+
+def complete(found: Sequence[Efficiency]) -> list[Efficiency]:
+    """The figures with how they were gathered, and for running jobs with those of now.
+
+    Where sstat says nothing of a job, is not allowed to, or too many jobs run, theirs stay unknown.
+    """
+    if not found:
+        return []
+    gathering, usage = _read_gathering(), _read_usage([one.job_id for one in found if one.live])
+    return [with_gathering(with_live_usage(one, usage.get(one.job_id)), gathering) for one in found]
+
+
+def _read_gathering() -> Gathering:
+    try:
+        return parse_gathering(slurm.read_config())
+    except HpcdistError:
+        return Gathering()
+
+
+def _read_usage(job_ids: Sequence[str]) -> dict[str, LiveUsage]:
+    if not 0 < len(job_ids) <= _MOST_JOBS:
+        return {}
+    return parse_sstat(slurm.read_live(sstat_arguments(job_ids)).split("\n"))

@@ -1,0 +1,116 @@
+"""What squeue, `sacct -X` and scontrol say of where jobs are, read into statuses. Pure.
+
+Sources: squeue(1) `--format`, sacct(1) `--delimiter`, `scontrol show job --oneliner`, run with Slurm 22.05.8. All
+print names and comments raw, with whatever their owner put into them: such a field comes last, nothing but a line feed
+ends a line, and a line that is no row is left out.
+"""
+
+import re
+from collections.abc import Iterator
+
+from hpcdist.errors import ParseError
+from hpcdist.record import ENDED_STATES, JobStatus
+from hpcdist.units import parse_elapsed
+
+SEPARATOR = "\x1f"
+QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%M", "%N", "%j"))
+ACCOUNTING_FIELDS = "JobID,State,ExitCode,ElapsedRaw,NodeList,Reason,JobName"
+MARK_FORMAT = SEPARATOR.join(("%F", "%Z", "%k"))
+MARK_FIELDS = "JobID,WorkDir,Comment"
+
+_JOB_ID = re.compile(r"[0-9]{1,20}(?:_(?:[0-9]{1,10}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?")
+_STATE = re.compile(r"[A-Z_]{1,40}")
+
+
+def parse_queue(listed: str) -> list[JobStatus]:
+    """Statuses from squeue's rows in `QUEUE_FORMAT`."""
+    return [
+        JobStatus(
+            job_id=job_id,
+            state=state,
+            reason=None if reason == "None" else reason,
+            elapsed_s=_elapsed(elapsed),
+            nodes=nodes or None,
+            name=name,
+        )
+        for job_id, state, reason, elapsed, nodes, name in _rows(listed, 6)
+    ]
+
+
+def parse_accounting(listed: str) -> list[JobStatus]:
+    """Statuses from the rows of `sacct -X` with `ACCOUNTING_FIELDS`."""
+    return [
+        JobStatus(
+            job_id=job_id,
+            state=state.partition(" ")[0],  # "CANCELLED by 1000"
+            reason=None if reason in ("None", "") else reason,
+            elapsed_s=float(elapsed) if elapsed.isdigit() else None,
+            nodes=None if nodes == "None assigned" else nodes or None,
+            name=name,
+            exit_code=_exit_code(code, state),
+            signal=_exit_signal(code, state),
+        )
+        for job_id, state, code, elapsed, nodes, reason, name in _rows(listed, 7)
+    ]
+
+
+def parse_controller(listed: str, job_id: str) -> list[JobStatus]:
+    """Statuses from what scontrol says of the job that was asked for, one per task of an array."""
+    found = []
+    for record in re.split(r"\n(?=JobId=)", listed):
+        fields = dict(re.findall(r"(?:^| )(\w+)=(\S*)", record))
+        if not fields:
+            continue
+        task, array = fields.get("ArrayTaskId", ""), fields.get("ArrayJobId", "")
+        state, code = fields.get("JobState", "UNKNOWN"), fields.get("ExitCode", "0:0")
+        reason = fields.get("Reason", "None")
+        found.append(
+            JobStatus(
+                job_id=f"{array}_{task}" if array and task.isdigit() else fields.get("JobId", job_id),
+                state=state,
+                reason=None if reason == "None" else reason,
+                elapsed_s=_elapsed(fields.get("RunTime", "")),
+                nodes=fields.get("NodeList", "").replace("(null)", "") or None,
+                name=fields.get("JobName"),
+                exit_code=_exit_code(code, state),
+                signal=_exit_signal(code, state),
+            )
+        )
+    return found
+
+
+def find_marked(listed: str, run: str, workdir: str) -> str | None:
+    """The id of the job in `MARK_FORMAT` or `MARK_FIELDS` whose comment names a run of this folder."""
+    for line in listed.split("\n"):
+        columns = line.split(SEPARATOR, 2)
+        is_row = len(columns) == 3 and _JOB_ID.fullmatch(columns[0].strip())
+        if is_row and columns[1] == workdir and f"hpcdist:{run}" in columns[2].split():
+            return columns[0].strip().partition("_")[0]
+    return None
+
+
+def _rows(listed: str, width: int) -> Iterator[list[str]]:
+    """The cells of each row; the last takes what is left of its line."""
+    for line in listed.split("\n"):
+        cells = line.split(SEPARATOR, width - 1)
+        if len(cells) == width and _JOB_ID.fullmatch(cells[0]) and _STATE.match(cells[1]):
+            yield cells
+
+
+def _elapsed(text: str) -> float | None:
+    try:
+        return parse_elapsed(text)
+    except ParseError:
+        return None  # "INVALID", or nothing
+
+
+def _exit_code(text: str, state: str) -> int | None:
+    """The exit status in Slurm's `status:signal`; None while there is none."""
+    status, _, number = text.partition(":")
+    return int(status) if status.isdigit() and number == "0" and state.partition(" ")[0] in ENDED_STATES else None
+
+
+def _exit_signal(text: str, state: str) -> int | None:
+    """The signal in Slurm's `status:signal`; None when there was none."""
+    number = text.partition(":")[2]
+    return int(number) if number.isdigit() and number != "0" and state.partition(" ")[0] in ENDED_STATES else None
