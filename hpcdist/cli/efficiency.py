@@ -1,59 +1,60 @@
-"""hpcdist seff."""
+"""hpcdist seff. Nothing but click is imported before a command runs: its help is there as fast as click is."""
 
-from typing import cast
+from typing import TYPE_CHECKING
 
 import click
 
-from hpcdist.accounting import Source
-from hpcdist.cli.follow import find_or_id
-from hpcdist.cli.output import format_efficiency, print_json
-from hpcdist.errors import NotReadyError
-from hpcdist.jobs import Job, read_efficiencies
-from hpcdist.record import Efficiency
+if TYPE_CHECKING:
+    from hpcdist.jobs import Job
+    from hpcdist.record import Efficiency
 
 
-@click.command(epilog="Example: hpcdist seff 1234")
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.command(epilog="Example: hpcdist seff 1234, or hpcdist seff --since 2d --state failed --sort -mem")
+@click.argument("jobs", nargs=-1, metavar="[JOB...]")
+@click.option("--since", metavar="TIME", help="Slurm's jobs since then: 2d, 3h, 2026-01-31, or as sacct has it.")
+@click.option("--user", metavar="NAME,...", help="Slurm's jobs of these users [since 7d].")
+@click.option("--state", metavar="STATE,...", help="Only jobs in these states: failed,timeout [since 7d].")
+@click.option("--text", metavar="FILE", help="Read what seff printed from a file; - is standard input.")
+@click.option("--sacct-file", metavar="FILE", help="Read what sacct -P printed, with its first line; - likewise.")
 @click.option(
     "--source",
     type=click.Choice(["seff", "sacct", "ranks"]),
     help="Where the figures come from [seff for one job where it is installed, else sacct; ranks for a local run].",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def seff(jobs: tuple[str, ...], *, source: str | None, as_json: bool) -> None:
+@click.option("--table", "as_table", is_flag=True, help="Print the table for one job too.")
+@click.option("--format", "columns", metavar="COLUMN,...", help="Columns of the table; +COLUMN adds one.")
+@click.option("--sort", metavar="COLUMN", help="Sort by a column; -COLUMN for the highest first.")
+@click.option("--parsable", is_flag=True, help="Print fields parted by |, in seconds, bytes and fractions.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+@click.option("--jsonl", is_flag=True, help="Print a JSON object per line.")
+@click.option("--watch", type=click.FloatRange(min=1), metavar="SECONDS", help="Again until all jobs are over.")
+def seff(jobs: tuple[str, ...], **options: object) -> None:
     """CPU, memory and GPU efficiency and wall-clock, as `seff` has them.
 
-    Also written beside the job's TensorBoard run, when it is one of this project's.
+    One JOB, a run's name or a job id, is shown as `seff` shows it; several in a table; without JOB: this project's
+    runs. Also written beside the job's TensorBoard run, when it is one of this project's.
     """
-    found = [find_or_id(token) for token in jobs]
-    efficiencies = read_efficiencies(found, cast(Source | None, source))
-    for one in efficiencies:
-        if one.state == "PENDING":
-            raise NotReadyError(f"job {one.array_job_id or one.job_id} is PENDING", f"hpcdist wait {one.job_id}")
-    ours = {job.id: job for job in found if isinstance(job, Job)}
-    if as_json:
-        print_json(efficiencies)
-    for number, one in enumerate(efficiencies):
-        job = ours.get(one.job_id) or _task(ours, one)
-        if not as_json:
-            click.echo(("\n" if number else "") + format_efficiency(one, job.folder.ranks() if job else []))
-        if job:
-            write_board(job, one)
+    from hpcdist.cli.request import Request, start
+
+    request = Request(jobs=jobs, **options)  # type: ignore[arg-type]
+    request.check()
+    answer = start(request)
+    try:
+        # Only now: sacct works while this is loaded.
+        from hpcdist.cli.showing import show
+
+        show(request, answer)
+    finally:
+        if answer is not None:
+            answer.lines.close()
 
 
-def _task(ours: dict[str | None, Job], efficiency: Efficiency) -> Job | None:
-    """The array task of ours that a figure is about."""
-    base, _, task = (efficiency.array_job_id or "").partition("_")
-    whole = ours.get(efficiency.array_job_id) or ours.get(base)
-    return Job(whole.run, task) if whole and task else whole
-
-
-def write_board(job: Job, efficiency: Efficiency) -> None:
+def write_board(job: "Job", efficiency: "Efficiency") -> None:
     """Puts a job's efficiency beside its curves in TensorBoard; a run that left no curves gets none."""
     # Only here: TensorBoard's writer takes longer to import than everything else this command does.
     from hpcdist import board
 
-    folder = board.find_folder(job.folder.path, job.run.path.parents[2])
-    if folder and not efficiency.live:
+    found = board.find_folder(job.folder.path, job.run.path.parents[2])
+    if found and not efficiency.live:
         training = next((rank.training for rank in job.folder.ranks() if rank.training), None)
-        board.write_efficiency(folder, efficiency, training)
+        board.write_efficiency(found, efficiency, training)

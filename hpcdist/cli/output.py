@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 
+from hpcdist.kinds import footnotes
 from hpcdist.record import Efficiency, RankUsage
 from hpcdist.seff import format_seff
 from hpcdist.units import format_bytes
@@ -51,4 +52,5 @@ def format_efficiency(efficiency: Efficiency, ranks: Sequence[RankUsage]) -> str
         lines.append("Source: what the ranks measured of themselves")
     if efficiency.live:
         lines.append("The job still runs: these are the figures so far.")
+    lines += [f"Note: {note}" for note in footnotes(efficiency)]
     return "\n".join(lines)

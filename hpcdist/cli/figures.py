@@ -1,0 +1,168 @@
+"""Where the figures of `hpcdist seff` come from: named jobs, this project's runs, Slurm's jobs of a time, a file."""
+
+import io
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+import msgspec
+
+from hpcdist.cli.request import Request, ask
+from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, ParseError, UsageError
+from hpcdist.record import Efficiency
+from hpcdist.sacct import iter_sacct, parse_sacct
+from hpcdist.sacct_question import DELIMITER, check_job_id, expand_job_id
+from hpcdist.selection import parse_states, parse_users
+
+if TYPE_CHECKING:
+    from hpcdist.accounting import Source
+    from hpcdist.backends.asking import Answer
+    from hpcdist.jobs import Job
+
+
+def iter_figures(request: Request, answer: "Answer | None" = None) -> Iterator[Efficiency]:
+    """The figures that were asked for, as they come.
+
+    Args:
+        request: What was asked for.
+        answer: What `start` returned for it.
+
+    Raises:
+        HpcdistError: As the place they come from says.
+    """
+    found: Iterable[Efficiency]
+    if request.text is not None:
+        found = _iter_text(request.text)
+    elif request.sacct_file is not None:
+        found = _iter_sacct_file(request.sacct_file, streamed=request.is_streamed)
+    elif request.is_by_time:
+        from hpcdist import accounting
+
+        found = accounting.iter_answer(answer or ask(request))
+        request = request._replace(user=None)
+    elif request.jobs:
+        found = _iter_named(request, answer)
+    else:
+        found = _iter_project()
+    if request.state is None and request.user is None:
+        yield from found
+        return
+    states = parse_states(request.state) if request.state is not None else None
+    owners = parse_users(request.user) if request.user is not None else None
+    for one in found:
+        if (states is None or one.state in states) and (owners is None or one.user in owners):
+            yield one
+
+
+def _iter_named(request: Request, answer: "Answer | None") -> Iterator[Efficiency]:
+    """Runs' figures from their ranks first, then what Slurm has of all others."""
+    from hpcdist import accounting
+
+    ids: list[str] = []
+    for token in request.jobs:
+        job_id = _slurm_id(token) if request.source != "ranks" else None
+        if job_id is None:
+            from hpcdist.jobs import Job
+
+            job = Job.find(token)
+            if job.run.is_local or request.source == "ranks":
+                yield job.efficiency(cast("Source | None", request.source))
+                continue
+            job_id = job.id
+            if job_id is None:
+                raise NotReadyError(f"run {job.run.name} has no job", f"hpcdist status {job.run.name}")
+        ids += expand_job_id(job_id)
+    if not ids:
+        return
+    if request.is_streamed and request.source != "seff":
+        yield from accounting.iter_slurm(ids, answer)
+    else:
+        yield from accounting.query_slurm(ids, cast("Source", request.source or "sacct"))
+
+
+def _slurm_id(token: str) -> str | None:
+    """The id a word is; None when it must be a run's name."""
+    try:
+        return check_job_id(token)
+    except UsageError:
+        if not token[:1].isdigit():
+            return None
+        from hpcdist.cli.follow import find_or_id
+
+        find_or_id(token)  # a run's name may begin with a digit
+        return None
+
+
+def _iter_project() -> Iterator[Efficiency]:
+    """The runs of this project, newest first; those without any figure are counted on standard error."""
+    from hpcdist import accounting
+    from hpcdist.jobs import Job
+    from hpcdist.project import find_project
+    from hpcdist.store import Store
+
+    jobs = [Job(run) for run in Store(find_project(Path.cwd()).root)]
+    if not jobs:
+        click.echo("no runs here yet; hpcdist submit makes one", err=True)
+    ids = {job.run.name: job.id for job in jobs if not job.run.is_local}
+    accounted: dict[str, list[Efficiency]] = {}
+    try:
+        for one in accounting.iter_slurm([job_id for job_id in ids.values() if job_id], missing_ok=True):
+            base = (one.array_job_id or one.het_job_id or one.job_id).partition("_")[0].partition("+")[0]
+            accounted.setdefault(base, []).append(one)
+    except HpcdistError as error:
+        click.echo(f"warning: Slurm's figures are missing: {error.message.splitlines()[0]}", err=True)
+    silent = 0
+    for job in jobs:
+        found = _figures_of_ranks(job) if job.run.name not in ids else accounted.get(ids[job.run.name] or "", [])
+        silent += not found
+        yield from found
+    if silent:
+        click.echo(f"{silent} run(s) have no figures yet; hpcdist status lists all", err=True)
+
+
+def _figures_of_ranks(job: "Job") -> list[Efficiency]:
+    try:
+        return [msgspec.structs.replace(job.efficiency(), name=job.run.name)]
+    except (NotReadyError, NotFoundError):
+        return []
+
+
+def _iter_text(name: str) -> Iterator[Efficiency]:
+    from hpcdist.seff import iter_seff
+    from hpcdist.seff_lines import LONGEST_LINE
+
+    with _open(name, newline=None) as file:
+        # A line longer than any of seff's comes in pieces, the first of which is refused: memory stays flat.
+        yield from iter_seff(iter(lambda: file.readline(LONGEST_LINE + 1), ""))
+
+
+def _iter_sacct_file(name: str, *, streamed: bool) -> Iterator[Efficiency]:
+    with _open(name, newline="\n") as file:
+        first = file.readline()
+        delimiter = DELIMITER if DELIMITER in first else "|"
+        lines = chain([first], file) if first else iter(())
+        found = False
+        for one in iter_sacct(lines, delimiter) if streamed else parse_sacct(lines, delimiter):
+            found = True
+            yield one
+    if not found:
+        raise ParseError(
+            f"there is no job in {name}", "write it with: sacct -P --format=JobID,JobIDRaw,State,ElapsedRaw,..."
+        )
+
+
+def _open(name: str, *, newline: str | None) -> Any:
+    """A file, or standard input for `-`.
+
+    Raises:
+        UsageError: It can't be read.
+    """
+    if name == "-":
+        return io.TextIOWrapper(sys.stdin.buffer, "utf-8", errors="replace", newline=newline)
+    try:
+        return Path(name).open(encoding="utf-8", errors="replace", newline=newline)
+    except OSError as error:
+        raise UsageError(f"can't read {name}: {error.strerror}", "name a file, or - for standard input") from None

@@ -1,0 +1,187 @@
+"""How `hpcdist seff` prints what it found: one job, a table, or a line per job for a program."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+import msgspec
+
+from hpcdist.cli.figures import iter_figures
+from hpcdist.cli.request import Request
+from hpcdist.columns import choose_columns, find_column, sort_jobs
+from hpcdist.errors import NotReadyError
+from hpcdist.record import ENDED_STATES, Efficiency, RankUsage
+from hpcdist.selection import parse_since, parse_states
+from hpcdist.table import format_jobs, format_parsable_header, parsable_formatter
+
+if TYPE_CHECKING:
+    from hpcdist.accounting import Source
+    from hpcdist.backends.asking import Answer
+    from hpcdist.jobs import Job
+
+WIDEST = 10_000
+
+
+def show(request: Request, answer: "Answer | None" = None) -> None:
+    """Prints what was asked for.
+
+    Args:
+        request: What was asked for.
+        answer: What `start` returned for it.
+
+    Raises:
+        HpcdistError: A word can't be used, or there are no figures.
+    """
+    _check_words(request)
+    if request.watch is not None:
+        _watch(request, request.watch)
+    elif request.jsonl:
+        _print_lines(_sorted(request, answer))
+    elif request.parsable:
+        _print_parsable(request, _sorted(request, answer))
+    elif len(request.jobs) == 1 and "[" not in request.jobs[0] and not _is_table(request):
+        _show_job(request)
+    else:
+        jobs = list(_sorted(request))
+        _show_jobs(request, jobs)
+        if request.jobs:
+            _write_boards(jobs)
+
+
+def _is_table(request: Request) -> bool:
+    """Whether a table was asked for even where there is one job."""
+    return request.as_table or any(word is not None for word in (request.columns, request.sort, request.state))
+
+
+def _check_words(request: Request) -> None:
+    """Reads every word that can be wrong before Slurm is asked."""
+    choose_columns(request.columns)
+    if request.sort is not None:
+        find_column(request.sort.removeprefix("-"))
+    if request.since is not None:
+        parse_since(request.since)
+    if request.state is not None:
+        parse_states(request.state)
+
+
+def _sorted(request: Request, answer: "Answer | None" = None) -> Iterable[Efficiency]:
+    found = iter_figures(request, answer)
+    return found if request.sort is None else sort_jobs(list(found), request.sort)
+
+
+def _print_lines(jobs: Iterable[Efficiency]) -> None:
+    encode, write = msgspec.json.Encoder().encode, sys.stdout.buffer.write
+    for one in jobs:
+        write(encode(one) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _print_parsable(request: Request, jobs: Iterable[Efficiency]) -> None:
+    columns = choose_columns(request.columns)
+    form, write = parsable_formatter(columns), sys.stdout.buffer.write
+    write(format_parsable_header(columns).encode() + b"\n")
+    for one in jobs:
+        write(f"{form(one)}\n".encode())
+    sys.stdout.buffer.flush()
+
+
+def _show_job(request: Request) -> None:
+    """One job as seff shows it; an array as a table of its tasks."""
+    from hpcdist.cli.follow import find_or_id
+    from hpcdist.jobs import Job, read_efficiencies
+
+    job = find_or_id(request.jobs[0])
+    found = read_efficiencies([job], cast("Source | None", request.source))
+    if len(found) == 1 and found[0].state == "PENDING":
+        one = found[0]
+        raise NotReadyError(f"job {one.array_job_id or one.job_id} is PENDING", f"hpcdist wait {one.job_id}")
+    ours = [(_task(job, one), one) for one in found] if isinstance(job, Job) else []
+    _show_jobs(request, found, ours[0][0].folder.ranks() if ours else ())
+    _write(ours)
+
+
+def _task(job: "Job", efficiency: Efficiency) -> "Job":
+    """The array task of ours that a figure is about."""
+    from hpcdist.jobs import Job
+
+    task = (efficiency.array_job_id or "").partition("_")[2]
+    return Job(job.run, task) if task else job
+
+
+def _show_jobs(request: Request, jobs: Sequence[Efficiency], ranks: Sequence[RankUsage] = ()) -> None:
+    """A table; one job that was named, or is alone in a file, as seff shows it."""
+    from hpcdist.cli.output import format_efficiency, print_json
+
+    if request.as_json:
+        print_json(jobs)
+    elif not jobs:
+        if request.is_by_time or _is_named(request):
+            click.echo("no job is like that", err=True)
+    elif len(jobs) == 1 and _is_named(request) and not _is_table(request):
+        click.echo(format_efficiency(jobs[0], ranks))
+    else:
+        lines = _table(request, jobs)
+        if sys.stdout.isatty() and len(lines) >= shutil.get_terminal_size().lines:
+            click.echo_via_pager("\n".join(lines) + "\n", color=_has_colours())
+        else:
+            click.echo("\n".join(lines))
+
+
+def _is_named(request: Request) -> bool:
+    return bool(request.jobs or request.text or request.sacct_file)
+
+
+def _table(request: Request, jobs: Sequence[Efficiency]) -> list[str]:
+    columns = choose_columns(request.columns, gpus=any(one.gpus for one in jobs))
+    width = shutil.get_terminal_size((WIDEST, 24)).columns
+    return format_jobs(jobs, columns, width=width, colour=_has_colours())
+
+
+def _has_colours() -> bool:
+    """Whether standard output is a terminal that shows colours to someone who wants them (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _watch(request: Request, interval_s: float) -> None:
+    """Prints the table again and again until every job is over; on a terminal in the same place."""
+    while True:
+        try:
+            jobs = list(_sorted(request))
+            lines = _table(request, jobs) if jobs else ["there is no such job"]
+        except NotReadyError as error:
+            # A job that was just submitted: accounting learns of it a little later.
+            jobs, lines = [], [error.message]
+            if error.hint.startswith("hpcdist status ") is False:
+                raise
+        if sys.stdout.isatty():
+            click.echo("\x1b[H\x1b[J" + "\n".join(lines[: shutil.get_terminal_size().lines - 1]), color=True)
+        else:
+            click.echo("\n".join([*lines, ""]))
+        if jobs and all(one.state is None or one.state in ENDED_STATES for one in jobs):
+            return
+        time.sleep(interval_s)
+
+
+def _write_boards(jobs: Sequence[Efficiency]) -> None:
+    """Puts the figures of this project's own jobs beside their curves in TensorBoard."""
+    from hpcdist.jobs import Job
+    from hpcdist.project import find_project
+    from hpcdist.store import Store
+
+    store = Store(find_project(Path.cwd()).root)
+    runs = {run.job_id: Job(run) for run in store} if store.runs.is_dir() else {}
+    found = [(runs.get((one.array_job_id or one.job_id).partition("_")[0]), one) for one in jobs] if runs else []
+    _write([(_task(job, one), one) for job, one in found if job is not None])
+
+
+def _write(figures: Sequence[tuple["Job", Efficiency]]) -> None:
+    if figures:
+        from hpcdist.cli.efficiency import write_board
+
+        for job, one in figures:
+            write_board(job, one)
