@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format bench testbed-up testbed-down clean
+.PHONY: demo test check format soak studies bench clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -36,15 +36,19 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --quiet --fix .
 	$(BIN)/ruff format --quiet .
 
+# The full versions of what `make test` cuts short.
+soak: $(INSTALLED)
+	SOAK=1 $(BIN)/python -m pytest tests/slurm
+
+studies: $(INSTALLED)
+	$(BIN)/hpcdist data fetch mnist
+	for file in jobs/*.toml; do $(BIN)/hpcdist submit "$$file" --wait || exit 1; done
+
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/hpcdist data fetch mnist
 	$(BIN)/python benchmarks/startup.py
-
-testbed-up:
-	testbed/up
-
-testbed-down:
-	testbed/down
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/accounting.py
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -133,7 +133,8 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         world_size: Ranks in the process group.
         images_per_s: Steady-state training throughput over all ranks (first step excluded).
         step_time_s: Median steady-state step, in seconds.
-        phases_s: Seconds in each phase: imports, process_group, data, first_step, steady, validation, checkpoint.
+        phases_s: Seconds in each phase: imports, process_group, data, first_step, steady, validation, checkpoint, and
+            other (set-up and tear-down); they add up to the process's life.
     """
 
     finished: bool = False

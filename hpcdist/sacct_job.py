@@ -4,9 +4,10 @@ Source of the fields: sacct(1) of Slurm 20.11 to 25.11, run with 22.05.8; of the
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from hpcdist.errors import ParseError
 from hpcdist.kinds import name_kinds
@@ -20,6 +21,7 @@ _REQUESTED = re.compile(r"([0-9.]{1,24}[KMGTPE]?)([nc]?)")
 # NO_VAL64 and INFINITE64, 2^64 - 2 and 2^64 - 1, or that in floating point: a number that was not set. A job that was
 # just submitted has ReqMem=18446744073709551616.00M [run with 22.05.8].
 _UNSET = "184467440737095516"
+_USUAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "RUNNING", "PENDING", "OUT_OF_MEMORY"})
 _NOT_YET = frozenset({"", "Unknown", "None"})
 _IMBALANCE = "The task which had the largest memory consumption"
 
@@ -128,16 +130,15 @@ class _Job:
 
     def _finish(self, group_name: Callable[[str], str]) -> Efficiency:
         row = self.row
-        state = printable(row.state).partition(" ")[0].rstrip("+") or None
-        nodes, cores = _count(row.nodes) or None, _count(row.cpus) or None
+        state = row.state if row.state in _USUAL_STATES else _read_state(row.state)
         # What was allocated; for a job that never got anything, what it asked for.
         tres = row.allocated_tres or row.requested_tres
+        nodes, cores, gpus, requested, memory_per = _read_request(tres, row.requested_memory, row.nodes, row.cpus)
         wall_s = None if state == "PENDING" else _count(row.elapsed)
         core_walltime_s = cores * wall_s if cores is not None and wall_s is not None else None
         cpu_s = parse_elapsed(row.total_cpu) if row.total_cpu else None
         if cpu_s == 0 and not self.gathered:
             cpu_s = None  # a zero that nobody measured
-        requested, memory_per = _requested_memory(row, tres, nodes, cores)
         used = self.memory_bytes or None
         ended_at_s = _time(row.end)
         # A job cancelled while pending has a start, its end, and no node.
@@ -146,12 +147,15 @@ class _Job:
         if signal not in {"", "0"}:
             self.extra["Signal"] = printable(signal)
         minutes = _count(row.time_limit)
+        raw_id, cluster, user, name, partition, node_list = _printable(
+            row.raw_id, row.cluster, row.user, row.name, row.partition, row.node_list
+        )
         return Efficiency(
-            job_id=printable(row.raw_id) or row.job_id,
+            job_id=raw_id or row.job_id,
             array_job_id=row.job_id if "_" in row.job_id else None,
             het_job_id=row.job_id if "+" in row.job_id else None,
-            cluster=printable(row.cluster) or None,
-            user=printable(row.user) or None,
+            cluster=cluster or None,
+            user=user or None,
             group=group_name(row.group) or None,
             state=state,
             exit_code=None if state in {"PENDING", "RUNNING"} else _count(exit_code),
@@ -167,12 +171,12 @@ class _Job:
             memory_efficiency=used / requested if used is not None and requested is not None else None,
             memory_requested_bytes=requested,
             memory_per=memory_per,
-            gpus=_gpus(tres),
+            gpus=gpus,
             gpu_memory_used_bytes=self.gpu_memory_bytes or None,
             time_limit_s=minutes * 60 if minutes is not None else None,
-            name=printable(row.name) or None,
-            partition=printable(row.partition) or None,
-            node_list=None if row.node_list in {"None assigned", ""} else printable(row.node_list),
+            name=name or None,
+            partition=partition or None,
+            node_list=None if node_list in {"None assigned", ""} else node_list,
             submitted_at_s=_time(row.submit),
             started_at_s=None if never_ran else _time(row.start),
             ended_at_s=ended_at_s,
@@ -189,19 +193,47 @@ class _Job:
         )
 
 
+def _read_state(text: str) -> str | None:
+    """`CANCELLED by 1000` and `CANCELLED+` are CANCELLED."""
+    return printable(text).partition(" ")[0].rstrip("+") or None
+
+
+def _printable(*texts: str) -> Sequence[str]:
+    """Each text made printable; one look at all of them where they are, as they are nearly always."""
+    together = "".join(texts)
+    if together.isascii() and together.isprintable() and " " not in together:
+        return texts
+    return [printable(text) for text in texts]
+
+
+class _Request(NamedTuple):
+    nodes: int | None
+    cores: int | None
+    gpus: int | None
+    memory_bytes: int | None
+    memory_per: Literal["node", "core"] | None
+
+
+# A cluster's jobs ask for the same few things over and over; a memory of them is bounded, and changes no answer.
+@lru_cache(maxsize=256)
+def _read_request(tres: str, requested_memory: str, node_count: str, core_count: str) -> _Request:
+    nodes, cores = _count(node_count) or None, _count(core_count) or None
+    return _Request(nodes, cores, _gpus(tres), *_requested_memory(requested_memory, tres, nodes, cores))
+
+
 def _requested_memory(
-    row: Row, tres: str, nodes: int | None, cores: int | None
+    requested_memory: str, tres: str, nodes: int | None, cores: int | None
 ) -> tuple[int | None, Literal["node", "core"] | None]:
     """Memory of the whole job in bytes, and per what it was asked for, which sacct says only before Slurm 21.08.
 
     What was allocated counts, as in seff since 23.02: `--mem=0` asks for 0 and gets all of a node's.
     """
-    letter = row.requested_memory[-1:]
+    letter = requested_memory[-1:]
     per: Literal["node", "core"] | None = "node" if letter == "n" else "core" if letter == "c" else None
     allocated = _amount(tres, "mem")
     if allocated is not None:
         return _size(allocated), per
-    match = _REQUESTED.fullmatch(row.requested_memory)
+    match = _REQUESTED.fullmatch(requested_memory)
     if match is None:
         return None, per
     parts = {"n": nodes, "c": cores}.get(match[2], 1)

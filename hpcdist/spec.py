@@ -98,7 +98,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     epochs: int = 3
     batch_size: int | None = None
     batch_size_per_rank: int | None = None
-    lr: float = 5e-3
+    lr: float = 1e-2
     optimizer: Optimizer = "adamw"
     precision: Precision = "32"
     seed: int = 1

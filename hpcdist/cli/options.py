@@ -39,7 +39,7 @@ TRAINING = (
     ("--epochs", int, "Epochs [3]."),
     ("--batch-size", int, "Global batch over all ranks; never changed by the layout."),
     ("--batch-size-per-rank", int, "Batch of each rank, in place of --batch-size."),
-    ("--lr", float, "Peak learning rate [0.005]."),
+    ("--lr", float, "Peak learning rate [0.01]."),
     ("--optimizer", str, "adamw, adam, sgd or adadelta [adamw]."),
     ("--precision", str, "32, bf16-mixed or 16-mixed [32]."),
     ("--seed", int, "Seed [1]."),

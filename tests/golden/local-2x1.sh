@@ -17,7 +17,7 @@ exec "$python" -m hpcdist.rank -- \
   --gpus 1 \
   --cpus-per-task 1 \
   --epochs 3 \
-  --lr 0.005 \
+  --lr 0.01 \
   --optimizer adamw \
   --precision 32 \
   --seed 1 \
