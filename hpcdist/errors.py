@@ -41,5 +41,9 @@ class NotReadyError(HpcdistError):
     exit_code = 3
 
 
+class AccountingOffError(NotReadyError):
+    """Slurm keeps no accounting here, or its database does not answer."""
+
+
 class SubmitError(HpcdistError):
     """The scheduler refused a job, or could not be asked."""

@@ -10,7 +10,7 @@ import msgspec
 from hpcdist import accounting, provenance, statuses
 from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
-from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
+from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared, merge_options, prepare
 from hpcdist.project import find_project
@@ -22,6 +22,7 @@ from hpcdist.store import Run, RunRecord, Store, new_run_name
 from hpcdist.timeline import build_timeline, find_disagreements
 
 POLL_INTERVAL_S = 1.0
+ACCOUNTING_LAG_S = 5.0
 TAIL_LINES = 20
 
 
@@ -259,7 +260,7 @@ class Job:
     def record(self) -> JobRecord:
         """What happened to the job, Slurm's figures and the ranks' on one clock; also written to `record.json`."""
         status, ranks = self.status(), self.folder.ranks()
-        efficiency = self._efficiency_or_none(None)
+        efficiency = self._settled_efficiency() if status.is_over else self._efficiency_or_none(None)
         timed = efficiency
         if efficiency is not None and efficiency.source == "seff":
             timed = self._efficiency_or_none("sacct") or efficiency  # seff has no points in time
@@ -279,6 +280,21 @@ class Job:
         )
         self.folder.write("record.json", record)
         return record
+
+    def _settled_efficiency(self) -> Efficiency | None:
+        """The efficiency of a job that is over; Slurm's database may learn of the end a moment later than we."""
+        deadline = time.monotonic() + ACCOUNTING_LAG_S
+        while True:
+            found = None
+            try:
+                found = self.efficiency()
+            except AccountingOffError:
+                return None
+            except HpcdistError:
+                pass
+            if (found is not None and not found.live) or time.monotonic() > deadline:
+                return found
+            time.sleep(POLL_INTERVAL_S / 2)
 
     def _efficiency_or_none(self, source: accounting.Source | None) -> Efficiency | None:
         try:

@@ -98,7 +98,7 @@ def _row(cells: list[str], continued: list[str], shape: _Shape) -> Row:
         cells = "\n".join([shape.delimiter.join(cells), *continued]).split(shape.delimiter)
     surplus = len(cells) - shape.width
     if surplus == 0 and shape.arrange is None:
-        return Row._make(cells)
+        return tuple.__new__(Row, cells)  # the length is known, which _make would check again
     if surplus > 0:
         # The name held delimiters.
         at = shape.name_at

@@ -1,6 +1,7 @@
 """Which jobs are meant: words for times and states as a person types them. Pure."""
 
 import re
+from collections.abc import Sequence
 
 from hpcdist.errors import UsageError
 
@@ -60,10 +61,11 @@ def parse_states(text: str) -> frozenset[str]:
         UsageError: Slurm has no such state.
     """
     found = set()
-    for word in text.upper().split(","):
-        state = STATE_CODES.get(word.strip(), word.strip())
+    for word in text.split(","):
+        code = word.strip().upper()
+        state = STATE_CODES.get(code, code)
         if state not in STATES:
-            raise UsageError(f"{word[:60]!a} is not a job state", f"did you mean {nearest(state, STATES)}?")
+            raise UsageError(f"{word[:60]!a} is not a job state", f"did you mean {nearest(state, sorted(STATES))}?")
         found.add(state)
     return frozenset(found)
 
@@ -81,8 +83,8 @@ def parse_users(text: str) -> tuple[str, ...]:
     return users
 
 
-def nearest(word: str, known: frozenset[str] | tuple[str, ...]) -> str:
-    """The known word most like one that is not known."""
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The known word most like one that is not known; of equals the first."""
     import difflib  # for errors only
 
-    return max(sorted(known), key=lambda one: difflib.SequenceMatcher(None, word.lower(), one.lower()).ratio())
+    return max(known, key=lambda one: difflib.SequenceMatcher(None, word.lower(), one.lower()).ratio())

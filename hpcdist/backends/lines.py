@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, cast
 
-from hpcdist.errors import HpcdistError, NotReadyError
+from hpcdist.errors import AccountingOffError, HpcdistError, NotReadyError
 
 KEPT_LINES = 20
 # As much as a pipe holds.
@@ -64,7 +64,7 @@ class CommandLines:
 
     def _failure(self, said: str) -> HpcdistError:
         if "accounting storage is disabled" in said.lower() or "slurmdbd" in said.lower():
-            return NotReadyError(f"{self.name}: {said}", "hpcdist status follows the job without accounting")
+            return AccountingOffError(f"{self.name}: {said}", "hpcdist status follows the job without accounting")
         return HpcdistError(f"{self.name}: {said}", "see `hpcdist status`")
 
     def _keep_end(self, stream: IO[bytes]) -> None:

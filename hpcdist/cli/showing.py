@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hpcdist.jobs import Job
 
 WIDEST = 10_000
+# So long a job that was just submitted may be missing from accounting.
+PATIENCE_S = 30.0
 
 
 def show(request: Request, answer: "Answer | None" = None) -> None:
@@ -84,8 +87,10 @@ def _print_lines(jobs: Iterable[Efficiency]) -> None:
 def _print_parsable(request: Request, jobs: Iterable[Efficiency]) -> None:
     columns = choose_columns(request.columns)
     form, write = parsable_formatter(columns), sys.stdout.buffer.write
+    coming = iter(jobs)
+    first = list(islice(coming, 1))  # before the header: what can't be answered prints nothing
     write(format_parsable_header(columns).encode() + b"\n")
-    for one in jobs:
+    for one in chain(first, coming):
         write(f"{form(one)}\n".encode())
     sys.stdout.buffer.flush()
 
@@ -121,7 +126,7 @@ def _show_jobs(request: Request, jobs: Sequence[Efficiency], ranks: Sequence[Ran
         print_json(jobs)
     elif not jobs:
         if request.is_by_time or _is_named(request):
-            click.echo("no job is like that", err=True)
+            click.echo("there are no such jobs", err=True)
     elif len(jobs) == 1 and _is_named(request) and not _is_table(request):
         click.echo(format_efficiency(jobs[0], ranks))
     else:
@@ -149,14 +154,14 @@ def _has_colours() -> bool:
 
 def _watch(request: Request, interval_s: float) -> None:
     """Prints the table again and again until every job is over; on a terminal in the same place."""
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             jobs = list(_sorted(request))
-            lines = _table(request, jobs) if jobs else ["there is no such job"]
+            lines = _table(request, jobs) if jobs else ["there are no such jobs"]
         except NotReadyError as error:
-            # A job that was just submitted: accounting learns of it a little later.
             jobs, lines = [], [error.message]
-            if error.hint.startswith("hpcdist status ") is False:
+            if time.monotonic() > deadline:
                 raise
         if sys.stdout.isatty():
             click.echo("\x1b[H\x1b[J" + "\n".join(lines[: shutil.get_terminal_size().lines - 1]), color=True)

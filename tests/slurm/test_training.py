@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -123,9 +124,14 @@ def test_several_jobs_are_read_in_one_go(testbed, project):
 def test_a_running_job_s_figures_are_labelled_live(testbed, project):
     job_id = testbed.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "srun sleep 30").strip()
     try:
-        subprocess.run(["sleep", "4"], check=True)
+        while testbed.run("squeue", "-h", "-j", job_id, "-o", "%T").strip() == "PENDING":
+            time.sleep(0.2)
         done = testbed.hpcdist("seff", job_id, "--json", cwd=project)
-        assert done.code == 0, done.err
+        for _ in range(20):  # the database learns of the start a moment later
+            if done.code == 0:
+                break
+            time.sleep(0.5)
+            done = testbed.hpcdist("seff", job_id, "--json", cwd=project)
         (figures,) = json.loads(done.out)
         assert (figures["state"], figures["live"]) == ("RUNNING", True)
     finally:
