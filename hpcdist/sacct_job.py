@@ -143,7 +143,9 @@ class _Job:
         ended_at_s = _time(row.end)
         # A job cancelled while pending has a start, its end, and no node.
         never_ran = not row.allocated_tres and not wall_s
-        exit_code, _, signal = row.exit_code.partition(":")
+        exit_code, signal = "0", ""
+        if row.exit_code != "0:0":
+            exit_code, _, signal = row.exit_code.partition(":")
         if signal not in {"", "0"}:
             self.extra["Signal"] = printable(signal)
         minutes = _count(row.time_limit)

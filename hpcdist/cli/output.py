@@ -35,10 +35,12 @@ def _clean(cell: str | None) -> str:
 def format_efficiency(efficiency: Efficiency, ranks: Sequence[RankUsage]) -> str:
     """What `seff` prints, then the GPU, the accuracy and the throughput as far as they are known."""
     lines = [format_seff(efficiency).rstrip("\n")]
-    if efficiency.gpus:
+    if efficiency.gpus and efficiency.gpu_efficiency is None and efficiency.gpu_memory_used_bytes is None:
+        lines.append(f"GPU Efficiency: - of {efficiency.gpus} GPU(s) (nobody measured their use)")
+    elif efficiency.gpus:
         busy = "-" if efficiency.gpu_efficiency is None else f"{efficiency.gpu_efficiency:.2%}"
         used = efficiency.gpu_memory_used_bytes
-        lines.append(f"GPU Efficiency: {busy} of {efficiency.gpus} GPU(s) (mean utilisation, sampled every second)")
+        lines.append(f"GPU Efficiency: {busy} of {efficiency.gpus} GPU(s) (mean utilisation)")
         lines.append(f"GPU Memory Utilized: {'-' if used is None else format_bytes(used)}")
     training = next((rank.training for rank in ranks if rank.training), None)
     if training:
