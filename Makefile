@@ -46,9 +46,9 @@ studies: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/hpcdist data fetch mnist
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/accounting.py
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python benchmarks/throughput.py --data-dir data
+	$(BIN)/python -m benchmarks.accounting
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
