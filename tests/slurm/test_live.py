@@ -28,7 +28,11 @@ def submit(testbed, tmp_path):
 
 
 def seff(testbed, folder, *arguments):
-    done = testbed.hpcdist("seff", *arguments, "--source", "sacct", cwd=folder)
+    for _ in range(20):  # the database learns of a start a moment later
+        done = testbed.hpcdist("seff", *arguments, "--source", "sacct", cwd=folder)
+        if done.code != 3:
+            break
+        time.sleep(0.5)
     assert done.code == 0, done.err
     return done.out
 
