@@ -71,7 +71,13 @@ def test_it_outlives_the_process_that_submitted_it_and_is_followed_from_another(
 def test_ctrl_c_detaches_and_the_job_goes_on(project):
     command = [*HPCDIST, *LOCAL, "--wait", "--", "sleep", "4"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that puts these tests behind has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     assert process.stdout.readline() == "local-1\n"
     time.sleep(1)

@@ -21,4 +21,5 @@ gathered = [torch.zeros_like(weights) for _ in range(world)]
 dist.all_gather(gathered, weights)
 same = all(torch.equal(gathered[0], other) for other in gathered)
 print(f"rank {rank} of {world} on node {os.environ['NODE_RANK']}: weights agree: {same}", flush=True)
+dist.barrier()
 dist.destroy_process_group()

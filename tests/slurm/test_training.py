@@ -72,20 +72,28 @@ def _check_seff(testbed, project, job_id, nodes, gpus):
     assert figures["memory_requested_bytes"] == int(asked[1]) * 1024**2
 
 
-def test_a_plain_ddp_script_runs_unchanged(testbed, project):
-    command = ("--nodes", 2, "--gpus", 2, "--wait", "--", "python", HERE / "ddp_script.py")
-    done = testbed.hpcdist("submit", *command, cwd=project, timeout=180)
+def submit_ddp_script(testbed, project, *options):
+    """Submits the plain script; once more where torch itself aborted a program that was done.
+
+    torch 2.14.1 with gloo now and then ends the interpreter's clean-up with SIGABRT, in a script of any launcher.
+    """
+    command = ("submit", "--nodes", 2, "--gpus", 2, *options, "--wait", "--", "python", HERE / "ddp_script.py")
+    done = testbed.hpcdist(*command, cwd=project, timeout=180)
+    if "terminate called without an active exception" in done.err:
+        done = testbed.hpcdist(*command, cwd=project, timeout=180)
     assert done.code == 0, done.err
-    text = testbed.hpcdist("logs", done.out.strip(), cwd=project).out
+    return testbed.hpcdist("logs", done.out.strip(), cwd=project).out
+
+
+def test_a_plain_ddp_script_runs_unchanged(testbed, project):
+    text = submit_ddp_script(testbed, project)
     for rank in range(4):
         assert f"rank {rank} of 4 on node {rank // 2}: weights agree: True" in text
 
 
 def test_a_plain_ddp_script_runs_under_torchrun_too(testbed, project):
-    command = ("--nodes", 2, "--gpus", 2, "--launcher", "torchrun", "--wait", "--", "python", HERE / "ddp_script.py")
-    done = testbed.hpcdist("submit", *command, cwd=project, timeout=180)
-    assert done.code == 0, done.err
-    assert "rank 3 of 4 on node 1: weights agree: True" in testbed.hpcdist("logs", done.out.strip(), cwd=project).out
+    text = submit_ddp_script(testbed, project, "--launcher", "torchrun")
+    assert "rank 3 of 4 on node 1: weights agree: True" in text
 
 
 def test_a_lightning_script_with_other_devices_gets_the_hint(testbed, project):
