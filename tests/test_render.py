@@ -45,8 +45,14 @@ CASES: dict[str, tuple[dict, dict]] = {
     "4x4-array": ({"nodes": 4, "gpus": 4, "array": "0-9%3", "dependency": "afterok:123"}, {}),
     "1x1cpu": ({"gpus": 0}, {}),
     "3x8cpu": ({"nodes": 3, "gpus": 0, "tasks_per_node": 8, "cpus_per_task": 1}, {}),
+    "1x2-small": ({"gpus": 2, "cpus_per_task": 1, "mem": "2G", "time": "10"}, {}),
+    "2x2-command": ({"nodes": 2, "gpus": 2, "command": ["python", "t.py"], "mem_per_cpu": "500M"}, {}),
+    "2x2-torchrun": ({"nodes": 2, "gpus": 2, "launcher": "torchrun", "command": ["python", "t.py"]}, {}),
+    "2x3cpu": ({"nodes": 2, "gpus": 0, "tasks_per_node": 3, "cpus_per_task": 1}, {}),
+    "4x1-array": ({"nodes": 4, "array": "0-3%2"}, {}),
+    "4x2-exclusive": ({"nodes": 4, "gpus": 2, "exclusive": True}, {}),
     "hostile-name": ({"name": "a 'b' \"c\" \\d $(id) #e %j é", "mail_type": "END", "mail_user": "ada@uni.edu"}, {}),
-    "odd-nodes": ({"nodes": 2, "nodelist": "rack[0-1]n[0-3]", "exclude": "n7", "reservation": "class"}, {}),
+    "odd-nodes": ({"nodes": 2, "nodelist": "rack[0-1]n[3]", "exclude": "n7", "reservation": "class"}, {}),
 }
 
 

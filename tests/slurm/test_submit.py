@@ -51,6 +51,35 @@ def test_slurm_accepts_every_golden_script(testbed, name, tmp_path):
     assert re.search(r"Job \d+ to start at", done.err)
 
 
+# Golden files whose request the testbed can meet; the others ask for partitions, features, GPUs, memory or nodes of
+# other clusters.
+MET_HERE = {
+    "1x1",
+    "1x1cpu",
+    "1x2-small",
+    "2x1",
+    "2x1-run",
+    "2x2",
+    "2x2-command",
+    "2x2-torchrun",
+    "2x3cpu",
+    "4x1-array",
+    "4x2-exclusive",
+    "hostile-name",
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_slurm_takes_a_golden_file_as_it_is_where_it_can_be_met(testbed, name, tmp_path):
+    golden = Path(__file__).parent.parent / "golden" / f"{name}.sbatch"
+    done = subprocess.run(
+        ["sbatch", "--test-only", golden], env=testbed.env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == (name in MET_HERE), done.stderr
+    if name in MET_HERE:
+        assert re.search(r"Job \d+ to start at", done.stderr)
+
+
 # What the testbed has not got: such partitions, accounts, features and nodes, or four GPUs in a node.
 NOT_HERE = {
     "mem",
