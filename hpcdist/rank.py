@@ -31,6 +31,7 @@ from hpcdist.record import RankUsage, TrainingMetrics
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # prctl(2)
+STARTUP_DIR = Path(__file__).with_name("startup")  # its sitecustomize.py says what for
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +105,8 @@ class Program:
         env = env | identity.variables() | {"HPCDIST_STARTED_AT": str(self.started_at_s)}
         env.setdefault("MASTER_ADDR", "127.0.0.1")
         env.setdefault("MASTER_PORT", "29400")
+        # Joined without an empty entry, which would be the working directory.
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP_DIR), env.get("PYTHONPATH")]))
         run_dir = env.get("HPCDIST_RUN_DIR")
         self.path = Path(run_dir, "ranks", f"{identity.rank}.json") if run_dir else None
         if self.path:

@@ -148,3 +148,29 @@ def test_a_missing_program_is_a_clear_error():
     assert "error: can't start 'no-such-program'" in done.stderr
     assert "hint: " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+LAST_WORK = """
+import sys, threading, time
+if len(sys.argv) > 1: sys.modules["torch.distributed"] = sys
+def last_work():
+    time.sleep(0.01)
+    print("done", flush=True)
+threading.Thread(target=last_work, daemon=True).start()
+"""
+
+
+def test_threads_of_torch_distributed_finish_before_the_interpreter_ends():
+    assert run_rank(sys.executable, "-c", LAST_WORK, "torch").stdout == "done\n"
+    assert run_rank(sys.executable, "-c", LAST_WORK).stdout == ""
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_the_program_s_own_startup_and_path_stay_as_they_are(tmp_path, own):
+    if own:
+        (tmp_path / "sitecustomize.py").write_text("import sys\nsys.own = True")
+    env = {"PYTHONPATH": str(tmp_path)}
+    script = [sys.executable, "-c", "import sys; print(sys.path, getattr(sys, 'own', False))"]
+    plain = subprocess.run(script, env=os.environ | env, capture_output=True, text=True)
+    assert plain.stdout.endswith(f" {own}\n")
+    assert run_rank(*script, env=env).stdout == plain.stdout

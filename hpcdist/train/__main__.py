@@ -47,9 +47,4 @@ def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_wor
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is written. Torch's threads now and then abort the interpreter's own clean-up ("terminate called
-    # without an active exception", seen with 2.14.1 and gloo), and a training that finished would be FAILED.
-    os._exit(status)
+    sys.exit(main(sys.argv[1:]))

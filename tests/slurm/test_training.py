@@ -73,14 +73,8 @@ def _check_seff(testbed, project, job_id, nodes, gpus):
 
 
 def submit_ddp_script(testbed, project, *options):
-    """Submits the plain script; once more where torch itself aborted a program that was done.
-
-    torch 2.14.1 with gloo now and then ends the interpreter's clean-up with SIGABRT, in a script of any launcher.
-    """
     command = ("submit", "--nodes", 2, "--gpus", 2, *options, "--wait", "--", "python", HERE / "ddp_script.py")
     done = testbed.hpcdist(*command, cwd=project, timeout=180)
-    if "terminate called without an active exception" in done.err:
-        done = testbed.hpcdist(*command, cwd=project, timeout=180)
     assert done.code == 0, done.err
     return testbed.hpcdist("logs", done.out.strip(), cwd=project).out
 
