@@ -2,8 +2,8 @@
 
 Torch's gloo threads drop the tensors of the last collective a moment after it returned. A script that is at its end
 by then takes Python's lock away from them for good, and before Python 3.14 such a thread aborts the process
-("terminate called without an active exception", https://github.com/pytorch/pytorch/pull/179291): measured in 3 to
-12 % of the runs of a two-rank script under bare srun, in none with the pause below. The job would be FAILED though
+("terminate called without an active exception", https://github.com/pytorch/pytorch/pull/179291): seen in 4 of
+70 runs of a two-rank script under bare srun, in 0 of 120 with the pause below. The job would be FAILED though
 all its work was done.
 """
 
