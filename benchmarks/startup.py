@@ -5,11 +5,13 @@ Prints a table: median and range of whole-process wall-clock, interleaved runs, 
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 RUNS = 11
 IMPORTS = [sys.executable, "-c", "import click, jinja2, msgspec"]
@@ -20,22 +22,31 @@ COMMANDS = {
 }
 
 
-def measure(runs: int = RUNS) -> dict[str, list[float]]:
-    """Wall-clock seconds of each command, `runs` times, in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+class Start(NamedTuple):
+    """One start of a command, in seconds of the clock and of the CPU."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def measure(runs: int = RUNS) -> dict[str, list[Start]]:
+    """Each command, started `runs` times, in turn."""
+    starts: dict[str, list[Start]] = {name: [] for name in COMMANDS}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(runs + 1):
             for name, command in COMMANDS.items():
-                started = time.perf_counter()
+                before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
                 subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+                wall_s, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
                 if number:  # the first round warms the file cache
-                    seconds[name].append(time.perf_counter() - started)
-    return seconds
+                    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                    starts[name].append(Start(wall_s, cpu_s))
+    return starts
 
 
 def main() -> None:
     """Prints the table."""
-    seconds = measure()
+    seconds = {name: [start.wall_s for start in starts] for name, starts in measure().items()}
     reference = statistics.median(seconds["import click, jinja2, msgspec"])
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {RUNS} runs each")
     print(f"{'command':32} {'median':>8} {'min':>8} {'max':>8} {'ratio':>6}")

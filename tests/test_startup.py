@@ -33,6 +33,7 @@ def test_neither_torch_nor_submitit_is_loaded(project, program):
 
 
 def test_render_starts_about_as_fast_as_its_libraries():
-    seconds = startup.measure(runs=9)
-    # The quickest of each: what other processes on the machine add is not the program's.
-    assert min(seconds["hpcdist render --nodes 2"]) <= 1.5 * min(seconds["import click, jinja2, msgspec"])
+    starts = startup.measure(runs=9)
+    # In CPU time, and the quickest of each: what other processes on the machine add is not the program's.
+    cpu_s = {name: min(start.cpu_s for start in starts[name]) for name in starts}
+    assert cpu_s["hpcdist render --nodes 2"] <= 1.5 * cpu_s["import click, jinja2, msgspec"]

@@ -221,8 +221,9 @@ def test_dead_node_loses_its_job_and_comes_back(testbed: Cluster, long_job: Call
         assert command(testbed, COMMANDS / "status").returncode == 3
         # Not asked of sinfo, whose words for the node can be stale when it is asked twice within a second.
         assert eventually(lambda: restarts(testbed, job) == 1, 45)
-        ends = output(testbed, "sacct", "--duplicates", "-X", "--noheader", f"--jobs={job}", "--format=State")
-        assert ends.split()[0] == "NODE_FAIL"
+        # Accounting hears of it a moment later.
+        ends = ("sacct", "--duplicates", "-X", "--noheader", f"--jobs={job}", "--format=State")
+        assert eventually(lambda: output(testbed, *ends).split()[0] == "NODE_FAIL", 20)
     finally:
         output(testbed, COMMANDS / "heal-node", "n2")
     assert output(testbed, "srun", "--nodelist=n2", "hostname") == "n2"
