@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
     """Writes a file under a temporary name beside it, then renames it into place.
 
     Args:

@@ -5,6 +5,11 @@ scripts read (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, NODE_RANK, MASTER_
 signals on to it, writes what it used to `$HPCDIST_RUN_DIR/ranks/<rank>.json`, and ends with its status
 (128 + the signal's number when a signal ended it; 1 when it was terminated from outside).
 
+`--max-requeues N` is for a COMMAND that saves and stops when it is asked to, and goes on when started again. It is
+asked by the file `$HPCDIST_STOP_FILE`, made when Slurm is about to end the job (USR2 before the time limit, TERM); it
+keeps its checkpoints in `$HPCDIST_CHECKPOINT_DIR` and ends with status 75, and the job is requeued. The signals
+themselves reach neither it nor the processes it starts, which would die of them.
+
 `python -m hpcdist.rank --torchrun N -- COMMAND ARGS` becomes one torchrun that starts N such ranks on this node.
 """
 
@@ -27,9 +32,10 @@ from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.gpu import GpuMeter
 from hpcdist.kinds import RANK_INTERVAL_S
-from hpcdist.record import RankUsage, TrainingMetrics
+from hpcdist.record import LOST_PEER_STATUS, STOPPED_STATUS, RankUsage, TrainingMetrics
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STARTUP_DIR = Path(__file__).with_name("startup")  # its sitecustomize.py says what for
 
@@ -97,9 +103,16 @@ def torchrun_command(tasks: int, command: list[str], env: Mapping[str, str]) -> 
 
 
 class Program:
-    """The rank's program while it runs, and what it has used so far."""
+    """The rank's program while it runs, and what it has used so far.
 
-    def __init__(self, command: list[str], env: dict[str, str], identity: Identity) -> None:
+    Args:
+        command: Its words.
+        env: The watcher's environment.
+        identity: Which rank it is.
+        resumable: Whether it can be asked to stop.
+    """
+
+    def __init__(self, command: list[str], env: dict[str, str], identity: Identity, *, resumable: bool) -> None:
         self.started_at_s = time.time()
         self.identity = identity
         env = env | identity.variables() | {"HPCDIST_STARTED_AT": str(self.started_at_s)}
@@ -113,13 +126,17 @@ class Program:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             env["HPCDIST_METRICS"] = str(self.path.with_suffix(".metrics.json"))
             self.path.with_suffix(".metrics.json").unlink(missing_ok=True)
+            env["HPCDIST_CHECKPOINT_DIR"] = str(self.path.parent.with_name("checkpoints"))
+        self.stop_file = self.path.with_suffix(".stop") if self.path and resumable else None
+        if self.stop_file:
+            self.stop_file.unlink(missing_ok=True)
+            env["HPCDIST_STOP_FILE"] = str(self.stop_file)
         self.env = env
         self.memory_peak_bytes = 0
-        self.terminated = False
+        self.asked_by: int | None = None
         self.gpu = GpuMeter.open(env.get("CUDA_VISIBLE_DEVICES"), identity.local_rank)
         try:
-            # The watcher may be killed where the program is not (the local backend's supervisor): die with it.
-            self.process = subprocess.Popen(command, env=env, preexec_fn=_die_with_parent)  # noqa: PLW1509
+            self.process = subprocess.Popen(command, env=env, preexec_fn=self._prepare)  # noqa: PLW1509
         except OSError as error:
             raise HpcdistError(
                 f"can't start {command[0]!r} on {socket.gethostname()}: {error.strerror}",
@@ -128,9 +145,23 @@ class Program:
         for number in FORWARDED_SIGNALS:
             signal.signal(number, self._forward)
 
+    def _prepare(self) -> None:
+        """Runs in the program's process, before it is the program."""
+        # The watcher may be killed where the program is not (the local backend's supervisor): die with it.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if self.stop_file:
+            # Slurm signals every process of the step; what is ignored here is ignored in all that it starts, too.
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self.terminated = self.terminated or number == signal.SIGTERM
-        self.process.send_signal(number)
+        if number in STOP_SIGNALS:
+            # Of two, the last: TERM after USR2 ends the job.
+            self.asked_by = number
+        if number in STOP_SIGNALS and self.stop_file:
+            self.stop_file.touch()
+        else:
+            self.process.send_signal(number)
 
     def wait(self) -> int:
         """Samples the program until it ends; returns its exit status as a shell gives it."""
@@ -144,10 +175,8 @@ class Program:
                 self._sample()
                 interval_s = min(2 * interval_s, RANK_INTERVAL_S)
         self.write(status)
-        if status == -signal.SIGTERM and self.terminated:
-            # Ended with the whole job, most often because another rank failed. srun gives the job the highest
-            # status of its tasks, and that must be the one of the rank that failed.
-            return 1
+        if self.stop_file:
+            self.stop_file.unlink(missing_ok=True)
         return status if status >= 0 else 128 - status
 
     def _sample(self) -> None:
@@ -216,30 +245,51 @@ def _job_id(env: Mapping[str, str]) -> str | None:
     return env.get("SLURM_JOB_ID")
 
 
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit status."""
-    options, command = _split(arguments)
+    (option, number), command = _split(arguments)
     env = dict(os.environ)
-    if options[:1] == ["--torchrun"] and len(options) == 2 and options[1].isdigit() and command:
-        torchrun = torchrun_command(int(options[1]), command, env)
-        os.execv(torchrun[0], torchrun)
-    if options or not command:
-        print("usage: python -m hpcdist.rank [--torchrun N] -- COMMAND ARGS", file=sys.stderr)
+    if option not in ("", "--torchrun", "--max-requeues") or not number.isdigit() or not command:
+        print("usage: python -m hpcdist.rank [--torchrun N | --max-requeues N] -- COMMAND ARGS", file=sys.stderr)
         return 2
+    if option == "--torchrun":
+        torchrun = torchrun_command(int(number), command, env)
+        os.execv(torchrun[0], torchrun)
     try:
-        return Program(command, env, read_identity(env)).wait()
+        identity = read_identity(env)
+        program = Program(command, env, identity, resumable=option == "--max-requeues")
+        status = program.wait()
     except HpcdistError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return 127
+    if (
+        program.stop_file
+        and "SLURM_JOB_ID" in env
+        and _may_go_on(status, program.asked_by, env, identity.rank, int(number))
+    ):
+        return status
+    if program.asked_by == signal.SIGTERM and status in (128 + signal.SIGTERM, STOPPED_STATUS):
+        # Ended with the whole job, most often because another rank failed. srun gives the job the highest status of
+        # its tasks, and that must be the one of the rank that failed.
+        return 1
+    return status
 
 
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+def _split(arguments: list[str]) -> tuple[tuple[str, str], list[str]]:
+    """The option with its number, "" and "0" for none, and the command."""
     at = arguments.index("--") if "--" in arguments else len(arguments)
-    return arguments[:at], arguments[at + 1 :]
+    option = ("", "0") if at == 0 else (arguments[0], " ".join(arguments[1:at]))
+    return option, arguments[at + 1 :]
+
+
+def _may_go_on(status: int, asked_by: int | None, env: Mapping[str, str], rank: int, cap: int) -> bool:
+    """Brings the job back where that helps; False when the rank is to end."""
+    if status not in (STOPPED_STATUS, LOST_PEER_STATUS):
+        return False
+    from hpcdist.requeue import Requeue  # loads what a rank that ends well never needs
+
+    restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
+    return Requeue(env["SLURM_JOB_ID"], rank, restarts=restarts, cap=cap).settle(status, asked_by)
 
 
 if __name__ == "__main__":

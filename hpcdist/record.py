@@ -7,6 +7,11 @@ import msgspec
 Source = Literal["seff", "sacct", "sstat", "ranks"]
 Gathered = Literal["sampled", "cgroup-peak", "nothing"]
 
+# Exit statuses with a meaning, named as in sysexits.h.
+LOST_PEER_STATUS = 69  # EX_UNAVAILABLE: another rank is gone; this one is not to blame
+HANG_STATUS = 70  # EX_SOFTWARE: no step for too long
+STOPPED_STATUS = 75  # EX_TEMPFAIL: stopped as it was asked to, unfinished and saved
+
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """What kind of number a figure is.

@@ -1,5 +1,6 @@
 """The sbatch script as a value: one pure function from a job to the text that is submitted."""
 
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hpcdist.errors import UsageError
 from hpcdist.spec import JobSpec, Layout, Site, Training
+from hpcdist.units import parse_slurm_time
 
 # A prefix under which a user's template finds the packaged ones: {% extends "hpcdist/base.sbatch.j2" %}.
 PACKAGED_PREFIX = "hpcdist/"
@@ -113,6 +115,7 @@ def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str],
             options=list(_options(job)),
             gpu_request=gpu_request(job.layout, site),
             task=task_command(job, place),
+            signal_before_s=signal_before_s(job.layout),
         )
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"template {error.name or name}, line {error.lineno}: {error.message}", _HINT) from None
@@ -129,6 +132,12 @@ def gpu_request(layout: Layout, site: Site) -> tuple[str, str] | None:
         return None
     kind = f"{site.gpu_type}:{layout.gpus}" if site.gpu_type else str(layout.gpus)
     return ("gres", f"gpu:{kind}") if site.gpu_flag == "gres" else ("gpus-per-node", kind)
+
+
+def signal_before_s(layout: Layout) -> int:
+    """Seconds before the time limit at which ranks are asked to save: two minutes, less where the limit is short."""
+    limit_s = parse_slurm_time(layout.time) if layout.time else None
+    return 120 if limit_s is None else min(120, math.ceil(limit_s / 4))
 
 
 def task_command(job: JobSpec, place: Place) -> list[list[str]]:

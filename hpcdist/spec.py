@@ -90,7 +90,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         seed: Seed of the weights and of each epoch's permutation.
         max_steps: Stop after this many optimizer steps; None trains all epochs.
         accelerator: "cpu" trains on CPUs even where GPUs were granted; "auto" refuses granted GPUs it can't use.
-        checkpoint_every: Time between checkpoints ("30s", "5min", "1h"); None writes only the last one.
+        checkpoint_every: Time between checkpoints ("30s", "5min", "1h").
+        resume_from: Folder whose newest checkpoint to go on from, where the run has none of its own.
+        hang_timeout: Time without a step after which the job is ended.
         log_every: Optimizer steps between logged points.
         data_dir: Folder that holds the datasets.
     """
@@ -104,7 +106,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int = 1
     max_steps: int | None = None
     accelerator: Accelerator = "auto"
-    checkpoint_every: str | None = None
+    checkpoint_every: str = "5min"
+    resume_from: str | None = None
+    hang_timeout: str = "10min"
     log_every: int = 20
     data_dir: str | None = None
 
@@ -153,6 +157,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         env: Environment variables of the job.
         sbatch: Further `#SBATCH` options by their long name; an empty value is a flag.
         srun: Further srun options by their long name.
+        resumable: Whether the command saves and stops when asked to, and goes on when started again; the built-in
+            training does.
+        max_requeues: How often a run that can go on is requeued when it was stopped before its end.
         partition, account, qos, constraint, nodelist, exclude, exclusive, reservation, array, dependency, comment,
             mail_type, mail_user: As sbatch's options of those names (man sbatch).
     """
@@ -166,6 +173,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     env: dict[str, str] = {}
     sbatch: dict[str, str] = {}
     srun: dict[str, str] = {}
+    resumable: bool = False
+    max_requeues: int = 10
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -193,8 +202,18 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                     )
         if self.array is not None and not re.fullmatch(r"[0-9,:-]+(%[0-9]+)?", self.array):
             raise UsageError(f"array: {self.array!r} is not a list of task ids", "write for example --array 0-9%3")
+        _require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
+        if self.launcher == "torchrun" and self.resumable:
+            raise UsageError(
+                "resumable: torchrun ends its ranks at the signal that should let them save", "leave out --launcher"
+            )
         if self.launcher == "torchrun" and not self.command:
             raise UsageError("torchrun starts a command, and none was given", "add -- python train.py")
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it can be stopped and started again without losing more than a moment."""
+        return self.resumable or not self.command
 
     @property
     def slug(self) -> str:

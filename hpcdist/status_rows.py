@@ -58,7 +58,7 @@ def parse_controller(listed: str, job_id: str) -> list[JobStatus]:
     """Statuses from what scontrol says of the job that was asked for, one per task of an array."""
     found = []
     for record in re.split(r"\n(?=JobId=)", listed):
-        fields = dict(re.findall(r"(?:^| )(\w+)=(\S*)", record))
+        fields = parse_job_fields(record)
         if not fields:
             continue
         task, array = fields.get("ArrayTaskId", ""), fields.get("ArrayJobId", "")
@@ -77,6 +77,11 @@ def parse_controller(listed: str, job_id: str) -> list[JobStatus]:
             )
         )
     return found
+
+
+def parse_job_fields(record: str) -> dict[str, str]:
+    """The fields of one job as `scontrol show job --oneliner` prints them, each up to its first blank."""
+    return dict(re.findall(r"(?:^| )(\w+)=(\S*)", record))
 
 
 def find_marked(listed: str, run: str, workdir: str) -> str | None:

@@ -202,7 +202,7 @@ class Store:
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700, exist_ok=True)
-            for folder in ("logs", "ranks", "checkpoints"):
+            for folder in ("logs", "ranks"):
                 (run.path / folder).mkdir(exist_ok=True)
             write_atomically(run.script, script.encode())
             run.write_record(record)

@@ -174,3 +174,27 @@ def test_the_program_s_own_startup_and_path_stay_as_they_are(tmp_path, own):
     plain = subprocess.run(script, env=os.environ | env, capture_output=True, text=True)
     assert plain.stdout.endswith(f" {own}\n")
     assert run_rank(*script, env=env).stdout == plain.stdout
+
+
+def test_a_resumable_program_is_asked_by_a_file_and_its_workers_survive_the_signals(tmp_path):
+    script = (
+        "import os, signal, subprocess, sys, time\n"
+        "worker = subprocess.Popen(['sleep', '20'])\n"
+        "print('ready', flush=True)\n"
+        "while not os.path.exists(os.environ['HPCDIST_STOP_FILE']): time.sleep(0.02)\n"
+        "print(worker.poll(), os.environ['HPCDIST_CHECKPOINT_DIR'], flush=True)\n"
+        "worker.kill()\n"
+        "sys.exit(75)"
+    )
+    rank = [*RANK[:-1], "--max-requeues", "3", "--", sys.executable, "-c", script]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "HPCDIST_"))}
+    process = subprocess.Popen(
+        rank, env=clean | {"HPCDIST_RUN_DIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    # As Slurm does: to every process of the step.
+    os.killpg(process.pid, signal.SIGUSR2)
+    assert process.stdout.readline() == f"None {tmp_path}/checkpoints\n"
+    assert process.wait(10) == 75
+    assert json.loads((tmp_path / "ranks" / "0.json").read_text())["exit_code"] == 75
+    assert not list((tmp_path / "ranks").glob("*.stop"))

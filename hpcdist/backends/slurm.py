@@ -239,9 +239,27 @@ def _query_accounting(job_ids: list[str]) -> list[JobStatus]:
 
 def _query_controller(job_id: str) -> list[JobStatus]:
     try:
-        return parse_controller(run_command(["scontrol", "show", "job", "-o", job_id]), job_id)
+        return parse_controller(show_job(job_id), job_id)
     except HpcdistError:
         return []
+
+
+def show_job(job_id: str) -> str:
+    """What the controller says of a job, on one line.
+
+    Raises:
+        HpcdistError: It does not know the job, or does not answer.
+    """
+    return run_command(["scontrol", "show", "job", "-o", job_id])
+
+
+def requeue(job_id: str) -> None:
+    """Puts a running job back into the queue.
+
+    Raises:
+        HpcdistError: Slurm refused; the message has its own words.
+    """
+    run_command(["scontrol", "requeue", job_id])
 
 
 def cancel(job_id: str) -> None:

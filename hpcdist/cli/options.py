@@ -45,7 +45,9 @@ TRAINING = (
     ("--seed", int, "Seed [1]."),
     ("--max-steps", int, "Stop after so many optimizer steps."),
     ("--accelerator", str, "auto, cpu or gpu [auto]; cpu trains on CPUs even where GPUs were granted."),
-    ("--checkpoint-every", str, "Time between checkpoints: 30s, 5min."),
+    ("--checkpoint-every", str, "Time between checkpoints: 30s, 1h [5min]."),
+    ("--resume-from", str, "Folder of checkpoints (of another run) to go on from."),
+    ("--hang-timeout", str, "End the job after this time without a step [10min]."),
     ("--log-every", int, "Steps between logged points [20]."),
     ("--data-dir", str, "Folder of the datasets [data, in the project]."),
 )
@@ -71,6 +73,15 @@ def job_options(function: F) -> F:
     """Adds every option of a job to a command."""
     extra = (
         click.option("--exclusive", is_flag=True, default=None, help="Whole nodes."),
+        click.option(
+            "--resumable",
+            is_flag=True,
+            default=None,
+            help="The COMMAND saves when asked to and can go on (docs/resume.md).",
+        ),
+        click.option(
+            "--max-requeues", type=int, metavar="N", help="Requeues of a run that was stopped before its end [10]."
+        ),
         click.option("--launcher", type=click.Choice(["srun", "torchrun"]), help="What starts the ranks [srun]."),
         click.option("--setup", multiple=True, metavar="LINE", help="Shell line to run first; repeatable."),
         click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the job; repeatable."),

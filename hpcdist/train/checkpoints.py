@@ -1,52 +1,177 @@
-"""Checkpoints of a run: whole files, the last two."""
+"""Checkpoints of a run: when they are taken, what is in them, how a training goes on from one.
+
+A checkpoint is Lightning's (weights, optimizer, schedule, scaler, loops, position in the epoch) with the state of every
+rank's random numbers beside it. It loads with `torch.load(..., weights_only=True)`: reading one runs no code.
+"""
 
 import io
+import random
+import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+import torch.distributed as dist
+from pytorch_lightning import Trainer
 
-from hpcdist.disk import write_atomically
+from hpcdist.errors import UsageError
+from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
+from hpcdist.train.data import cut_shard
+from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.module import Classifier
+from hpcdist.train.options import Options
 from hpcdist.train.phases import Clock
 
-KEPT = 2
+OWN_KEY = "hpcdist"
+VISIBLE_TIMEOUT_S = 60.0  # a shared folder may show a new file late
 
 
-class Checkpoints(Callback):
-    """Rank 0 writes `step-<n>.ckpt` at the end, and every so often before.
+class Checkpoints:
+    """Takes a rank's part in checkpoints; every rank has one, rank 0 writes.
 
-    The other ranks take no part: under DDP rank 0 has everything, and they wait for it in the next step.
+    What a step waits for is the copy into memory; checksum and disk are the business of a thread.
 
     Args:
-        folder: Made if absent.
+        folder: Where they are kept; None keeps none.
+        rank: This rank.
+        options: What is trained: a checkpoint of another batch or seed can't be gone on with.
         clock: Where the time is booked.
-        interval_s: Seconds between checkpoints; None writes only the last one.
     """
 
-    def __init__(self, folder: Path, clock: Clock, interval_s: float | None) -> None:
+    def __init__(self, folder: Path | None, rank: RankEnvironment, options: Options, clock: Clock) -> None:
         self._folder = folder
+        self._rank = rank
+        self._options = options
         self._clock = clock
-        self._interval_s = interval_s
-        self._last = time.monotonic()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self.taken_at = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
-        """Writes when it is time."""
-        if self._interval_s is not None and time.monotonic() - self._last >= self._interval_s:
-            self._write(trainer)
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes the last one."""
-        self._write(trainer)
-
-    def _write(self, trainer: Trainer) -> None:
+    def take(self, trainer: Trainer) -> None:
+        """Copies everything; every rank must call it after the same step."""
         interrupted = self._clock.enter("checkpoint")
-        self._folder.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        # Not Trainer.save_checkpoint: it ends in a barrier, and writes in place.
-        torch.save(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), content)
-        write_atomically(self._folder / f"step-{trainer.global_step:08d}.ckpt", content.getvalue())
-        for old in sorted(self._folder.glob("step-*.ckpt"))[:-KEPT]:
-            old.unlink(missing_ok=True)
-        self._last = time.monotonic()
+        self.taken_at = time.monotonic()
+        ranks = _gather(_rank_state(trainer), self._rank)
+        if self._folder and self._rank.rank == 0:
+            # Not Trainer.save_checkpoint: it ends in a barrier, and writes in place.
+            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            content[OWN_KEY] = {"ranks": ranks, **self._identity()}
+            data = io.BytesIO()
+            torch.save(content, data)
+            self.wait()
+            self._writing = self._writer.submit(self._write, self._folder, trainer.global_step, data.getbuffer())
         self._clock.enter(interrupted)
+
+    def _write(self, folder: Path, step: int, data: memoryview) -> None:
+        try:
+            write_checkpoint(folder, step, data)
+        except OSError as error:
+            print(
+                f"warning: no checkpoint at step {step}: {error.strerror}: {folder}; the training goes on",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on disk."""
+        if self._writing:
+            self._writing.result()
+
+    def _identity(self) -> dict[str, Any]:
+        return {"batch_size": self._options.batch_size, "seed": self._options.training.seed}
+
+    def find(self) -> Path | None:
+        """The checkpoint to go on from, the same on every rank; None to begin anew.
+
+        Raises:
+            UsageError: It is not one of this training.
+        """
+        choice: list[str | None] = [None]
+        if self._rank.rank == 0:
+            other = self._options.training.resume_from
+            folders = [folder for folder in (self._folder, Path(other) if other else None) if folder]
+            found = next(filter(None, map(find_checkpoint, folders)), None)
+            if other and not found:
+                choice = [f"error: no usable checkpoint in {other}"]
+            elif found:
+                choice = [str(found)]
+        if self._rank.world_size > 1:
+            dist.broadcast_object_list(choice, src=0)
+        if choice[0] is None:
+            return None
+        if choice[0].startswith("error: "):
+            raise UsageError(choice[0].removeprefix("error: "), "leave out --resume-from to begin anew")
+        path = Path(choice[0])
+        _wait_until_visible(path)
+        return path
+
+    def restore(self, content: dict[str, Any], module: Classifier) -> None:
+        """Takes up this rank's random numbers and count of samples where they were; Lightning has done the rest."""
+        states = content[OWN_KEY]["ranks"]
+        begin, end = cut_shard(sum(state["samples"] for state in states), self._rank.rank, self._rank.world_size)
+        module.tally.samples = end - begin
+        if len(states) == self._rank.world_size:
+            _restore_rank(states[self._rank.rank])
+            module.tally.samples = states[self._rank.rank]["samples"]
+        elif self._rank.rank == 0:
+            print(
+                f"note: the checkpoint was made by {len(states)} rank(s), and these are {self._rank.world_size}:"
+                " every sample is still used once, but sums round differently, so weights differ in their last bits",
+                flush=True,
+            )
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """A checkpoint's content, on the CPU; loading runs no code of it.
+
+        Raises:
+            UsageError: It is not one of this training.
+        """
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        own = content.get(OWN_KEY)
+        if own is None:
+            raise UsageError("the checkpoint was not written by hpcdist's training", "leave out --resume-from")
+        for name, value in self._identity().items():
+            if own[name] != value:
+                raise UsageError(
+                    f"the checkpoint was made with {name} {own[name]}, and this training has {value}",
+                    f"use --{name.replace('_', '-')} {own[name]}, or leave out --resume-from",
+                )
+        return content
+
+
+def _rank_state(trainer: Trainer) -> dict[str, Any]:
+    version, internal, gauss = random.getstate()
+    state = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    module = trainer.lightning_module
+    return state | {"samples": module.tally.samples if isinstance(module, Classifier) else 0}
+
+
+def _gather(state: dict[str, Any], rank: RankEnvironment) -> list[dict[str, Any]]:
+    if rank.world_size == 1:
+        return [state]
+    states: list[dict[str, Any]] = [{}] * rank.world_size
+    dist.gather_object(state, states if rank.rank == 0 else None, dst=0)
+    return states
+
+
+def _restore_rank(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _wait_until_visible(path: Path) -> None:
+    deadline = time.monotonic() + VISIBLE_TIMEOUT_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"rank 0 found the checkpoint {path}, and this rank does not see it after {VISIBLE_TIMEOUT_S:.0f} s",
+                "keep jobs/ on a folder that all nodes share",
+            )
+        time.sleep(0.2)

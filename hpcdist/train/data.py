@@ -66,6 +66,16 @@ class TrainBatches:
         self._seed = seed
         self._rank, self._world_size = rank, world_size
         self.epoch = 0
+        self._given = 0  # batches of this epoch so far
+        self._skipped = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in which epoch the training is (Lightning keeps it in its checkpoints)."""
+        return {"epoch": self.epoch, "batch": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Begins the next pass there."""
+        self.epoch, self._skipped = state["epoch"], state["batch"]
 
     def __len__(self) -> int:
         return math.ceil(len(self.split.labels_N) / self._batch_size)
@@ -73,7 +83,9 @@ class TrainBatches:
     def indices(self) -> Iterator[tuple[Tensor, int]]:
         """Per step, the indices of this rank's samples and the number of samples over all ranks."""
         order_N = shuffle_indices(len(self.split.labels_N), self._seed, self.epoch).to(self.split.labels_N.device)
-        for batch_indices in torch.split(order_N, self._batch_size):
+        self._given, self._skipped = self._skipped, 0
+        for batch_indices in torch.split(order_N, self._batch_size)[self._given :]:
+            self._given += 1
             begin, end = cut_shard(len(batch_indices), self._rank, self._world_size)
             yield batch_indices[begin:end], len(batch_indices)
 

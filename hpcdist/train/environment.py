@@ -25,7 +25,9 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
         main_address: Host of rank 0.
         main_port: Port of the rendezvous there.
         metrics: File for this rank's `TrainingMetrics`; None writes none.
-        run_dir: The run's folder; None writes neither checkpoints nor progress.
+        run_dir: The run's folder; None writes no progress.
+        checkpoints: Folder of the checkpoints; None keeps none.
+        stop_file: When this file exists the training is to save and stop; None is never asked.
         tensorboard: Exact folder of the TensorBoard events; None writes none.
         started_at_s: Start of this process, seconds since the epoch.
     """
@@ -39,6 +41,8 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     main_port: int = 29400
     metrics: Path | None = None
     run_dir: Path | None = None
+    checkpoints: Path | None = None
+    stop_file: Path | None = None
     tensorboard: Path | None = None
     started_at_s: float
 
@@ -69,6 +73,8 @@ def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
         main_address=env.get("MASTER_ADDR", "127.0.0.1"),
         metrics=_read_path(env, "HPCDIST_METRICS"),
         run_dir=_read_path(env, "HPCDIST_RUN_DIR"),
+        checkpoints=_read_path(env, "HPCDIST_CHECKPOINT_DIR"),
+        stop_file=_read_path(env, "HPCDIST_STOP_FILE"),
         tensorboard=_read_path(env, "HPCDIST_TB_DIR"),
         started_at_s=started_at_s,
     )

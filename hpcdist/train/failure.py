@@ -13,16 +13,22 @@ import traceback
 from types import TracebackType
 
 from hpcdist.errors import HpcdistError
+from hpcdist.record import LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.outcome import Outcome
 
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # not HUP: under nohup it is ignored, and must stay so
+ENDING_SIGNALS = {signal.SIGTERM, signal.SIGINT}  # not HUP: under nohup it is ignored, and must stay so
 
-# A rank whose connection broke is seldom the one to blame. It ends with a status of its own (EX_UNAVAILABLE of
-# sysexits.h), and later than the rank that broke it, so that the launcher sees that one first.
-LOST_PEER_STATUS = 69
+# A rank whose connection broke is seldom the one to blame. It ends with a status of its own, and later than the rank
+# that broke it, so that the launcher sees that one first.
 LOST_PEER_DELAY_S = 3.0
 LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL communicator")
+
+
+class StoppedError(HpcdistError):
+    """The training was asked to stop, and did so between two steps."""
+
+    exit_code = STOPPED_STATUS
 
 
 class LastWords:
@@ -36,6 +42,8 @@ class LastWords:
     def __init__(self, rank: RankEnvironment, outcome: Outcome) -> None:
         self._name = f"rank {rank.rank} on {socket.gethostname()}"
         self._outcome = outcome
+        # A rank with a stop file is asked by that file, and its watcher has switched TERM off for it.
+        self._signals = ENDING_SIGNALS - {signal.SIGTERM} if rank.stop_file else ENDING_SIGNALS
 
     def watch(self) -> None:
         """Takes over signals and uncaught exceptions; to be called before any thread is started.
@@ -45,13 +53,13 @@ class LastWords:
         """
         sys.excepthook = self._end_with_bug
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         # Children must not inherit signals that nobody waits for.
         os.register_at_fork(after_in_child=_unblock)
         threading.Thread(target=self._wait_for_signal, name="signals", daemon=True).start()
 
     def _wait_for_signal(self) -> None:
-        number = signal.sigwait(ENDING_SIGNALS)
+        number = signal.sigwait(self._signals)
         try:
             print(f"{self._name}: ended by {signal.Signals(number).name}", file=sys.stderr, flush=True)
             self._outcome.write()
@@ -74,6 +82,9 @@ class LastWords:
             os._exit(status)
 
     def _explain(self, error: BaseException) -> int:
+        if isinstance(error, StoppedError):
+            print(f"{self._name}: {error.message}", flush=True)
+            return error.exit_code
         if isinstance(error, HpcdistError):
             print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr, flush=True)
             return error.exit_code

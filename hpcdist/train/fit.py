@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 
+from hpcdist.train.checkpoint_files import read_step
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.cluster import (
     StartedRanks,
@@ -28,8 +29,10 @@ from hpcdist.train.models import SmallCnn
 from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.recorder import Recorder
 from hpcdist.train.tensorboard import RunLogger
+from hpcdist.train.watchdog import Watchdog
 
 # What Lightning says of itself on every run, and nobody can act on.
 NOISE = ("The `srun` command is available", "`isinstance(treespec, LeafSpec)` is deprecated")
@@ -87,23 +90,34 @@ def fit(
 
     Raises:
         RuntimeError: The training ended before its last step.
+        StoppedError: It was asked to stop.
+        UsageError: The checkpoint to go on from is of another training.
     """
     steps = count_steps(options, len(data.train_batches))
     torch.manual_seed(options.training.seed)
     module = Classifier(SmallCnn(), options.training, steps=steps, world_size=rank.world_size)
-    logger = RunLogger(rank.tensorboard) if rank.tensorboard and rank.rank == 0 else None
+    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome.clock)
+    begin = checkpoints.find()
+    done = read_step(begin) if begin else 0
+    outcome.learn(steps=done)
+    if begin and rank.rank == 0:
+        print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
+    logger = RunLogger(rank.tensorboard, done + 1) if rank.tensorboard and rank.rank == 0 else None
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
-    callbacks: list[pl.Callback] = [recorder]
+    callbacks: list[pl.Callback] = [
+        GoOn(checkpoints, checkpoints.load(begin) if begin else None),
+        recorder,
+        Watchdog(options.hang_timeout_s, rank, last_words),
+    ]
     if rank.rank == 0:
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
         epochs = options.training.epochs
         callbacks.append(Commentary(recorder, outcome, progress, epochs=epochs, steps=steps))
-        if rank.run_dir:
-            callbacks.append(Checkpoints(rank.run_dir / "checkpoints", outcome.clock, options.checkpoint_interval_s))
+    callbacks.append(Pauses(checkpoints, rank, options.checkpoint_interval_s, steps))
     trainer = build_trainer(options, rank, device, callbacks, logger)
     if logger:
         logger.log_options(options)
-    trainer.fit(module, datamodule=data)
+    trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
     if trainer.global_step < steps:
         raise RuntimeError(f"the training ended at step {trainer.global_step} of {steps}")
     if module.tested_at_step != steps:

@@ -34,10 +34,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         return self.training.batch_size or DEFAULT_BATCH_SIZE
 
     @property
-    def checkpoint_interval_s(self) -> float | None:
-        """Seconds between checkpoints; None writes only the last one."""
-        every = self.training.checkpoint_every
-        return None if every is None else parse_duration(every)
+    def checkpoint_interval_s(self) -> float:
+        """Seconds between checkpoints."""
+        return parse_duration(self.training.checkpoint_every)
+
+    @property
+    def hang_timeout_s(self) -> float:
+        """Seconds without a step after which a rank gives up."""
+        return parse_duration(self.training.hang_timeout)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,7 +79,9 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="seed of weights and sample order [1]")
     add("--max-steps", type=int, help="stop after this many optimizer steps")
     add("--accelerator", choices=get_args(Accelerator), help="auto refuses granted GPUs it can't use [auto]")
-    add("--checkpoint-every", metavar="TIME", help="time between checkpoints (30s, 5min, 1h) [only the last one]")
+    add("--checkpoint-every", metavar="TIME", help="time between checkpoints (30s, 5min, 1h) [5min]")
+    add("--resume-from", metavar="FOLDER", help="go on from the newest checkpoint in this folder")
+    add("--hang-timeout", metavar="TIME", help="end the job after this time without a step [10min]")
     add("--log-every", type=int, metavar="STEPS", help="steps between logged points [20]")
     add("--data-dir", metavar="FOLDER", help="folder of the datasets [data]")
     return parser
@@ -95,9 +101,12 @@ def _check(options: Options) -> None:
             f"batch_size is {options.batch_size} but there are {world_size} ranks: some would never get a sample",
             f"use --batch-size {world_size} or more, or fewer ranks",
         )
-    interval_s = options.checkpoint_interval_s
-    if interval_s is not None and interval_s <= 0:
-        raise UsageError(
-            f"checkpoint_every is {options.training.checkpoint_every!r}, expected a time above 0",
-            "write for example --checkpoint-every 5min",
-        )
+    for name, seconds in (
+        ("checkpoint_every", options.checkpoint_interval_s),
+        ("hang_timeout", options.hang_timeout_s),
+    ):
+        if seconds <= 0:
+            raise UsageError(
+                f"{name} is {getattr(options.training, name)!r}, expected a time above 0",
+                f"write for example --{name.replace('_', '-')} 5min",
+            )

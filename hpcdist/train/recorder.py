@@ -25,6 +25,7 @@ class Recorder(Callback):
         self._outcome, self._clock, self._last_words = outcome, outcome.clock, last_words
         self._logger, self._log_every = logger, log_every
         self._step_times = StepTimes()
+        self._is_first = True
         self._images = 0  # over all ranks
         self._first_images = 0
         self._lr = 0.0
@@ -47,13 +48,14 @@ class Recorder(Callback):
         """Counts the step."""
         step = trainer.global_step
         self._images += batch.global_count
-        if step == 1:
+        is_first, self._is_first = self._is_first, False
+        if is_first:
             _settle(module)
             self._first_images = self._images
             self._clock.enter("steady")
         if self._logs_at(step):
             self._log_point(module, step)
-        self._step_times.tick(settled=step == 1 or self._logs_at(step) or module.device.type == "cpu")
+        self._step_times.tick(settled=is_first or self._logs_at(step) or module.device.type == "cpu")
         self._outcome.learn(steps=step, samples=_classifier(module).tally.samples)
 
     def _logs_at(self, step: int) -> bool:

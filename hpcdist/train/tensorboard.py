@@ -20,10 +20,11 @@ class RunLogger(TensorBoardLogger):
 
     Args:
         folder: The run's folder, made on the first write.
+        purge_step: What an earlier attempt logged at this step and later is void: TensorBoard leaves it out.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(save_dir=folder, name="", version="")
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        super().__init__(save_dir=folder, name="", version="", purge_step=purge_step)
         self._folder = folder
         self._flushed_at = time.monotonic()
 

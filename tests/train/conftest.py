@@ -53,7 +53,8 @@ class Ranks:
                 "RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "NODE_RANK": rank,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "HPCDIST_STARTED_AT": time.time(),
                 "HPCDIST_RUN_DIR": folder, "HPCDIST_TB_DIR": folder / "events",
-                "HPCDIST_METRICS": folder / f"{rank}.json",
+                "HPCDIST_CHECKPOINT_DIR": folder / "checkpoints",
+                "HPCDIST_METRICS": folder / f"{rank}.json", "HPCDIST_STOP_FILE": folder / "stop",
             }  # fmt: skip
             environment = clean_environment() | {name: str(value) for name, value in identity.items()}
             command = [*program, "--nodes", str(world_size), "--gpus", "0", *arguments]

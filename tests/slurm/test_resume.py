@@ -1,0 +1,191 @@
+"""Runs that the cluster interrupts, on the real cluster: they end with the weights of the run that nobody touched."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.slurm
+
+OPTIONS = ("--nodes", 2, "--epochs", 2, "--time", "10")
+
+
+def eventually(question, timeout_s=60, every_s=0.2):
+    deadline = time.monotonic() + timeout_s
+    while not (answer := question()):
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(every_s)
+    return answer
+
+
+class Job:
+    """A run of the built-in training, and what is asked about it."""
+
+    def __init__(self, testbed, project, mnist_dir, *options):
+        self.testbed, self.project = testbed, project
+        command = ("submit", *OPTIONS, "--data-dir", mnist_dir, *options)
+        done = testbed.hpcdist(*command, cwd=project)
+        assert done.code == 0, done.err
+        self.id = done.out.strip()
+        (self.folder,) = [
+            path.parent
+            for path in project.glob("jobs/runs/*/job.json")
+            if json.loads(path.read_text())["job_id"] == self.id
+        ]
+
+    def field(self, name):
+        words = self.testbed.run("scontrol", "show", "job", "-o", self.id).split()
+        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
+
+    def step(self):
+        try:
+            return json.loads((self.folder / "progress.json").read_text())["step"]
+        except FileNotFoundError:
+            return 0
+
+    def wait_for_step(self, step=1):
+        """Until it trains (again): the file of an earlier attempt is taken away."""
+        (self.folder / "progress.json").unlink(missing_ok=True)
+        eventually(lambda: self.step() >= step, 90)
+
+    def wait(self):
+        return self.testbed.hpcdist("wait", self.id, cwd=self.project, timeout=240)
+
+    def log(self):
+        return self.testbed.hpcdist("logs", self.id, cwd=self.project).out
+
+    def rows(self):
+        """The states of all its attempts, oldest first."""
+        sacct = ("sacct", "--duplicates", "-X", "-n", "-P", "-j", self.id, "--format=State")
+        return [state.split()[0] for state in self.testbed.run(*sacct).splitlines()]
+
+    def weights(self):
+        (*_, last) = sorted((self.folder / "checkpoints").glob("*.ckpt"))
+        content = torch.load(last, weights_only=True)
+        return content["global_step"], content["state_dict"]
+
+    def assert_ends_as(self, untouched):
+        done = self.wait()
+        assert done.code == 0, done.err
+        (steps, expected), (step, weights) = untouched.weights(), self.weights()
+        assert step == steps
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+        assert "finished: test accuracy 9" in self.log()
+
+
+@pytest.fixture(scope="module")
+def untouched(testbed, tmp_path_factory, mnist_dir):
+    project = tmp_path_factory.mktemp("untouched")
+    (project / "hpcdist.toml").write_text("")
+    job = Job(testbed, project, mnist_dir)
+    assert job.wait().code == 0
+    return job
+
+
+@pytest.fixture
+def submit(testbed, project, mnist_dir):
+    jobs = []
+
+    def start(*options):
+        jobs.append(Job(testbed, project, mnist_dir, *options))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        subprocess.run(["scancel", job.id], env=testbed.env)
+
+
+def preempt(testbed, job):
+    """A job of the high partition takes its nodes for a moment."""
+    nodes = job.field("NodeList")
+    wrap = ("--partition=high", "--nodes=2", f"--nodelist={nodes}", "--exclusive", "--wrap=sleep 1")
+    testbed.run("sbatch", "--parsable", "--output=/dev/null", *wrap)
+
+
+def test_preempted_three_times(testbed, submit, untouched):
+    job = submit()
+    for attempt in range(3):
+        job.wait_for_step(10)
+        preempt(testbed, job)
+        eventually(lambda restarts=attempt + 1: job.field("Restarts") == str(restarts), 60)
+    job.assert_ends_as(untouched)
+    assert eventually(lambda: job.rows()[-1] == "COMPLETED" and job.rows()) == ["PREEMPTED"] * 3 + ["COMPLETED"]
+    assert job.log().count("goes on after step") == 3
+
+
+# Slurm looks at time limits every half minute: the training has to last that long.
+LONG = ("--epochs", 8, "--time", "2", "--sbatch", "signal=USR2@112")
+
+
+def test_its_time_limit_is_near(submit):
+    untouched = submit(*LONG[:2])
+    assert untouched.wait().code == 0
+    job = submit(*LONG)
+    eventually(lambda: job.field("Restarts") == "1", 90)
+    job.assert_ends_as(untouched)
+    assert "requeued, time 1 of 10 at most" in job.log()
+
+
+def test_the_time_limit_is_near_and_the_cap_is_reached(submit):
+    job = submit(*LONG, "--max-requeues", 0)
+    assert job.wait().code == 1
+    assert "not requeued: it was 0 time(s) before, and --max-requeues is 0" in job.log()
+    assert job.field("ExitCode") == "75:0"
+
+
+def test_a_node_dies(testbed, submit, untouched):
+    job = submit("--checkpoint-every", "1s", "--nodelist", "n3,n4")
+    job.wait_for_step(40)
+    try:
+        testbed.run(REPOSITORY / "testbed/kill-node", "n4")
+        eventually(lambda: job.field("Restarts") == "1", 90)
+    finally:
+        testbed.run(REPOSITORY / "testbed/heal-node", "n4")
+    job.assert_ends_as(untouched)
+
+
+def test_a_killed_rank_is_not_tried_again(submit):
+    job = submit()
+    job.wait_for_step(10)
+    (usage,) = [json.loads(path.read_text()) for path in (job.folder / "ranks").glob("1.json")]
+    os.kill(usage["pid"], 9)
+    assert job.wait().code == 1
+    assert job.field("Restarts") == "0"
+
+
+def test_cancelled_by_its_owner_it_stays_cancelled(submit, testbed):
+    job = submit()
+    job.wait_for_step(10)
+    assert testbed.hpcdist("cancel", job.id, cwd=job.project).code == 0
+    eventually(lambda: job.rows() == ["CANCELLED"])
+    time.sleep(8)  # a requeued job would be back by now
+    assert job.rows() == ["CANCELLED"]
+    assert list((job.folder / "checkpoints").glob("*.ckpt"))
+
+
+def test_controller_and_accounting_away_for_half_a_minute(testbed, submit, untouched):
+    job = submit("--checkpoint-every", "1s")
+    job.wait_for_step(10)
+    daemons = Path(testbed.env["SLURM_CONF"]).parents[1] / "run"
+    for name in ("slurmctld", "slurmdbd"):
+        os.kill(int((daemons / f"{name}.pid").read_text()), signal.SIGKILL)
+    time.sleep(30)
+    testbed.run(REPOSITORY / "testbed/up")
+    job.assert_ends_as(untouched)
+    assert job.field("Restarts") == "0"
+
+
+def test_sent_again_by_hand_it_begins_anew(testbed, submit, untouched):
+    job = submit("--max-steps", 30)
+    assert job.wait().code == 0
+    again = testbed.run("sbatch", "--parsable", "--wait", "--output=/dev/null", job.folder / "script.sbatch").strip()
+    log = (job.folder / "logs" / f"{again}_0_log.out").read_text()
+    assert "goes on" not in log
+    assert "finished" in log
