@@ -27,7 +27,7 @@ from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.gpu import GpuMeter
 from hpcdist.kinds import RANK_INTERVAL_S
-from hpcdist.record import RankUsage, TrainingMetrics
+from hpcdist.record import RESTART_LINE, RankUsage, TrainingMetrics
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -224,6 +224,9 @@ def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit status."""
     options, command = _split(arguments)
     env = dict(os.environ)
+    restarts = env.get("SLURM_RESTART_COUNT", "0")
+    if restarts != "0":
+        print(RESTART_LINE.format(restarts), flush=True)
     if options[:1] == ["--torchrun"] and len(options) == 2 and options[1].isdigit() and command:
         torchrun = torchrun_command(int(options[1]), command, env)
         os.execv(torchrun[0], torchrun)

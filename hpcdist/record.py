@@ -7,6 +7,9 @@ import msgspec
 Source = Literal["seff", "sacct", "sstat", "ranks"]
 Gathered = Literal["sampled", "cgroup-peak", "nothing"]
 
+RESTART_LINE = "--- restart {} ---"
+"""What a requeued job's rank prints before its program starts again, since it goes on in the same log."""
+
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """What kind of number a figure is.
@@ -266,23 +269,3 @@ ENDED_STATES = frozenset(
         "TIMEOUT",
     }
 )
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """What ended a job badly, as far as it is known.
-
-    Attributes:
-        rank: The rank that failed first; None when no rank said so.
-        host: Its host.
-        exit_code: Its exit status; None when a signal ended it.
-        signal: Number of that signal.
-        log: Its log file; the batch script's when no rank is known.
-        tail: The log's last lines.
-    """
-
-    rank: int | None = None
-    host: str | None = None
-    exit_code: int | None = None
-    signal: int | None = None
-    log: str | None = None
-    tail: list[str] = []
