@@ -17,6 +17,8 @@ SHORT_TAIL_LINES = 5
 # A sign further up was survived.
 LAST_LINES = 40
 MEMORY_HEADROOM = 1.2
+# Causes for which no rank is to blame, whatever the ranks did when they were ended.
+_NOBODY_S = frozenset({"cancelled", "completed", "node-failure", "preempted", "requeued", "stopped", "time-limit"})
 
 
 class Case:
@@ -72,9 +74,9 @@ class Case:
             *proofs: What it rests on, beside what is always told.
             rank: The rank to blame where that is not the culprit.
         """
-        blamed, ending = rank or self.culprit, self.evidence.ending
+        blamed, ending = rank or (None if kind in _NOBODY_S else self.culprit), self.evidence.ending
         log = self.evidence.log_of(blamed) if blamed else self.log
-        kept = TAIL_LINES if self.culprit or not self.evidence.ranks else SHORT_TAIL_LINES
+        kept = TAIL_LINES if blamed or not self.evidence.ranks else SHORT_TAIL_LINES
         return Cause(
             kind=kind,
             sentence=sentence,

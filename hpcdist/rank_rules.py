@@ -2,7 +2,7 @@
 
 from hpcdist.case import SHORT_TAIL_LINES, Case, describe_exit, name_rank
 from hpcdist.cause import Cause
-from hpcdist.evidence import HANG_STATUS, KILLED, LOST_PEER_STATUS, STOPPED_STATUS
+from hpcdist.evidence import HANG_STATUS, KILLED, LOST_PEER_STATUS, STOPPED_STATUS, TERMINATED
 from hpcdist.record import RankUsage
 from hpcdist.signs import (
     BAD_COMMAND,
@@ -14,11 +14,21 @@ from hpcdist.signs import (
     MISSING_FILE,
     MISSING_MODULE,
     NO_MEMORY,
+    TASK_END,
     find_barrier_ranks,
     find_line,
     find_time_out,
     is_lost_peer,
 )
+
+
+_SIGNAL_HINTS = {
+    KILLED: "somebody killed it, or the node ran out of memory: hpcdist seff shows how much it used",
+    TERMINATED: "somebody outside ended it: a preemption that it did not wait out, scancel --signal, kill",
+    6: "a library stopped the program: the last lines say which",
+    7: "its memory went away: a file it maps is gone, or /dev/shm is full",
+    11: "a library crashed: python -X faulthandler shows where",
+}
 
 
 def failed_long_before(case: Case) -> Cause | None:
@@ -149,13 +159,19 @@ def _silent_ranks(case: Case) -> list[RankUsage]:
 def lost_peer(case: Case) -> Cause | None:
     """A rank lost its connection to another that did not say why it went; the one that vanished is to blame."""
     said = case.raised is not None and is_lost_peer(case.raised.text)
-    if case.culprit is None or not (said or case.culprit.exit_code == LOST_PEER_STATUS):
-        return None
+    lost = case.culprit is not None and (said or case.culprit.exit_code == LOST_PEER_STATUS)
+    # Slurm may end a rank before it notices that its connection broke.
+    ended = case.culprit is not None and case.culprit.signal == TERMINATED
     gone = [rank for rank in case.evidence.ranks if rank.ended_at_s is None]
     proof = case.raised.text.split("\n")[0] if case.raised else None
-    if len(gone) == 1 and len(case.evidence.ranks) > 1:
-        sentence = f"{name_rank(gone[0])} vanished without a word: {case.who} lost its connection to it"
-        return case.cause("lost-peer", sentence, case.rerun("exclude", gone[0].host), proof, rank=gone[0])
+    if len(gone) == 1 and (lost or ended):
+        then = f"{case.who} lost its connection to it" if lost else f"{case.who} was ended after it"
+        sentence = f"{name_rank(gone[0])} vanished without a word: {then}"
+        seen = case.found(TASK_END)
+        words = (proof, seen.string if seen else None)
+        return case.cause("lost-peer", sentence, case.rerun("exclude", gone[0].host), *words, rank=gone[0])
+    if not lost:
+        return None
     sentence = f"{case.who} lost its connection to another rank, and no rank says that it failed before"
     return case.cause("lost-peer", sentence, "submit it again; a node or the network between them may be bad", proof)
 
@@ -176,12 +192,8 @@ def killed(case: Case) -> Cause | None:
     """A signal that none of the above explains."""
     if case.culprit is None or not case.culprit.signal:
         return None
-    hint = ""
-    if case.culprit.signal == KILLED:
-        hint = "somebody killed it, or the node ran out of memory: hpcdist seff shows how much it used"
-    return case.cause(
-        "killed", f"{case.who} ended with {describe_exit(None, case.culprit.signal)}", hint, case.memory_proof()
-    )
+    sentence = f"{case.who} ended with {describe_exit(None, case.culprit.signal)}"
+    return case.cause("killed", sentence, _SIGNAL_HINTS.get(case.culprit.signal, ""), case.memory_proof())
 
 
 OF_ONE_RANK = (

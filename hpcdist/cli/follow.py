@@ -62,7 +62,7 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         print_json(
             [
-                {"status": one, "ranks": ranks.get(one.run or "", []), "cause": causes.get(one.job_id)}
+                {"status": one, "ranks": ranks.get(one.run or "", []), "cause": causes.get(one.job_id or one.run)}
                 for one in statuses
             ]
         )
@@ -75,17 +75,17 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def find_causes(statuses: Sequence[JobStatus], runs: Mapping[str, Run]) -> dict[str | None, Cause]:
-    """Why those jobs that did not end well ended, by their ids."""
+    """Why those jobs that did not end well ended, by their ids, or by the runs of those that got none."""
     ended = [one for one in statuses if one.is_over and one.state != "COMPLETED"]
-    return {one.job_id: explain(one, runs.get(one.run or "")).cause for one in ended}
+    return {one.job_id or one.run: explain(one, runs.get(one.run or "")).cause for one in ended}
 
 
 def show_causes(statuses: Sequence[JobStatus], causes: Mapping[str | None, Cause]) -> None:
     """The causes on standard error, before what was asked for."""
     for one in statuses:
-        if one.job_id in causes:
-            name = f"{one.job_id or one.run} {one.state}"
-            click.echo(format_cause(name, causes[one.job_id], tail=False), err=True)
+        name = one.job_id or one.run
+        if name in causes:
+            click.echo(format_cause(f"{name} {one.state}", causes[name], tail=False), err=True)
 
 
 HEADER = ("JOB", "STATE", "ELAPSED", "LAYOUT", "NODES", "EXIT", "RUN", "REASON")
