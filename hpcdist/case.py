@@ -2,6 +2,7 @@
 
 import re
 import signal
+from collections.abc import Sequence
 
 from hpcdist.advice import memory_text
 from hpcdist.cause import Cause, Kind
@@ -100,10 +101,10 @@ class Case:
             words += (
                 [f"step {step.name}: {step.state}{f', {code}' if code else ''}"] if step.state != "COMPLETED" else []
             )
-        ends: dict[str, list[str]] = {}
+        ends: dict[str, list[int]] = {}
         for rank in self.evidence.ranks:
-            ends.setdefault(describe_exit(rank.exit_code, rank.signal) or "no end", []).append(str(rank.rank))
-        words += [f"rank {', '.join(ranks)}: {how}" for how, ranks in ends.items()]
+            ends.setdefault(describe_exit(rank.exit_code, rank.signal) or "no end", []).append(rank.rank)
+        words += [f"rank {format_ranks(ranks)}: {how}" for how, ranks in ends.items()]
         return words
 
     @property
@@ -151,6 +152,17 @@ class Case:
 def name_rank(rank: RankUsage) -> str:
     """`rank 2 on n1`."""
     return f"rank {rank.rank} on {rank.host}"
+
+
+def format_ranks(ranks: Sequence[int]) -> str:
+    """`0-2, 5`: ascending numbers, those that follow each other as a range."""
+    spans: list[list[int]] = []
+    for number in ranks:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1][1:] = [number]
+        else:
+            spans.append([number])
+    return ", ".join("-".join(str(number) for number in span) for span in spans)
 
 
 def describe_exit(exit_code: int | None, number: int | None) -> str | None:

@@ -19,8 +19,6 @@ HANG_STATUS = 70
 STOPPED_STATUS = 75
 # What a shell makes of a TERM that its program handles.
 _TERMINATED_STATUS = 128 + TERMINATED
-# A rank that failed so long before the job's end was not ended by what ended the job.
-_LONG_BEFORE_S = 60.0
 _OTHER_RANK = re.compile(r"\[rank(\d+)\]:")
 
 
@@ -84,17 +82,10 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
 
     def culprit(self) -> RankUsage | None:
         """The rank to blame: of those that failed on their own the first; victims only where there is nobody else."""
-        guilty = [(self._innocence(rank), rank.ended_at_s or math.inf, rank.rank, rank) for rank in self.ranks]
+        guilty = [(self.innocence(rank), rank.ended_at_s or math.inf, rank.rank, rank) for rank in self.ranks]
         return min((one for one in guilty if one[0] is not None), default=(None,))[-1]
 
-    def failed_long_before(self) -> bool:
-        """Whether a rank failed on its own well before the job was ended."""
-        first, ended_at_s = self.culprit(), self.ending.ended_at_s
-        if first is None or first.ended_at_s is None or ended_at_s is None or self._innocence(first) not in (0, 1):
-            return False
-        return first.ended_at_s < ended_at_s - _LONG_BEFORE_S
-
-    def _innocence(self, rank: RankUsage) -> int | None:
+    def innocence(self, rank: RankUsage) -> int | None:
         """How little a rank is to blame; None of one that ended well or is not over.
 
         0 failed on its own, 1 waited in vain, 2 stopped or lost a peer, 3 was ended.

@@ -1,6 +1,6 @@
 """Causes that lie with the program: what the rank that failed first says of itself. Pure."""
 
-from hpcdist.case import SHORT_TAIL_LINES, Case, describe_exit, name_rank
+from hpcdist.case import SHORT_TAIL_LINES, Case, describe_exit, format_ranks, name_rank
 from hpcdist.cause import Cause
 from hpcdist.evidence import HANG_STATUS, KILLED, LOST_PEER_STATUS, STOPPED_STATUS, TERMINATED
 from hpcdist.record import RankUsage
@@ -21,7 +21,8 @@ from hpcdist.signs import (
     is_lost_peer,
 )
 
-
+# A rank that failed so long before the job's end was not ended by what ended the job.
+LONG_BEFORE_S = 60.0
 _SIGNAL_HINTS = {
     KILLED: "somebody killed it, or the node ran out of memory: hpcdist seff shows how much it used",
     TERMINATED: "somebody outside ended it: a preemption that it did not wait out, scancel --signal, kill",
@@ -33,7 +34,11 @@ _SIGNAL_HINTS = {
 
 def failed_long_before(case: Case) -> Cause | None:
     """A rank failed on its own, and what ended the job much later only ended the waiting."""
-    return of_one_rank(case) if case.evidence.failed_long_before() else None
+    first, ended_at_s = case.culprit, case.evidence.ending.ended_at_s
+    if first is None or first.ended_at_s is None or ended_at_s is None:
+        return None
+    on_its_own = case.evidence.innocence(first) in (0, 1)
+    return of_one_rank(case) if on_its_own and first.ended_at_s < ended_at_s - LONG_BEFORE_S else None
 
 
 def of_one_rank(case: Case) -> Cause | None:
@@ -138,7 +143,7 @@ def time_out(case: Case) -> Cause | None:
         name = name_rank(silent[0]) if silent else f"rank {missing[0]}, which never started,"
         sentence = f"{name} did not join the others: {case.who} waited for it until its time-out"
     elif silent or missing:
-        numbers = ", ".join(str(number) for number in sorted([*missing, *(rank.rank for rank in silent)]))
+        numbers = format_ranks(sorted([*missing, *(rank.rank for rank in silent)]))
         sentence = f"ranks {numbers} did not join the others: {case.who} waited for them until its time-out"
     else:
         sentence = f"all ranks waited for each other until the time-out of {case.who}"

@@ -76,6 +76,8 @@ class Raised(NamedTuple):
 
 def find_exception(lines: Sequence[str]) -> Raised | None:
     """The last exception in a log, other than torchrun's report of its workers."""
+    if not any("Traceback" in line or "Error: " in line for line in lines):
+        return None
     plain = [strip_prefix(line) for line in lines]
     for start in range(len(plain) - 1, -1, -1):
         if plain[start] == _TRACEBACK or _SYNTAX.match(plain[start]):
@@ -123,6 +125,9 @@ def strip_prefix(line: str) -> str:
 
 def find_line(pattern: re.Pattern[str], lines: Sequence[str]) -> re.Match[str] | None:
     """The last line in which a pattern is found, without its prefix."""
+    # All at once first: nearly every line of nearly every log says nothing.
+    if "^" not in pattern.pattern and not pattern.search("\n".join(lines)):
+        return None
     return next((found for line in reversed(lines) if (found := pattern.search(strip_prefix(line)))), None)
 
 

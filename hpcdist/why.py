@@ -35,15 +35,27 @@ def explain(status: JobStatus, run: Run | None = None, usage: Efficiency | None 
         run: Its run; None for a job that hpcdist did not submit.
         usage: Its accounting where the caller has it; None asks for it.
     """
-    endings = _endings(status, run)
-    job = _job(run)
+    attempts = collect(status, run, usage)
+    causes = [judge(evidence) for evidence in attempts]
+    earlier = zip(attempts[:-1], causes[:-1], strict=True)
+    return Verdict(
+        job_id=status.job_id,
+        run=run.name if run else None,
+        state=status.state,
+        cause=causes[-1],
+        earlier=tuple(Attempt(state=evidence.ending.state, cause=cause) for evidence, cause in earlier),
+    )
+
+
+def collect(status: JobStatus, run: Run | None, usage: Efficiency | None = None) -> list[Evidence]:
+    """The evidence about each attempt of a job or array task, oldest first."""
     task = (status.job_id or "").partition("_")[2] or None
-    folder = run.task(task) if run else None
-    ranks = folder.ranks() if folder else []
-    logs = read_logs(run, task) if run else []
+    job, ranks, logs = _job(run), run.task(task).ranks() if run else [], read_logs(run, task) if run else []
+    endings = _endings(status, run)
     used = usage or _usage(status, run, job, ranks)
-    last = max(len(endings) - 1, *(rank.restart_count for rank in ranks)) if ranks else len(endings) - 1
-    causes = []
+    # Accounting may have forgotten attempts, and is behind where it shows fewer than the ranks have seen.
+    last = max([len(endings) - 1, *(rank.restart_count for rank in ranks)])
+    found = []
     for number, ending in enumerate(endings, last - len(endings) + 1):
         mine = tuple(rank for rank in ranks if rank.restart_count == number)
         evidence = Evidence(
@@ -55,16 +67,8 @@ def explain(status: JobStatus, run: Run | None = None, usage: Efficiency | None 
             logs=tuple(_of_attempt(log, number, last) for log in logs),
             usage=_observation(used, last - number, job, mine),
         )
-        causes.append(judge(evidence))
-    return Verdict(
-        job_id=status.job_id,
-        run=run.name if run else None,
-        state=status.state,
-        cause=causes[-1],
-        earlier=tuple(
-            Attempt(state=ending.state, cause=cause) for ending, cause in zip(endings[:-1], causes[:-1], strict=True)
-        ),
-    )
+        found.append(evidence)
+    return found
 
 
 def _job(run: Run | None) -> JobSpec | None:
