@@ -11,6 +11,7 @@ from hpcdist.signs import (
     FULL_DISK,
     HANG,
     HINT,
+    LIGHTNING_LAYOUT,
     MISSING_FILE,
     MISSING_MODULE,
     NO_MEMORY,
@@ -186,6 +187,9 @@ def user_exception(case: Case) -> Cause | None:
     if case.raised is not None and not case.raised.is_interruption:
         where = f" at {case.raised.where}" if case.raised.where else ""
         hint = f"mend {case.raised.where}" if case.raised.where else "look at its log"
+        if (job := case.evidence.job) and job.command and LIGHTNING_LAYOUT.search(case.raised.text):
+            trainer = f"Trainer(devices={job.layout.ranks_per_node}, num_nodes={job.layout.nodes})"
+            hint = f"a Lightning script needs {trainer}"
         return case.cause("user-exception", f"{case.who} raised {case.raised.text.splitlines()[0]}{where}", hint)
     error, told = find_line(ERROR, case.lines[-4:]), find_line(HINT, case.lines[-4:])
     if error is None or case.culprit is None:

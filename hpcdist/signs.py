@@ -43,6 +43,8 @@ BAD_COMMAND = re.compile(
     r"|unbound variable|cannot execute.*)$|^error: can't start .*|can't open file '.*': \[Errno 2\]"
     r"|execve\(\): .*: (?:No such file or directory|Permission denied)"
 )
+# Lightning's check of the Trainer against the job.
+LIGHTNING_LAYOUT = re.compile(r"You set `(?:devices|num_nodes)=|You requested gpu: ")
 HANG = re.compile(r"hang: no step for ([0-9.]+) s")
 ERROR = re.compile(r"^error: (.+)")
 HINT = re.compile(r"^hint: (.+)")

@@ -46,8 +46,10 @@ def usage(used_gib=1, asked_gib=4, **other):
     )
 
 
-def verdict(state="FAILED", ranks=(), logs=None, batch=(), used=None, layout=None, run="r", job=True, **ending):
-    """Logs are given by rank, as the name of a text or as lines."""
+def verdict(
+    state="FAILED", ranks=(), logs=None, batch=(), used=None, layout=None, run="r", job=True, command=(), **ending
+):
+    """Logs are given by rank, as the name of a text or as lines; what else there is are fields of `Ending`."""
     written = {task: text(log) if isinstance(log, str) else tuple(log) for task, log in (logs or {}).items()}
     written = {None: text(batch) if isinstance(batch, str) else tuple(batch)} | written
     layout = layout or Layout(nodes=2)
@@ -56,7 +58,7 @@ def verdict(state="FAILED", ranks=(), logs=None, batch=(), used=None, layout=Non
             ending=Ending(state=state, **ending),
             job_id="7",
             run=run,
-            job=JobSpec(name="mnist", layout=layout) if job else None,
+            job=JobSpec(name="mnist", layout=layout, command=command) if job else None,
             ranks=tuple(ranks),
             logs=tuple(Log(path=f"{task}.out", task=task, lines=lines) for task, lines in written.items()),
             usage=used,

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hpcdist.spec import Layout
 from tests.cases import one_rank, rank, text, usage, verdict
 
 
@@ -149,6 +150,17 @@ def test_a_user_exception_has_its_place():
     assert cause.sentence.startswith("rank 0 on n1 raised RuntimeError: The size of tensor a (3) must match")
     assert cause.sentence.endswith(" at /home/ada/study/user.py:4 in loss")
     assert cause.hint == "mend /home/ada/study/user.py:4 in loss"
+
+
+def test_a_lightning_script_whose_trainer_does_not_fit_the_job_gets_what_fits():
+    layout = Layout(nodes=2, gpus=2)
+    ranks = [rank(0, 1), rank(1, 1, ended=101)]
+    cause = verdict(ranks=ranks, logs={0: "lightning-layout"}, layout=layout, command=("python", "train.py"))
+    assert (cause.kind, cause.hint) == ("user-exception", "a Lightning script needs Trainer(devices=2, num_nodes=2)")
+    # Another mistake in a Lightning script.
+    frame = '  File "/x/site-packages/pytorch_lightning/trainer.py", line 5, in fit'
+    log = ["Traceback (most recent call last):", frame, "ValueError: bad batch"]
+    assert "Trainer(" not in one_rank(log, command=("python", "train.py")).hint
 
 
 def test_an_error_of_ours_comes_with_its_hint():
