@@ -253,6 +253,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.state in ENDED_STATES
 
 
+# The states of a run after which Slurm may have run the job again.
+CONTINUED_STATES = frozenset({"REQUEUED", "PREEMPTED", "NODE_FAIL"})
 # The states a job does not leave by itself (man squeue, JOB STATE CODES), and ours for a job Slurm did not take.
 ENDED_STATES = frozenset(
     {

@@ -12,7 +12,7 @@ import msgspec
 
 from hpcdist.ending import Ending, Step
 from hpcdist.errors import ParseError
-from hpcdist.record import ENDED_STATES, JobStatus
+from hpcdist.record import CONTINUED_STATES, ENDED_STATES, JobStatus
 from hpcdist.units import parse_elapsed
 
 SEPARATOR = "\x1f"
@@ -25,8 +25,6 @@ MARK_FIELDS = "JobID,WorkDir,Comment"
 _JOB_ID = re.compile(
     r"[0-9]{1,20}(?:_(?:[0-9]{1,10}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?"
 )
-# An attempt that ended so may be followed by another.
-CONTINUED_STATES = frozenset({"REQUEUED", "PREEMPTED", "NODE_FAIL"})
 _STATE = re.compile(r"[A-Z_]{1,40}")
 
 

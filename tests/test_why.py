@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from hpcdist.backends import slurm
-from hpcdist.record import ENDED_STATES, JobStatus, RankUsage
-from hpcdist.status_rows import CONTINUED_STATES, parse_endings
+from hpcdist.record import JobStatus, RankUsage
+from hpcdist.status_rows import parse_endings
 from hpcdist.store import Run
 from hpcdist.why import LOG_TAIL_BYTES, LONGEST_LINE, explain, read_logs
 from tests.conftest import run_hpcdist
@@ -107,13 +107,6 @@ def test_an_unrelated_job_that_had_the_id_before_is_no_attempt():
         ("9", "COMPLETED", "0:0", "90", "91", "99", "n1", "None"),
     )
     assert [one.state for one in parse_endings(listed)["9"]] == ["COMPLETED"]
-
-
-def test_the_states_after_which_a_job_goes_on_are_those_of_its_accounting():
-    from hpcdist.sacct import _CONTINUED
-
-    assert CONTINUED_STATES == _CONTINUED
-    assert {"REQUEUED"} == CONTINUED_STATES - ENDED_STATES
 
 
 def test_each_attempt_has_its_own_cause_ranks_and_lines(stand_in, run):
@@ -260,6 +253,15 @@ def test_a_local_run_that_runs_and_is_cancelled(project):
     run_hpcdist("cancel", "r")
     run_hpcdist("wait", "r")
     assert why("r")["cause"]["kind"] == "cancelled"
+
+
+def test_of_an_array_with_many_failures_status_explains_a_few(project, stand_in):
+    tasks = "".join(rf"9_{task}\x1fFAILED\x1fNonZeroExitCode\x1f0:01\x1fn1\x1fa\n" for task in range(40))
+    stand_in("squeue", f"printf '{tasks}'")
+    done = run_hpcdist("status", "9")
+    assert done.err.count("FAILED: NonZeroExitCode") == 5
+    assert done.err.endswith("35 more did not end well: hpcdist why JOB\n")
+    assert done.out.count("FAILED") == 40
 
 
 def test_nobody_s_job_is_an_error_of_two_lines(project, stand_in):

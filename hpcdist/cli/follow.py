@@ -23,6 +23,7 @@ from hpcdist.why import explain
 JOBS = click.argument("jobs", nargs=-1, metavar="JOB...")
 ONE_JOB = click.argument("job", metavar="JOB")
 SHOWN_RUNS = 30
+SHOWN_CAUSES = 5  # each asks Slurm and reads logs; an array may have thousands
 LOG_POLL_S = 0.5
 
 
@@ -75,9 +76,13 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def find_causes(statuses: Sequence[JobStatus], runs: Mapping[str, Run]) -> dict[str | None, Cause]:
-    """Why those jobs that did not end well ended, by their ids, or by the runs of those that got none."""
-    ended = [one for one in statuses if one.is_over and one.state != "COMPLETED"]
-    return {one.job_id or one.run: explain(one, runs.get(one.run or "")).cause for one in ended}
+    """Why the first of those that did not end well ended, by their ids, or by the runs of those that got none."""
+    ended = _ended_badly(statuses)
+    return {one.job_id or one.run: explain(one, runs.get(one.run or "")).cause for one in ended[:SHOWN_CAUSES]}
+
+
+def _ended_badly(statuses: Sequence[JobStatus]) -> list[JobStatus]:
+    return [one for one in statuses if one.is_over and one.state != "COMPLETED"]
 
 
 def show_causes(statuses: Sequence[JobStatus], causes: Mapping[str | None, Cause]) -> None:
@@ -86,6 +91,9 @@ def show_causes(statuses: Sequence[JobStatus], causes: Mapping[str | None, Cause
         name = one.job_id or one.run
         if name in causes:
             click.echo(format_cause(f"{name} {one.state}", causes[name], tail=False), err=True)
+    more = len(_ended_badly(statuses)) - len(causes)
+    if causes and more:
+        click.echo(f"{more} more did not end well: hpcdist why JOB", err=True)
 
 
 HEADER = ("JOB", "STATE", "ELAPSED", "LAYOUT", "NODES", "EXIT", "RUN", "REASON")

@@ -50,7 +50,7 @@ ONE = ("--gpus", "0")
 ENDS = {
     "limit": ((*ONE, "--time", "1"), ["sleep", "300"], "time-limit"),
     "raised": (TWO, [PYTHON, "raise.py"], "user-exception"),
-    "silent": (TWO, [PYTHON, "gloo.py", "silent", "3"], "time-out"),
+    "silent": (TWO, [PYTHON, "gloo.py", "silent", "15"], "time-out"),
     "vanish": (TWO, [PYTHON, "gloo.py", "vanish", "60"], "lost-peer"),
     "full": ((*ONE, "--mem", "150M"), [PYTHON, "full.py", "140"], "out-of-memory"),
     "killed": (TWO, ["sh", "-c", 'if [ "$RANK" = 1 ]; then kill -9 $$; fi; sleep 60'], "killed"),
@@ -95,8 +95,8 @@ class Jobs:
 
     def wait(self, run, states, seconds):
         deadline = time.monotonic() + seconds
-        while not self.state(run) <= states:
-            assert time.monotonic() < deadline, f"{run}: {self.state(run)}"
+        while not (found := self.state(run)) or not found <= states:
+            assert time.monotonic() < deadline, f"{run}: {found}"
             time.sleep(0.5)
 
     def why(self, run, env=None):
