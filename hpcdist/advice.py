@@ -153,7 +153,7 @@ def _advise_memory(pool: Pool, cpus: Line | None) -> Line | None:
     if kept and asked_bytes is not None and peak >= MEMORY_SHARE * asked_bytes:
         needed, rule = asked_bytes, "as much as before on fewer CPUs"
     parts = _cpus_per_node(pool, cpus) if per_cpu else 1
-    advised = _memory_text(needed / parts)
+    advised = memory_text(needed / parts)
     if asked_bytes is not None and parse_slurm_memory(advised) * parts >= asked_bytes >= needed and not fewer_cpus:
         return _line(option, asked, asked, evidence, "small enough")
     return _line(option, asked, advised, evidence, rule)
@@ -186,7 +186,7 @@ def _advise_time(pool: Pool) -> Line | None:
     of = "" if limit_s is None else f" of {format_duration(limit_s)}, {wall_s / limit_s:.0%}"
     evidence = f"{format_duration(wall_s)}{of} used ({pool.last.source}, {pool.count})"
     if pool.ended_as("TIMEOUT"):
-        advised = _time_text(RAISE * max(limit_s or 0.0, wall_s))
+        advised = time_text(RAISE * max(limit_s or 0.0, wall_s))
         return _line("time", asked, advised, evidence, "it ran into the limit: half as much again")
     if not pool.may_lower:
         return _line("time", asked, asked, evidence, _why_kept(pool))
@@ -202,7 +202,7 @@ def _advise_time(pool: Pool) -> Line | None:
     # Rounding up must not turn a lower limit into a higher one.
     if limit_s is not None and wall_s < TIME_SHARE * limit_s and _minutes(advised_s) * 60 >= limit_s:
         return _line("time", asked, asked, evidence, "short enough")
-    return _line("time", asked, _time_text(advised_s), evidence, rule)
+    return _line("time", asked, time_text(advised_s), evidence, rule)
 
 
 def _notes(pool: Pool) -> list[str]:
@@ -246,7 +246,7 @@ def _line(option: str, asked: str | None, advised: str | None, evidence: str, ru
     return Line(option=option, asked=asked, advised=advised, evidence=evidence, rule=rule)
 
 
-def _memory_text(size_bytes: float) -> str:
+def memory_text(size_bytes: float) -> str:
     """The size rounded up to what people write: in steps of 128 MiB below 2 GiB, 512 MiB below 8 GiB, then 1 GiB."""
     step = 128 if size_bytes < 2048 * _MIB else 512 if size_bytes < 8192 * _MIB else 1024
     mebibytes = math.ceil(size_bytes / _MIB / step) * step
@@ -259,7 +259,7 @@ def _minutes(seconds: float) -> int:
     return math.ceil(seconds / 60 / step) * step
 
 
-def _time_text(seconds: float) -> str:
+def time_text(seconds: float) -> str:
     """The time rounded up, in Slurm's words."""
     minutes = _minutes(seconds)
     if minutes < 60:

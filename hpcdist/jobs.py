@@ -7,14 +7,15 @@ from typing import Any
 
 import msgspec
 
-from hpcdist import accounting, provenance, statuses
+from hpcdist import accounting, provenance, statuses, why
 from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
+from hpcdist.cause import Verdict
 from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared, merge_options, prepare
 from hpcdist.project import find_project
-from hpcdist.record import Efficiency, Failure, JobStatus, Progress
+from hpcdist.record import Efficiency, JobStatus, Progress
 from hpcdist.rerun import prepare_rerun
 from hpcdist.sacct import check_job_id
 from hpcdist.spec import Backend, Layout, build_job, check_keys
@@ -23,7 +24,6 @@ from hpcdist.timeline import build_timeline, find_disagreements
 
 POLL_INTERVAL_S = 1.0
 ACCOUNTING_LAG_S = 5.0
-TAIL_LINES = 20
 
 
 def choose_backend(backend: Backend | None) -> Backend:
@@ -231,23 +231,9 @@ class Job:
         """A rank's log so far."""
         return "".join(path.read_text(errors="replace") for path in self.log_paths(rank))
 
-    def failure(self) -> Failure:
-        """The rank that failed first, with the end of its log."""
-        ranks = self.folder.ranks()
-        failed = [usage for usage in ranks if usage.exit_code or usage.signal]
-        if failed:
-            first = min(failed, key=lambda usage: usage.ended_at_s or 0.0)
-            paths = self.log_paths(first.rank)
-            return Failure(
-                rank=first.rank,
-                host=first.host,
-                exit_code=first.exit_code,
-                signal=first.signal,
-                log=str(paths[-1]) if paths else None,
-                tail=_tail(paths[-1:]),
-            )
-        batch = sorted(self.run.logs.glob("*_batch.out")) or self.log_paths(0)
-        return Failure(log=str(batch[-1]) if batch else None, tail=_tail(batch[-1:]))
+    def why(self) -> list[Verdict]:
+        """Why the job is where it is or ended as it did, one verdict per array task."""
+        return [why.explain(status, self.run) for status in self.statuses()]
 
     def efficiency(self, source: accounting.Source | None = None) -> Efficiency:
         """What the job used of what it had.
@@ -273,7 +259,7 @@ class Job:
             status=status,
             efficiency=efficiency,
             ranks=ranks,
-            failure=self.failure() if failed else None,
+            failure=why.explain(status, self.run, timed).cause if failed else None,
             timeline=build_timeline(timed, ranks, asked.created_at_s if asked else None) if timed else None,
             disagreements=find_disagreements(timed, ranks) if timed else (),
             audit=audit_job(timed, ranks, asked.job if asked else None),
@@ -301,10 +287,6 @@ class Job:
             return self.efficiency(source)
         except HpcdistError:
             return None
-
-
-def _tail(paths: list[Path]) -> list[str]:
-    return paths[0].read_text(errors="replace").splitlines()[-TAIL_LINES:] if paths else []
 
 
 def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | None = None) -> list[Efficiency]:

@@ -4,7 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.record import Efficiency, Failure, JobStatus, RankUsage
+from hpcdist.cause import Cause
+from hpcdist.record import Efficiency, JobStatus, RankUsage
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +125,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     status: JobStatus
     efficiency: Efficiency | None = None
     ranks: list[RankUsage] = []
-    failure: Failure | None = None
+    failure: Cause | None = None
     timeline: Timeline | None = None
     disagreements: tuple[Disagreement, ...] = ()
     audit: Audit | None = None

@@ -8,6 +8,8 @@ _ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|(?:\x1b\]|\x9d)[^\x07\
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 # What a byte that is not UTF-8 becomes under "surrogateescape"; it cannot be encoded again, so it cannot be written.
 _SURROGATES = re.compile("[\ud800-\udfff]")
+# White space that ends a line or has no width of its own.
+_BREAKS = re.compile("[\t-\r\x85\u2028\u2029]")
 
 
 def printable(text: str) -> str:
@@ -19,3 +21,14 @@ def printable(text: str) -> str:
         return text.strip()
     text = _SURROGATES.sub("\ufffd", _CONTROLS.sub("", _ESCAPES.sub("", text)))
     return " ".join(text.split())
+
+
+def printable_line(text: str) -> str:
+    """The text on one line as `printable` has it, with its spaces and indentation kept.
+
+    Linear in the text, whatever it holds.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    text = _BREAKS.sub(" ", _CONTROLS.sub("", _ESCAPES.sub("", text.expandtabs(4))))
+    return _SURROGATES.sub("\ufffd", text)

@@ -32,7 +32,7 @@ from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.gpu import GpuMeter
 from hpcdist.kinds import RANK_INTERVAL_S
-from hpcdist.record import LOST_PEER_STATUS, STOPPED_STATUS, RankUsage, TrainingMetrics
+from hpcdist.record import LOST_PEER_STATUS, RESTART_LINE, STOPPED_STATUS, RankUsage, TrainingMetrics
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
@@ -252,21 +252,19 @@ def main(arguments: list[str]) -> int:
     if option not in ("", "--torchrun", "--max-requeues") or not number.isdigit() or not command:
         print("usage: python -m hpcdist.rank [--torchrun N | --max-requeues N] -- COMMAND ARGS", file=sys.stderr)
         return 2
+    restarts = env.get("SLURM_RESTART_COUNT", "0")
+    if restarts != "0":
+        print(RESTART_LINE.format(restarts), flush=True)
     if option == "--torchrun":
         torchrun = torchrun_command(int(number), command, env)
         os.execv(torchrun[0], torchrun)
     try:
-        identity = read_identity(env)
-        program = Program(command, env, identity, resumable=option == "--max-requeues")
+        program = Program(command, env, read_identity(env), resumable=option == "--max-requeues")
         status = program.wait()
     except HpcdistError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return 127
-    if (
-        program.stop_file
-        and "SLURM_JOB_ID" in env
-        and _may_go_on(status, program.asked_by, env, identity.rank, int(number))
-    ):
+    if option == "--max-requeues" and _goes_on(program, status, cap=int(number)):
         return status
     if program.asked_by == signal.SIGTERM and status in (128 + signal.SIGTERM, STOPPED_STATUS):
         # Ended with the whole job, most often because another rank failed. srun gives the job the highest status of
@@ -282,14 +280,15 @@ def _split(arguments: list[str]) -> tuple[tuple[str, str], list[str]]:
     return option, arguments[at + 1 :]
 
 
-def _may_go_on(status: int, asked_by: int | None, env: Mapping[str, str], rank: int, cap: int) -> bool:
+def _goes_on(program: Program, status: int, *, cap: int) -> bool:
     """Brings the job back where that helps; False when the rank is to end."""
-    if status not in (STOPPED_STATUS, LOST_PEER_STATUS):
+    job_id = program.env.get("SLURM_JOB_ID")
+    if job_id is None or status not in (STOPPED_STATUS, LOST_PEER_STATUS):
         return False
     from hpcdist.requeue import Requeue  # loads what a rank that ends well never needs
 
-    restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
-    return Requeue(env["SLURM_JOB_ID"], rank, restarts=restarts, cap=cap).settle(status, asked_by)
+    restarts = int(program.env.get("SLURM_RESTART_COUNT", "0"))
+    return Requeue(job_id, program.identity.rank, restarts=restarts, cap=cap).settle(status, program.asked_by)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ LOST_PEER_STATUS = 69  # EX_UNAVAILABLE: another rank is gone; this one is not t
 HANG_STATUS = 70  # EX_SOFTWARE: no step for too long
 STOPPED_STATUS = 75  # EX_TEMPFAIL: stopped as it was asked to, unfinished and saved
 
+RESTART_LINE = "--- restart {} ---"
+"""What a requeued job's rank prints before its program starts again, since it goes on in the same log."""
+
 
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """What kind of number a figure is.
@@ -255,6 +258,8 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
         return self.state in ENDED_STATES
 
 
+# The states of a run after which Slurm may have run the job again.
+CONTINUED_STATES = frozenset({"REQUEUED", "PREEMPTED", "NODE_FAIL"})
 # The states a job does not leave by itself (man squeue, JOB STATE CODES), and ours for a job Slurm did not take.
 ENDED_STATES = frozenset(
     {
@@ -271,23 +276,3 @@ ENDED_STATES = frozenset(
         "TIMEOUT",
     }
 )
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """What ended a job badly, as far as it is known.
-
-    Attributes:
-        rank: The rank that failed first; None when no rank said so.
-        host: Its host.
-        exit_code: Its exit status; None when a signal ended it.
-        signal: Number of that signal.
-        log: Its log file; the batch script's when no rank is known.
-        tail: The log's last lines.
-    """
-
-    rank: int | None = None
-    host: str | None = None
-    exit_code: int | None = None
-    signal: int | None = None
-    log: str | None = None
-    tail: list[str] = []

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from hpcdist.printable import printable
-from hpcdist.record import Efficiency, Gathering
+from hpcdist.record import CONTINUED_STATES, Efficiency, Gathering
 from hpcdist.sacct_job import fold_rows, iter_runs
 from hpcdist.sacct_question import (
     ASKED_FIELDS,
@@ -38,8 +38,6 @@ __all__ = [
     "total_cpu_time_s",
     "total_wall_time_s",
 ]
-
-_CONTINUED = frozenset({"REQUEUED", "PREEMPTED", "NODE_FAIL"})
 
 
 def parse_sacct(
@@ -99,7 +97,7 @@ def _chain(runs: Iterable[Efficiency]) -> Iterator[Efficiency]:
     """Puts the runs of a requeued job together: one user's, each but the last ended by a requeue."""
     open_runs: dict[tuple[str | None, str], list[Efficiency]] = {}
     for run in runs:
-        if not open_runs and run.state not in _CONTINUED:
+        if not open_runs and run.state not in CONTINUED_STATES:
             yield run
             continue
         key = (run.cluster, run.job_id)
@@ -107,7 +105,7 @@ def _chain(runs: Iterable[Efficiency]) -> Iterator[Efficiency]:
         if before and (before[-1].user != run.user or before[-1].array_job_id != run.array_job_id):
             yield _join(before)
             before = []
-        if run.state in _CONTINUED:
+        if run.state in CONTINUED_STATES:
             open_runs[key] = [*before, run]
         else:
             yield _join([*before, run])

@@ -8,17 +8,23 @@ ends a line, and a line that is no row is left out.
 import re
 from collections.abc import Iterator
 
+import msgspec
+
+from hpcdist.ending import Ending, Step
 from hpcdist.errors import ParseError
-from hpcdist.record import ENDED_STATES, JobStatus
+from hpcdist.record import CONTINUED_STATES, ENDED_STATES, JobStatus
 from hpcdist.units import parse_elapsed
 
 SEPARATOR = "\x1f"
 QUEUE_FORMAT = SEPARATOR.join(("%i", "%T", "%r", "%M", "%N", "%j"))
 ACCOUNTING_FIELDS = "JobID,State,ExitCode,ElapsedRaw,NodeList,Reason,JobName"
+ENDING_FIELDS = "JobID,State,ExitCode,Submit,Start,End,NodeList,Reason"
 MARK_FORMAT = SEPARATOR.join(("%F", "%Z", "%k"))
 MARK_FIELDS = "JobID,WorkDir,Comment"
 
-_JOB_ID = re.compile(r"[0-9]{1,20}(?:_(?:[0-9]{1,10}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?")
+_JOB_ID = re.compile(
+    r"[0-9]{1,20}(?:_(?:[0-9]{1,10}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?"
+)
 _STATE = re.compile(r"[A-Z_]{1,40}")
 
 
@@ -52,6 +58,43 @@ def parse_accounting(listed: str) -> list[JobStatus]:
         )
         for job_id, state, code, elapsed, nodes, reason, name in _rows(listed, 7)
     ]
+
+
+def parse_endings(listed: str) -> dict[str, list[Ending]]:
+    """How each attempt of each job ended, oldest first, from the rows of `sacct --duplicates` with `ENDING_FIELDS`.
+
+    Of unrelated jobs that had one id, the last is kept.
+    """
+    found: dict[str, list[Ending]] = {}
+    for cells in _rows(listed, 8):
+        job_id, _, step = cells[0].partition(".")
+        state, _, by = cells[1].partition(" by ")
+        code, signal = _exit_code(cells[2], state), _exit_signal(cells[2], state)
+        attempts = found.setdefault(job_id, [])
+        if step and attempts:
+            steps = (*attempts[-1].steps, Step(name=step, state=state, exit_code=code, signal=signal))
+            attempts[-1] = msgspec.structs.replace(attempts[-1], steps=steps)
+            continue
+        if attempts and attempts[-1].state not in CONTINUED_STATES:
+            attempts.clear()
+        attempts.append(_ending(cells, state, code, signal, by))
+    return found
+
+
+def _ending(cells: list[str], state: str, code: int | None, signal: int | None, by: str) -> Ending:
+    submitted, started, ended = (float(cell) if cell.isdigit() else None for cell in cells[3:6])
+    nodes = None if cells[6] in ("", "None assigned") else cells[6]
+    return Ending(
+        state=state,
+        exit_code=code,
+        signal=signal,
+        reason=None if cells[7] in ("None", "") else cells[7],
+        cancelled_by=by or None,
+        nodes=nodes,
+        submitted_at_s=submitted,
+        started_at_s=started if nodes else None,
+        ended_at_s=ended,
+    )
 
 
 def parse_controller(listed: str, job_id: str) -> list[JobStatus]:

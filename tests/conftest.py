@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,23 @@ def project(tmp_path, monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Puts shell scripts on PATH in place of Slurm's commands."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def write(name, text):
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    for name in ("srun", "squeue", "sacct", "scontrol"):
+        write(name, "exit 1")
+    return write
 
 
 class Outcome:

@@ -1,31 +1,12 @@
 """What is decided around Slurm's commands. The commands here are stand-ins; tests/slurm runs the real ones."""
 
-import os
 import re
-import stat
 
 import pytest
 
 from hpcdist.backends import slurm
 from hpcdist.errors import NotReadyError, SubmitError
 from hpcdist.record import ENDED_STATES
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    """Puts shell scripts on PATH in place of Slurm's commands."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-
-    def write(name, text):
-        path = folder / name
-        path.write_text(f"#!/bin/bash\n{text}\n")
-        path.chmod(path.stat().st_mode | stat.S_IXUSR)
-
-    for name in ("srun", "squeue", "sacct", "scontrol"):
-        write(name, "exit 1")
-    return write
 
 
 def test_inside_a_job_what_slurm_set_is_dropped_and_what_the_user_set_is_kept():

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hpcdist.backends.lines import CommandLines
+from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError, NotReadyError, SubmitError, UsageError
 from hpcdist.record import JobStatus
+from hpcdist.sacct_question import TIME_ENVIRONMENT
 from hpcdist.status_rows import (
     ACCOUNTING_FIELDS,
+    ENDING_FIELDS,
     MARK_FIELDS,
     MARK_FORMAT,
     QUEUE_FORMAT,
@@ -20,6 +23,7 @@ from hpcdist.status_rows import (
     find_marked,
     parse_accounting,
     parse_controller,
+    parse_endings,
     parse_queue,
 )
 
@@ -137,12 +141,7 @@ def submit(run: str, run_dir: Path, workdir: str, script: str, *, tasks: int, ar
 
 
 def find_by_run(run: str, workdir: str) -> str | None:
-    """The id of the job whose comment carries the run's name; None when there is none.
-
-    Args:
-        run: The run's name.
-        workdir: Folder it was submitted from: another project may have a run of the same name.
-    """
+    """The id of the job that was submitted from a folder and whose comment carries the run's name; None without one."""
     user = getpass.getuser()
     queued = run_command(["squeue", "-h", "-a", "-t", "all", "-u", user, "-o", MARK_FORMAT])
     found = find_marked(queued, run, workdir)
@@ -235,6 +234,15 @@ def _query_accounting(job_ids: list[str]) -> list[JobStatus]:
         return parse_accounting(run_command(["sacct", *options, "-j", ",".join(job_ids)]))
     except HpcdistError:
         return []  # accounting is off
+
+
+def query_endings(job_id: str) -> list[Ending]:
+    """How each attempt of one job or array task ended, as accounting has it; nothing where it is off."""
+    options = ["-D", "-n", "-P", f"--delimiter={SEPARATOR}", f"--format={ENDING_FIELDS}", "-j", job_id]
+    try:
+        return parse_endings(run_command(["sacct", *options], TIME_ENVIRONMENT)).get(job_id, [])
+    except HpcdistError:
+        return []
 
 
 def _query_controller(job_id: str) -> list[JobStatus]:

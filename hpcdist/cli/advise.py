@@ -13,7 +13,7 @@ from hpcdist.errors import NotReadyError
 from hpcdist.jobs import Job, read_efficiencies
 from hpcdist.joined import Finding
 from hpcdist.observed import Observation
-from hpcdist.printable import printable
+from hpcdist.printable import printable, printable_line
 from hpcdist.record import Efficiency
 from hpcdist.store import RunRecord
 
@@ -161,8 +161,3 @@ def _next(group: Group) -> str:
     if group.run:
         return f"hpcdist rerun {group.run} --advised"
     return "sbatch " + " ".join(f"--{_SBATCH_NAMES.get(option, option)}={value}" for option, value in changes.items())
-
-
-def printable_line(text: str) -> str:
-    """The line without anything that could move the cursor; its indentation stays."""
-    return text[: len(text) - len(text.lstrip(" "))] + printable(text)

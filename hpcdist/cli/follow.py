@@ -1,25 +1,29 @@
 """hpcdist status, logs, wait, cancel."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from hpcdist import statuses as where
 from hpcdist.backends import slurm
+from hpcdist.cause import Cause
 from hpcdist.cli.following import follow
-from hpcdist.cli.output import format_table, print_json
-from hpcdist.errors import NotFoundError
+from hpcdist.cli.output import format_cause, format_table, print_json
+from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
 from hpcdist.project import find_project
 from hpcdist.record import JobStatus, RankUsage
 from hpcdist.sacct import check_job_id
-from hpcdist.store import Store
+from hpcdist.store import Run, Store
 from hpcdist.units import format_duration
+from hpcdist.why import explain
 
 JOBS = click.argument("jobs", nargs=-1, metavar="JOB...")
 ONE_JOB = click.argument("job", metavar="JOB")
 SHOWN_RUNS = 30
+SHOWN_CAUSES = 5  # each asks Slurm and reads logs; an array may have thousands
 LOG_POLL_S = 0.5
 
 
@@ -54,13 +58,42 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
     if unknown:
         raise NotFoundError(f"Slurm knows no job {', '.join(map(str, unknown))}", "hpcdist status lists the runs here")
     ranks = {job.run.name: job.folder.ranks() for job in ours}
+    # Of the jobs that were named: the whole list would ask Slurm about each.
+    causes = find_causes(statuses, {job.run.name: job.run for job in ours}) if jobs else {}
     if as_json:
-        print_json([{"status": one, "ranks": ranks.get(one.run or "", [])} for one in statuses])
+        print_json(
+            [
+                {"status": one, "ranks": ranks.get(one.run or "", []), "cause": causes.get(one.job_id or one.run)}
+                for one in statuses
+            ]
+        )
         return
+    show_causes(statuses, causes)
     if not statuses:
         click.echo("no runs here yet; hpcdist submit makes one", err=True)
         return
     click.echo(format_table(HEADER, [_row(one, ranks.get(one.run or "", [])) for one in statuses]))
+
+
+def find_causes(statuses: Sequence[JobStatus], runs: Mapping[str, Run]) -> dict[str | None, Cause]:
+    """Why the first of those that did not end well ended, by their ids, or by the runs of those that got none."""
+    ended = _ended_badly(statuses)
+    return {one.job_id or one.run: explain(one, runs.get(one.run or "")).cause for one in ended[:SHOWN_CAUSES]}
+
+
+def _ended_badly(statuses: Sequence[JobStatus]) -> list[JobStatus]:
+    return [one for one in statuses if one.is_over and one.state != "COMPLETED"]
+
+
+def show_causes(statuses: Sequence[JobStatus], causes: Mapping[str | None, Cause]) -> None:
+    """The causes on standard error, before what was asked for."""
+    for one in statuses:
+        name = one.job_id or one.run
+        if name in causes:
+            click.echo(format_cause(f"{name} {one.state}", causes[name], tail=False), err=True)
+    more = len(_ended_badly(statuses)) - len(causes)
+    if causes and more:
+        click.echo(f"{more} more did not end well: hpcdist why JOB", err=True)
 
 
 HEADER = ("JOB", "STATE", "ELAPSED", "LAYOUT", "NODES", "EXIT", "RUN", "REASON")
@@ -101,6 +134,8 @@ def logs(job: str, *, following: bool, rank: int | None) -> None:
     """Print what a job's ranks wrote."""
     found = Job.find(job)
     offsets: dict[Path, int] = {}
+    if not following:
+        _show_cause(found)
     while True:
         over = not following or found.status().is_over
         paths = found.log_paths(rank)
@@ -109,8 +144,19 @@ def logs(job: str, *, following: bool, rank: int | None) -> None:
         if over:
             break
         time.sleep(LOG_POLL_S)
+    if following:
+        _show_cause(found)
     if not offsets:
         raise NotFoundError(f"{job} has no logs yet", f"hpcdist status {job}")
+
+
+def _show_cause(job: Job) -> None:
+    """Says first what the logs are most often read for; they are there without Slurm too."""
+    try:
+        statuses = job.statuses()
+        show_causes(statuses, find_causes(statuses, {job.run.name: job.run}))
+    except HpcdistError:
+        return
 
 
 def _copy_new(path: Path, offsets: dict[Path, int], *, labelled: bool) -> None:

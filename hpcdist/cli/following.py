@@ -10,12 +10,12 @@ import click
 from hpcdist import datasets
 from hpcdist.backends import slurm
 from hpcdist.cli.joined import format_joined
-from hpcdist.cli.output import format_efficiency, print_json
+from hpcdist.cli.output import format_cause, format_efficiency, print_json
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared
-from hpcdist.record import Failure, JobStatus, Progress
+from hpcdist.record import JobStatus, Progress
 
 LINE_INTERVAL_S = 10.0
 
@@ -119,50 +119,14 @@ def follow(job: Job, *, as_json: bool, timeout_s: float | None = None) -> int:
     if not status.is_over:
         click.echo(f"{job.id} is {status.state} still; hpcdist wait {job.id}", err=True)
         return 3
-    if status.state != "COMPLETED":
-        explain(job, status)
     record = job.record()
+    if record.failure:
+        click.echo(format_cause(f"{status.job_id} {status.state}", record.failure), err=True)
     if as_json:
         print_json(record)
     else:
         show_result(job, record)
     return 0 if status.state == "COMPLETED" else 1
-
-
-def explain(job: Job, status: JobStatus) -> None:
-    """What ended a job badly: the rank that failed first, the end of its log, and what to do."""
-    failure = job.failure()
-    click.echo(f"{status.job_id} {status.state}{': ' + cause(failure, status)}", err=True)
-    for text in failure.tail:
-        click.echo("  | " + "".join(c if c.isprintable() or c == "\t" else "?" for c in text), err=True)
-    if failure.log:
-        click.echo(f"log: {failure.log}", err=True)
-    hint = advise(job, failure)
-    if hint:
-        click.echo(click.style("hint: ", fg="cyan") + hint, err=True)
-
-
-def cause(failure: Failure, status: JobStatus) -> str:
-    """One sentence: which rank, where, and how it ended."""
-    if failure.rank is not None:
-        how = f"signal {failure.signal}" if failure.signal else f"exit code {failure.exit_code}"
-        return f"rank {failure.rank} on {failure.host} ended with {how}"
-    if status.exit_code is not None:
-        return f"exit code {status.exit_code}" + (f", {status.reason}" if status.reason else "")
-    return status.reason or "no rank said why"
-
-
-def advise(job: Job, failure: Failure) -> str:
-    """The next thing to try; empty when there is nothing to say."""
-    try:
-        spec = job.run.record().job
-    except HpcdistError:
-        return ""
-    text = "\n".join(failure.tail).lower()
-    if spec.command and any(word in text for word in ("lightning", "num_nodes", "`devices")):
-        layout = spec.layout
-        return f"a Lightning script needs Trainer(devices={layout.ranks_per_node}, num_nodes={layout.nodes})"
-    return ""
 
 
 def show_result(job: Job, record: JobRecord) -> None:

@@ -16,6 +16,7 @@ COMMANDS = {
     "status": ("hpcdist.cli.follow:status", "Show where jobs are; alone: this project's runs."),
     "logs": ("hpcdist.cli.follow:logs", "Print what a job's ranks wrote."),
     "wait": ("hpcdist.cli.follow:wait", "Follow a job until it is over."),
+    "why": ("hpcdist.cli.why:why", "Say why jobs ended as they did, or wait, and what to do."),
     "cancel": ("hpcdist.cli.follow:cancel", "End jobs."),
     "seff": ("hpcdist.cli.efficiency:seff", "CPU, memory and GPU efficiency and wall-clock of jobs."),
     "advise": ("hpcdist.cli.advise:advise_command", "Print the next request, right-sized from what jobs used."),

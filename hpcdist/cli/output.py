@@ -7,7 +7,9 @@ from typing import Any
 import click
 import msgspec
 
+from hpcdist.cause import Cause
 from hpcdist.kinds import footnotes
+from hpcdist.printable import printable_line
 from hpcdist.record import Efficiency, RankUsage
 from hpcdist.seff import format_seff
 from hpcdist.units import format_bytes
@@ -30,6 +32,23 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str | None]]) ->
 def _clean(cell: str | None) -> str:
     """A cell without anything that could move the cursor."""
     return "".join(c if c.isprintable() else "?" for c in cell) if cell else "-"
+
+
+def format_cause(name: str, cause: Cause, *, tail: bool = True) -> str:
+    """The cause first, then the end of the log, where that is, and what to do.
+
+    Args:
+        name: What ended and how.
+        cause: Why.
+        tail: Whether to show the end of the log.
+    """
+    lines = [f"{name}: {cause.sentence}"]
+    lines += [f"  | {line}" for line in cause.tail] if tail else []
+    lines += [f"log: {cause.log}"] if cause.log and tail else []
+    lines = [printable_line(line) for line in lines]
+    if cause.hint:
+        lines.append(click.style("hint: ", fg="cyan") + printable_line(cause.hint))
+    return "\n".join(lines)
 
 
 def format_efficiency(efficiency: Efficiency, ranks: Sequence[RankUsage]) -> str:

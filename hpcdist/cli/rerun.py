@@ -7,9 +7,10 @@ import click
 from hpcdist import provenance
 from hpcdist.advice import advise
 from hpcdist.cli import following
-from hpcdist.cli.advise import format_line, observe, printable_line
+from hpcdist.cli.advise import format_line, observe
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs import Job, submit_prepared
+from hpcdist.printable import printable_line
 from hpcdist.rerun import Rerun, parse_changes, prepare_rerun
 from hpcdist.store import RunRecord
 

@@ -64,7 +64,7 @@ class Watchdog(Callback):
                 faulthandler.dump_traceback(file=sys.stderr)
                 self._last_words.end(
                     HangError(
-                        f"hang: rank {self._rank.rank} had no step for {idle_s:.0f} s; its stack is above",
+                        f"hang: no step for {idle_s:.0f} s on rank {self._rank.rank}; its stack is above",
                         "look for the rank whose stack is not in an all-reduce, or raise --hang-timeout",
                     )
                 )

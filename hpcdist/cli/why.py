@@ -1,0 +1,60 @@
+"""hpcdist why."""
+
+import click
+
+from hpcdist.backends import slurm
+from hpcdist.cause import Verdict
+from hpcdist.cli.follow import find_or_id
+from hpcdist.cli.output import format_cause, print_json
+from hpcdist.errors import NotFoundError
+from hpcdist.jobs import Job
+from hpcdist.printable import printable_line
+from hpcdist.why import explain
+
+
+@click.command(
+    epilog="""Examples:
+
+\b
+  hpcdist why 1234
+  hpcdist why 1234_7 --json
+"""
+)
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def why(jobs: tuple[str, ...], *, as_json: bool) -> None:
+    """Say why jobs ended as they did: which rank, where, how, its last lines, and what to do next.
+
+    JOB is a run of this project, or any Slurm job id; an array is told task by task, and a requeued job attempt by
+    attempt. Of a job that waits it says what for.
+    """
+    verdicts = [verdict for token in jobs for verdict in examine(find_or_id(token))]
+    if as_json:
+        print_json(verdicts)
+        return
+    click.echo("\n\n".join(format_verdict(verdict) for verdict in verdicts))
+
+
+def examine(job: Job | str) -> list[Verdict]:
+    """The verdicts on a job of ours, or on any of Slurm's by its id.
+
+    Raises:
+        NotFoundError: Slurm knows no such job.
+    """
+    if isinstance(job, Job):
+        return job.why()
+    statuses = slurm.query([job])[job]
+    if all(status.state == "UNKNOWN" for status in statuses):
+        raise NotFoundError(f"Slurm knows no job {job}", "hpcdist status lists the runs here")
+    return [explain(status) for status in statuses]
+
+
+def format_verdict(verdict: Verdict) -> str:
+    """The cause of the last attempt, what it rests on, and the attempts before it."""
+    lines = [format_cause(f"{verdict.job_id or verdict.run} {verdict.state}", verdict.cause)]
+    lines += [f"cause: {verdict.cause.kind}"]
+    lines += [f"evidence: {printable_line(proof)}" for proof in verdict.cause.evidence]
+    for number, attempt in enumerate(verdict.earlier, 1):
+        sentence = f"attempt {number} of {len(verdict.earlier) + 1}: {attempt.state}: {attempt.cause.sentence}"
+        lines.append(printable_line(sentence))
+    return "\n".join(lines)

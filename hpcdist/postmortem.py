@@ -1,0 +1,39 @@
+"""The post-mortem: from the evidence about one attempt to its cause. Pure.
+
+Each rule looks for one cause and says nothing where it is not sure; the first that speaks is right. What Slurm itself
+decided comes first, then what the rank that failed first says of itself, then what is left.
+"""
+
+from collections.abc import Callable
+
+from hpcdist import rank_rules, slurm_rules
+from hpcdist.case import Case
+from hpcdist.cause import Cause
+from hpcdist.evidence import Evidence
+
+Rule = Callable[[Case], Cause | None]
+
+RULES: tuple[Rule, ...] = (
+    slurm_rules.refused,
+    slurm_rules.completed,
+    slurm_rules.waiting,
+    slurm_rules.running,
+    slurm_rules.out_of_memory,
+    rank_rules.failed_long_before,
+    slurm_rules.node_failure,
+    slurm_rules.preempted,
+    slurm_rules.time_limit,
+    slurm_rules.cancelled,
+    slurm_rules.requeued,
+    *rank_rules.OF_ONE_RANK,
+    rank_rules.ended_before_the_ranks,
+)
+
+
+def judge(evidence: Evidence) -> Cause:
+    """Why an attempt ended as it did, or does not run; of kind `unknown` with all that is known rather than a guess."""
+    case = Case(evidence)
+    for rule in RULES:
+        if cause := rule(case):
+            return cause
+    return rank_rules.unknown(case)
