@@ -1,6 +1,7 @@
 """A job's rows of sacct folded into one record. Pure.
 
-Source of the fields: sacct(1) of Slurm 20.11 to 25.11, run with 22.05.8; of the folding: seff of Slurm 24.11.
+Source of the fields: sacct(1) and `src/sacct/print.c` of Slurm 20.11 to 26.05, run with 22.05.8;
+of the folding: seff of Slurm 24.11.
 """
 
 import re
@@ -49,6 +50,9 @@ def fold_rows(rows: Iterable[tuple[int, Row]], group_name: Callable[[str], str] 
             if job is not None:
                 yield job.finish(group_name)
             job = _Job(row, number)
+            if row.usage or row.max_rss:
+                # Up to Slurm 21.08 a job with one step of its own name and size (srun alone) has no row for the step.
+                job.add_step(row)
         elif job is None or row.job_id.partition(".")[0] != job.row.job_id:
             raise ParseError(f"line {number} of sacct's output is a step without its job: {row.job_id!a}")
         else:
@@ -219,7 +223,7 @@ class _Request(NamedTuple):
 # A cluster's jobs ask for the same few things over and over; a memory of them is bounded, and changes no answer.
 @lru_cache(maxsize=256)
 def _read_request(tres: str, requested_memory: str, node_count: str, core_count: str) -> _Request:
-    nodes, cores = _count(node_count) or None, _count(core_count) or None
+    nodes, cores = _count(node_count) or None, _count(core_count or _amount(tres, "cpu") or "") or None
     return _Request(nodes, cores, _gpus(tres), *_requested_memory(requested_memory, tres, nodes, cores))
 
 
