@@ -1,6 +1,7 @@
 """What only the running cluster knows of jobs: how it gathers their usage, and what those that run used so far."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
@@ -17,9 +18,27 @@ def complete(found: Sequence[Efficiency]) -> list[Efficiency]:
 
     Where sstat says nothing of a job, is not allowed to, or too many jobs run, theirs stay unknown.
     """
-    if not found:
-        return []
-    gathering, usage = _read_gathering(), _read_usage([one.job_id for one in found if one.live])
+    return _complete(found, _read_gathering()) if found else []
+
+
+def iter_complete(found: Iterable[Efficiency]) -> Iterator[Efficiency]:
+    """As `complete`, as the figures come; jobs that still run are given out last, since sstat is asked once."""
+    coming = iter(found)
+    first = next(coming, None)
+    if first is None:
+        return
+    gathering = _read_gathering()
+    running: list[Efficiency] = []
+    for one in chain([first], coming):
+        if one.live and len(running) <= _MOST_JOBS:
+            running.append(one)
+        else:
+            yield with_gathering(one, gathering)
+    yield from _complete(running, gathering)
+
+
+def _complete(found: Sequence[Efficiency], gathering: Gathering) -> list[Efficiency]:
+    usage = _read_usage([one.job_id for one in found if one.live])
     return [with_gathering(with_live_usage(one, usage.get(one.job_id)), gathering) for one in found]
 
 
