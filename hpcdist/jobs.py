@@ -318,25 +318,33 @@ def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | Non
         One per job in their order; an array gives one per task.
 
     Raises:
-        NotReadyError: A job has not started, or accounting is off.
+        NotReadyError: The only job has not started, or accounting is off.
         NotFoundError: Slurm knows no such job.
     """
-    by_ranks = [job for job in jobs if isinstance(job, Job) and (source == "ranks" or job.run.is_local)]
-    asked = {
-        id(job): check_job_id(job if isinstance(job, str) else _known_id(job)) for job in jobs if job not in by_ranks
-    }
-    answers = accounting.query_slurm(list(asked.values()), source) if asked else []
+    asked = [_id_to_ask(job, source) for job in jobs]
+    answers = accounting.query_slurm([one for one in asked if one], source) if any(asked) else []
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(answers):
+        for name in accounting.names_of(one):
+            places.setdefault(name, []).append(place)
     found: list[Efficiency] = []
-    for job in jobs:
-        if isinstance(job, Job) and job in by_ranks:
+    for job, job_id in zip(jobs, asked, strict=True):
+        if isinstance(job, Job) and job_id is None:
             found.append(_efficiency_of_ranks(job))
-        else:
-            names = {asked[id(job)]} | accounting.names_asked(asked[id(job)])
-            matching = [one for one in answers if not names.isdisjoint(accounting.names_of(one))]
+        elif job_id is not None:
+            names = {job_id} | accounting.names_asked(job_id)
+            matching = sorted({place for name in names for place in places.get(name, ())})
             if not matching:
-                raise NotReadyError(f"there are no figures of job {asked[id(job)]}", f"hpcdist status {asked[id(job)]}")
-            found += matching
+                raise NotReadyError(f"there are no figures of job {job_id}", f"hpcdist status {job_id}")
+            found += [answers[place] for place in matching]
     return found
+
+
+def _id_to_ask(job: Job | str, source: accounting.Source | None) -> str | None:
+    """The id to ask Slurm for; None where the ranks tell."""
+    if isinstance(job, str):
+        return check_job_id(job)
+    return None if source == "ranks" or job.run.is_local else check_job_id(_known_id(job))
 
 
 def _known_id(job: Job) -> str:
