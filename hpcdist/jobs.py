@@ -259,8 +259,22 @@ class Job:
 
     def record(self) -> JobRecord:
         """What happened to the job, Slurm's figures and the ranks' on one clock; also written to `record.json`."""
-        status, ranks = self.status(), self.folder.ranks()
+        status = self.status()
         efficiency = self._settled_efficiency() if status.is_over else self._efficiency_or_none(None)
+        record = self.join(efficiency, status)
+        self.folder.write("record.json", record)
+        return record
+
+    def join(self, efficiency: Efficiency | None, status: JobStatus | None = None) -> JobRecord:
+        """Figures that are known already, joined with what the ranks measured; nothing is written.
+
+        Args:
+            efficiency: What Slurm or the ranks accounted.
+            status: Where the job is; None takes the state in the figures.
+        """
+        if status is None:
+            state = (efficiency.state if efficiency else None) or "UNKNOWN"
+            status = JobStatus(job_id=self.id, run=self.run.name, state=state)
         timed = efficiency
         if efficiency is not None and efficiency.source == "seff":
             timed = self._efficiency_or_none("sacct") or efficiency  # seff has no points in time
@@ -269,7 +283,8 @@ class Job:
         except HpcdistError:
             asked = None
         failed = status.is_over and status.state != "COMPLETED"
-        record = JobRecord(
+        ranks = self.folder.ranks()
+        return JobRecord(
             status=status,
             efficiency=efficiency,
             ranks=ranks,
@@ -278,8 +293,6 @@ class Job:
             disagreements=find_disagreements(timed, ranks) if timed else (),
             audit=audit_job(timed, ranks, asked.job if asked else None),
         )
-        self.folder.write("record.json", record)
-        return record
 
     def _settled_efficiency(self) -> Efficiency | None:
         """The efficiency of a job that is over; Slurm's database may learn of the end a moment later than we."""
