@@ -24,6 +24,7 @@ _REQUESTED = re.compile(r"([0-9.]{1,24}[KMGTPE]?)([nc]?)")
 _UNSET = "184467440737095516"
 _USUAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "RUNNING", "PENDING", "OUT_OF_MEMORY"})
 _NOT_YET = frozenset({"", "Unknown", "None"})
+_SINGLE_TASK = (".batch", ".extern", ".interactive")
 _IMBALANCE = "The task which had the largest memory consumption"
 
 
@@ -64,12 +65,22 @@ def fold_rows(rows: Iterable[tuple[int, Row]], group_name: Callable[[str], str] 
 class _Job:
     """A job's row, and what its steps' rows come to."""
 
-    __slots__ = ("extra", "gathered", "gpu_memory_bytes", "memory_bytes", "memory_is_estimate", "number", "row")
+    __slots__ = (
+        "extra",
+        "gathered",
+        "gpu_memory_bytes",
+        "memory_bytes",
+        "memory_is_estimate",
+        "number",
+        "row",
+        "tasks_are_known",
+    )
 
     def __init__(self, row: Row, number: int) -> None:
         self.row = row
         self.number = number
         self.gathered = False
+        self.tasks_are_known = True
         self.memory_bytes = 0
         self.memory_is_estimate = False
         self.gpu_memory_bytes = 0
@@ -94,6 +105,9 @@ class _Job:
             self.gathered = True
         else:
             tasks = _count(row.tasks) or 1
+            if not row.tasks and not row.job_id.endswith(_SINGLE_TASK):
+                # Asked without NTasks: the largest task's memory, and nobody knows how many there were.
+                self.tasks_are_known = False
             memory, is_estimate = (parse_size(row.max_rss) if row.max_rss else 0) * tasks, tasks > 1
             self.gathered |= memory > 0
         if memory > self.memory_bytes:
@@ -138,21 +152,20 @@ class _Job:
         # What was allocated; for a job that never got anything, what it asked for.
         tres = row.allocated_tres or row.requested_tres
         nodes, cores, gpus, requested, memory_per = _read_request(tres, row.requested_memory, row.nodes, row.cpus)
-        wall_s = None if state == "PENDING" else _count(row.elapsed)
+        wall_s = None if state == "PENDING" else _elapsed(row.elapsed)
         core_walltime_s = cores * wall_s if cores is not None and wall_s is not None else None
         cpu_s = parse_elapsed(row.total_cpu) if row.total_cpu else None
         if cpu_s == 0 and not self.gathered:
             cpu_s = None  # a zero that nobody measured
-        used = self.memory_bytes or None
+        used = self.memory_bytes if self.tasks_are_known and self.memory_bytes else None
         ended_at_s = _time(row.end)
         # A job cancelled while pending has a start, its end, and no node.
-        never_ran = not row.allocated_tres and not wall_s
+        never_ran = not row.allocated_tres and wall_s == 0
         exit_code, signal = "0", ""
         if row.exit_code != "0:0":
             exit_code, _, signal = row.exit_code.partition(":")
         if signal not in {"", "0"}:
             self.extra["Signal"] = printable(signal)
-        minutes = _count(row.time_limit)
         raw_id, cluster, user, name, partition, node_list = _printable(
             row.raw_id, row.cluster, row.user, row.name, row.partition, row.node_list
         )
@@ -179,7 +192,7 @@ class _Job:
             memory_per=memory_per,
             gpus=gpus,
             gpu_memory_used_bytes=self.gpu_memory_bytes or None,
-            time_limit_s=minutes * 60 if minutes is not None else None,
+            time_limit_s=_time_limit(row.time_limit),
             name=name or None,
             partition=partition or None,
             node_list=None if node_list in {"None assigned", ""} else node_list,
@@ -194,7 +207,7 @@ class _Job:
                 memory_is_estimate=self.memory_is_estimate,
                 gpu_memory=self.gpu_memory_bytes or None,
             ),
-            live=state != "PENDING" and row.end == "Unknown",
+            live=state != "PENDING" and (row.end == "Unknown" or (not row.end and state == "RUNNING")),
             extra=self.extra,
         )
 
@@ -223,7 +236,8 @@ class _Request(NamedTuple):
 # A cluster's jobs ask for the same few things over and over; a memory of them is bounded, and changes no answer.
 @lru_cache(maxsize=256)
 def _read_request(tres: str, requested_memory: str, node_count: str, core_count: str) -> _Request:
-    nodes, cores = _count(node_count) or None, _count(core_count or _amount(tres, "cpu") or "") or None
+    nodes = _count(node_count or _amount(tres, "node") or "") or None
+    cores = _count(core_count or _amount(tres, "cpu") or "") or None
     return _Request(nodes, cores, _gpus(tres), *_requested_memory(requested_memory, tres, nodes, cores))
 
 
@@ -272,6 +286,27 @@ def _gpus(tres: str) -> int | None:
     parts = [part.partition("=") for part in tres.split(",")]
     typed = [_count(amount) or 0 for name, _, amount in parts if name.startswith("gres/gpu:")]
     return sum(typed) if typed else None
+
+
+def _elapsed(text: str) -> int | None:
+    """Seconds of `ElapsedRaw` or `Elapsed`.
+
+    Raises:
+        ParseError: The text is no duration.
+    """
+    return int(parse_elapsed(text)) if ":" in text else _count(text)
+
+
+def _time_limit(text: str) -> float | None:
+    """Seconds of `TimelimitRaw`, which are minutes, or of `Timelimit`; None without a limit.
+
+    Raises:
+        ParseError: The text is no duration.
+    """
+    if ":" in text:
+        return parse_elapsed(text)
+    minutes = _count(text)
+    return minutes * 60 if minutes is not None else None
 
 
 def _count(text: str) -> int | None:
