@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from hpcdist.backends import slurm
 from hpcdist.backends.asking import Answer, ask_jobs
 from hpcdist.errors import NotFoundError, NotReadyError, UsageError
-from hpcdist.kinds import RANK_INTERVAL_S, name_kinds
-from hpcdist.live import complete, iter_complete
+from hpcdist.kinds import RANK_GATHERING, name_kinds
+from hpcdist.live import complete, iter_complete, read_gathering
 from hpcdist.printable import printable
-from hpcdist.record import Efficiency, JobStatus, RankUsage
+from hpcdist.record import Efficiency, Gathering, JobStatus, RankUsage
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import batch_job_ids, expand_job_id
 
@@ -75,18 +75,21 @@ def iter_slurm(
         NotFoundError: Slurm knows no such job; said when the others were given out.
     """
     unseen: set[str] = set()
-    yield from iter_complete(_iter_accounted(job_ids, first, unseen))
+    gathering = read_gathering()
+    yield from iter_complete(_iter_accounted(job_ids, first, unseen, gathering), gathering)
     if not missing_ok:
         yield from _query_missing(sorted(unseen), alone=len(job_ids) == 1)
 
 
-def _iter_accounted(job_ids: Sequence[str], first: Answer | None, unseen: set[str]) -> Iterator[Efficiency]:
+def _iter_accounted(
+    job_ids: Sequence[str], first: Answer | None, unseen: set[str], gathering: Gathering
+) -> Iterator[Efficiency]:
     """The jobs that accounting knows; the ids of the others are put into `unseen`."""
     groups = GroupNames()
     for batch in batch_job_ids(job_ids):
         left = set().union(*map(names_asked, batch))
         answer, first = first or ask_jobs(batch), None
-        for one in iter_sacct(answer.lines, answer.delimiter, groups):
+        for one in iter_sacct(answer.lines, answer.delimiter, groups, gathering):
             if left:
                 left -= names_of(one)
             yield one
@@ -99,7 +102,8 @@ def iter_answer(answer: Answer) -> Iterator[Efficiency]:
     Raises:
         NotReadyError: Accounting is off.
     """
-    return iter_complete(iter_sacct(answer.lines, answer.delimiter, GroupNames()))
+    gathering = read_gathering()
+    return iter_complete(iter_sacct(answer.lines, answer.delimiter, GroupNames(), gathering), gathering)
 
 
 class GroupNames:
@@ -231,8 +235,7 @@ def from_ranks(
             memory_is_estimate=len(ranks) > 1,
             gpu=busy[0] if busy else None,
             gpu_memory=gpu_memory,
-            gathered="sampled",
-            every_s=RANK_INTERVAL_S,
+            gathering=RANK_GATHERING,
         ),
         live=live,
     )

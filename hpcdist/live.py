@@ -1,7 +1,6 @@
 """What only the running cluster knows of jobs: how it gathers their usage, and what those that run used so far."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
@@ -18,22 +17,20 @@ def complete(found: Sequence[Efficiency]) -> list[Efficiency]:
 
     Where sstat says nothing of a job, is not allowed to, or too many jobs run, theirs stay unknown.
     """
-    return _complete(found, _read_gathering()) if found else []
+    return _complete(found, read_gathering()) if found else []
 
 
-def iter_complete(found: Iterable[Efficiency]) -> Iterator[Efficiency]:
-    """As `complete`, as the figures come; jobs that still run are given out last, since sstat is asked once."""
-    coming = iter(found)
-    first = next(coming, None)
-    if first is None:
-        return
-    gathering = _read_gathering()
+def iter_complete(found: Iterable[Efficiency], gathering: Gathering) -> Iterator[Efficiency]:
+    """As `complete`, as the figures come, which know already how they were gathered.
+
+    Jobs that still run are given out last, since sstat is asked once for all of them.
+    """
     running: list[Efficiency] = []
-    for one in chain([first], coming):
+    for one in found:
         if one.live and len(running) <= _MOST_JOBS:
             running.append(one)
         else:
-            yield with_gathering(one, gathering)
+            yield one
     yield from _complete(running, gathering)
 
 
@@ -42,7 +39,8 @@ def _complete(found: Sequence[Efficiency], gathering: Gathering) -> list[Efficie
     return [with_gathering(with_live_usage(one, usage.get(one.job_id)), gathering) for one in found]
 
 
-def _read_gathering() -> Gathering:
+def read_gathering() -> Gathering:
+    """How the cluster gathers usage; nothing is known where it does not answer."""
     try:
         return parse_gathering(slurm.read_config())
     except HpcdistError:

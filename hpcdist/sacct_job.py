@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from hpcdist.errors import ParseError
 from hpcdist.kinds import name_kinds
 from hpcdist.printable import printable
-from hpcdist.record import Efficiency
+from hpcdist.record import Efficiency, Gathering
 from hpcdist.sacct_rows import Row, iter_rows
 from hpcdist.units import parse_elapsed, parse_size
 
@@ -29,17 +29,24 @@ _IMBALANCE = "The task which had the largest memory consumption"
 
 
 def iter_runs(
-    lines: Iterable[str], delimiter: str, group_name: Callable[[str], str] = printable
+    lines: Iterable[str],
+    delimiter: str,
+    group_name: Callable[[str], str] = printable,
+    gathering: Gathering | None = None,
 ) -> Iterator[Efficiency]:
     """Every run in sacct's output: a job's row and the rows of its steps, which follow it.
 
     Raises:
         ParseError: A line is no row of sacct's.
     """
-    return fold_rows(iter_rows(lines, delimiter), group_name)
+    return fold_rows(iter_rows(lines, delimiter), group_name, gathering)
 
 
-def fold_rows(rows: Iterable[tuple[int, Row]], group_name: Callable[[str], str] = printable) -> Iterator[Efficiency]:
+def fold_rows(
+    rows: Iterable[tuple[int, Row]],
+    group_name: Callable[[str], str] = printable,
+    gathering: Gathering | None = None,
+) -> Iterator[Efficiency]:
     """Every run in numbered rows.
 
     Raises:
@@ -49,17 +56,17 @@ def fold_rows(rows: Iterable[tuple[int, Row]], group_name: Callable[[str], str] 
     for number, row in rows:
         if "." not in row.job_id:
             if job is not None:
-                yield job.finish(group_name)
+                yield job.finish(group_name, gathering)
             job = _Job(row, number)
             if row.usage or row.max_rss:
                 # Up to Slurm 21.08 a job with one step of its own name and size (srun alone) has no row for the step.
                 job.add_step(row)
-        elif job is None or row.job_id.partition(".")[0] != job.row.job_id:
+        elif job is None or not row.job_id.startswith(job.prefix):
             raise ParseError(f"line {number} of sacct's output is a step without its job: {row.job_id!a}")
         else:
             job.add_step(row)
     if job is not None:
-        yield job.finish(group_name)
+        yield job.finish(group_name, gathering)
 
 
 class _Job:
@@ -72,6 +79,7 @@ class _Job:
         "memory_bytes",
         "memory_is_estimate",
         "number",
+        "prefix",
         "row",
         "tasks_are_known",
     )
@@ -79,6 +87,7 @@ class _Job:
     def __init__(self, row: Row, number: int) -> None:
         self.row = row
         self.number = number
+        self.prefix = f"{row.job_id}."
         self.gathered = False
         self.tasks_are_known = True
         self.memory_bytes = 0
@@ -93,30 +102,27 @@ class _Job:
             ParseError: A cell is not what sacct prints there.
         """
         try:
-            self._add_step(row)
+            usage = row.usage
+            total = _amount(usage, "mem")
+            if total is not None and not total.startswith(_UNSET):
+                memory, is_estimate = parse_size(total), False
+                self.gathered = True
+            else:
+                tasks = _count(row.tasks) or 1
+                if not row.tasks and not row.job_id.endswith(_SINGLE_TASK):
+                    # Asked without NTasks: the largest task's memory, and nobody knows how many there were.
+                    self.tasks_are_known = False
+                memory, is_estimate = (parse_size(row.max_rss) if row.max_rss else 0) * tasks, tasks > 1
+                self.gathered |= memory > 0
+            if memory > self.memory_bytes:
+                self.memory_bytes, self.memory_is_estimate = memory, is_estimate
+                self.extra.pop(_IMBALANCE, None)
+                if row.average_rss != row.max_rss:  # a single task's are the same
+                    self._compare_tasks(row)
+            if "gres/" in usage:
+                self._add_gpu(usage)
         except ParseError as error:
             raise ParseError(f"step {row.job_id} in sacct's output: {error.message}") from None
-
-    def _add_step(self, row: Row) -> None:
-        usage = row.usage
-        total = _amount(usage, "mem")
-        if total is not None and not total.startswith(_UNSET):
-            memory, is_estimate = parse_size(total), False
-            self.gathered = True
-        else:
-            tasks = _count(row.tasks) or 1
-            if not row.tasks and not row.job_id.endswith(_SINGLE_TASK):
-                # Asked without NTasks: the largest task's memory, and nobody knows how many there were.
-                self.tasks_are_known = False
-            memory, is_estimate = (parse_size(row.max_rss) if row.max_rss else 0) * tasks, tasks > 1
-            self.gathered |= memory > 0
-        if memory > self.memory_bytes:
-            self.memory_bytes, self.memory_is_estimate = memory, is_estimate
-            self.extra.pop(_IMBALANCE, None)
-            if row.average_rss != row.max_rss:  # a single task's are the same
-                self._compare_tasks(row)
-        if "gres/" in usage:
-            self._add_gpu(usage)
 
     def _compare_tasks(self, row: Row) -> None:
         largest = parse_size(row.max_rss) if row.max_rss else 0
@@ -133,20 +139,20 @@ class _Job:
             # The sum over the tasks of each one's highest percentage: a peak, so no efficiency.
             self.extra["gres/gpuutil"] = printable(peak)
 
-    def finish(self, group_name: Callable[[str], str]) -> Efficiency:
+    def finish(self, group_name: Callable[[str], str], gathering: Gathering | None) -> Efficiency:
         """The record of the job.
 
         Raises:
             ParseError: A cell is not what sacct prints there.
         """
         try:
-            return self._finish(group_name)
+            return self._finish(group_name, gathering)
         except ParseError as error:
             raise ParseError(
                 f"job {self.row.job_id[:60]} at line {self.number} of sacct's output: {error.message}"
             ) from None
 
-    def _finish(self, group_name: Callable[[str], str]) -> Efficiency:
+    def _finish(self, group_name: Callable[[str], str], gathering: Gathering | None) -> Efficiency:
         row = self.row
         state = row.state if row.state in _USUAL_STATES else _read_state(row.state)
         # What was allocated; for a job that never got anything, what it asked for.
@@ -206,7 +212,9 @@ class _Job:
                 memory=used,
                 memory_is_estimate=self.memory_is_estimate,
                 gpu_memory=self.gpu_memory_bytes or None,
+                gathering=gathering,
             ),
+            gathering=gathering,
             live=state != "PENDING" and (row.end == "Unknown" or (not row.end and state == "RUNNING")),
             extra=self.extra,
         )

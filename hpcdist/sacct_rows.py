@@ -77,7 +77,8 @@ def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tupl
         ParseError: A line is no row, or a row is cut short.
     """
     shape = _Shape(delimiter, len(FIELDS), len(FIELDS) - 1, None)
-    width, name_at, is_id = shape.width, shape.name_at, _ROW_ID.fullmatch
+    _, width, name_at, arrange = shape
+    is_id, new = _ROW_ID.fullmatch, tuple.__new__
     pending: list[str] = []
     continued: list[str] = []
     found, first = width, 0
@@ -85,20 +86,23 @@ def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tupl
         line = raw.rstrip("\r\n")
         if number == 1 and (header := _HEADER.match(line)):
             shape = _read_header(line, header["delimiter"])
-            delimiter, width, name_at, _ = shape
+            delimiter, width, name_at, arrange = shape
             found = width
             continue
         cells = line.split(delimiter)
-        if found >= width and len(cells) > name_at and is_id(cells[0]):
+        count = len(cells)
+        if found >= width and count > name_at and is_id(cells[0]):
             if pending:
-                yield first, _row(pending, continued, shape)
-            pending, found, first = cells, len(cells), number
+                is_plain = found == width and not continued and arrange is None
+                # The length is known, which _make would check again.
+                yield first, new(Row, pending) if is_plain else _row(pending, continued, shape)
+            pending, found, first = cells, count, number
             if continued:
                 continued = []
         elif pending:
             # A line end within a job's name.
             continued.append(line)
-            found += len(cells) - 1
+            found += count - 1
         elif line:
             raise ParseError(f"line {number} is no row of sacct's: {line[:60]!a}", _HINT)
     if pending and found < width:
@@ -111,8 +115,6 @@ def _row(cells: list[str], continued: list[str], shape: _Shape) -> Row:
     if continued:
         cells = "\n".join([shape.delimiter.join(cells), *continued]).split(shape.delimiter)
     surplus = len(cells) - shape.width
-    if surplus == 0 and shape.arrange is None:
-        return tuple.__new__(Row, cells)  # the length is known, which _make would check again
     if surplus > 0:
         # The name held delimiters.
         at = shape.name_at
