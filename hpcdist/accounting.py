@@ -74,6 +74,8 @@ def iter_slurm(
         NotReadyError: Accounting is off, or has nothing on the only job that was asked for.
         NotFoundError: Slurm knows no such job; said when the others were given out.
     """
+    if not job_ids:
+        return
     unseen: set[str] = set()
     gathering = read_gathering()
     yield from iter_complete(_iter_accounted(job_ids, first, unseen, gathering), gathering)

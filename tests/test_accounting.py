@@ -146,6 +146,25 @@ def test_a_job_that_nobody_knows_is_an_error(project, cluster, form):
     assert "Slurm knows no job 99" in done.err
 
 
+def test_a_project_without_jobs_on_slurm_asks_slurm_nothing(project, cluster):
+    assert run_hpcdist("seff").code == 0
+    run_hpcdist("submit", "--backend", "local", "--wait", "--", "true")
+    assert len(figures("--json")) == 1
+    assert not list(cluster.folder.glob("*.asked"))
+
+
+def test_the_project_s_table_has_the_figures_of_now_too(project, cluster):
+    runs = project / "jobs" / "runs" / "mine-1x0-abcdef"
+    run_hpcdist("submit", "--backend", "local", "--run", runs.name, "--wait", "--", "true")
+    record = json.loads((runs / "job.json").read_text())
+    (runs / "job.json").write_text(json.dumps(record | {"backend": "slurm", "job_id": "8"}))
+    cluster("sacct", RUNNING)
+    cluster("sstat", ["8.0|1|200M|00:00:10|cpu=00:00:10,mem=50M"])
+    (job,) = figures("--json").values()
+    assert (job["job_id"], job["source"], job["cpu_time_s"]) == ("8", "sstat", 10)
+    assert job["gathering"]["every_s"] == 15
+
+
 # From Python
 
 
