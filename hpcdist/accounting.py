@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from hpcdist.backends import slurm
 from hpcdist.backends.asking import Answer, ask_jobs
-from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, UsageError
-from hpcdist.kinds import RANK_INTERVAL_S, name_kinds
-from hpcdist.live import complete
+from hpcdist.errors import NotFoundError, NotReadyError, UsageError
+from hpcdist.kinds import RANK_GATHERING, name_kinds
+from hpcdist.live import complete, iter_complete, read_gathering
 from hpcdist.printable import printable
-from hpcdist.record import Efficiency, RankUsage
+from hpcdist.record import Efficiency, Gathering, JobStatus, RankUsage
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import batch_job_ids, expand_job_id
 
@@ -24,27 +24,38 @@ Source = Literal["seff", "sacct", "ranks"]
 
 
 def query_slurm(job_ids: Sequence[str], source: Source | None = None) -> list[Efficiency]:
-    """What Slurm accounted for jobs, in the order of the ids; an array gives one per task.
+    """What Slurm accounted for jobs; an array gives one per task.
 
-    One job is read through the site's own `seff` when that is on PATH; several, or none there, through one sacct.
+    One job is read through the site's own `seff` when that is on PATH; several, or none there, through one sacct. Of
+    several, those that accounting does not know yet come last, without figures, in the state the queue has them in.
 
     Raises:
-        NotReadyError: Accounting is off, or has nothing on a job that exists.
+        NotReadyError: Accounting is off, or has nothing on the only job that was asked for.
         NotFoundError: Slurm knows no such job.
     """
     if source is None:
         source = "seff" if len(job_ids) == 1 and shutil.which("seff") else "sacct"
-    if source == "seff":
-        return complete([efficiency for job_id in job_ids for efficiency in _read_seff(job_id)])
+    found, missing = _read_seff(job_ids) if source == "seff" else _read_sacct(job_ids)
+    return [*complete(found), *_query_missing(missing, alone=len(job_ids) == 1)]
+
+
+def _read_sacct(job_ids: Sequence[str]) -> tuple[list[Efficiency], list[str]]:
+    """The figures, and the ids of which accounting has no row."""
     groups, found = GroupNames(), []
     for batch in batch_job_ids(job_ids):
         answer = ask_jobs(batch)
         found += parse_sacct(answer.lines, answer.delimiter, groups)
     known = set().union(*(names_of(one) for one in found))
-    for job_id in job_ids:
-        if job_id not in known and not names_asked(job_id) <= known:
-            raise _missing(job_id)
-    return complete(found)
+    return found, [name for one in job_ids if one not in known for name in sorted(names_asked(one) - known)]
+
+
+def _read_seff(job_ids: Sequence[str]) -> tuple[list[Efficiency], list[str]]:
+    """The figures, and the ids of which seff says nothing."""
+    from hpcdist.seff import parse_seff  # only here: its patterns take longer to compile than most of a command
+
+    texts = {job_id: slurm.read_seff(job_id) for job_id in job_ids}
+    missing = [job_id for job_id, text in texts.items() if not text.strip()]
+    return [one for job_id, text in texts.items() if job_id not in missing for one in parse_seff(text)], missing
 
 
 def iter_slurm(
@@ -52,25 +63,39 @@ def iter_slurm(
 ) -> Iterator[Efficiency]:
     """What Slurm accounted for jobs, as sacct prints it; for any number of jobs, for none is kept.
 
+    Jobs that still run come after the others, and after them those that accounting does not know yet.
+
     Args:
         job_ids: The jobs.
         first: The answer about the first batch of them, where it was asked for already.
         missing_ok: Whether a job that accounting does not know is passed over.
 
     Raises:
-        NotReadyError: Accounting is off, or has nothing on a job that exists; said when the others were given out.
+        NotReadyError: Accounting is off, or has nothing on the only job that was asked for.
         NotFoundError: Slurm knows no such job; said when the others were given out.
     """
+    if not job_ids:
+        return
+    unseen: set[str] = set()
+    gathering = read_gathering()
+    yield from iter_complete(_iter_accounted(job_ids, first, unseen, gathering), gathering)
+    if not missing_ok:
+        yield from _query_missing(sorted(unseen), alone=len(job_ids) == 1)
+
+
+def _iter_accounted(
+    job_ids: Sequence[str], first: Answer | None, unseen: set[str], gathering: Gathering
+) -> Iterator[Efficiency]:
+    """The jobs that accounting knows; the ids of the others are put into `unseen`."""
     groups = GroupNames()
     for batch in batch_job_ids(job_ids):
-        unseen: set[str] = set() if missing_ok else set().union(*map(names_asked, batch))
+        left = set().union(*map(names_asked, batch))
         answer, first = first or ask_jobs(batch), None
-        for one in iter_sacct(answer.lines, answer.delimiter, groups):
-            if unseen:
-                unseen -= names_of(one)
+        for one in iter_sacct(answer.lines, answer.delimiter, groups, gathering):
+            if left:
+                left -= names_of(one)
             yield one
-        if unseen:
-            raise _missing(min(unseen))
+        unseen |= left
 
 
 def iter_answer(answer: Answer) -> Iterator[Efficiency]:
@@ -79,7 +104,8 @@ def iter_answer(answer: Answer) -> Iterator[Efficiency]:
     Raises:
         NotReadyError: Accounting is off.
     """
-    return iter_sacct(answer.lines, answer.delimiter, GroupNames())
+    gathering = read_gathering()
+    return iter_complete(iter_sacct(answer.lines, answer.delimiter, GroupNames(), gathering), gathering)
 
 
 class GroupNames:
@@ -121,23 +147,45 @@ def names_of(efficiency: Efficiency) -> set[str]:
     return names - {""}
 
 
-def _read_seff(job_id: str) -> list[Efficiency]:
-    from hpcdist.seff import parse_seff  # only here: its patterns take longer to compile than most of a command
+def _query_missing(job_ids: Sequence[str], *, alone: bool) -> list[Efficiency]:
+    """Jobs of which accounting has no row yet, as the queue has them.
 
-    text = slurm.read_seff(job_id)
-    if not text.strip():
-        raise _missing(job_id)
-    return parse_seff(text)
+    Args:
+        job_ids: The jobs.
+        alone: Whether this is all that was asked for, so that a state would be no answer.
+
+    Raises:
+        NotReadyError: The only job waits, or is not accounted for yet.
+        NotFoundError: Slurm knows no such job.
+    """
+    found: list[Efficiency] = []
+    for job_id, statuses in slurm.query(job_ids).items():
+        if all(status.state == "UNKNOWN" for status in statuses):
+            raise NotFoundError(f"Slurm knows no job {job_id}", "hpcdist status lists this project's runs")
+        if alone and all(status.state == "PENDING" for status in statuses):
+            raise NotReadyError(f"job {job_id} is PENDING", f"hpcdist wait {job_id}")
+        if alone:
+            raise NotReadyError(f"accounting has nothing on job {job_id} yet", f"hpcdist status {job_id}")
+        found += [_from_status(job_id, status) for status in statuses]
+    return found
 
 
-def _missing(job_id: str) -> HpcdistError:
-    """The error for a job that accounting has no row of: it may wait for the database, or not exist."""
-    statuses = slurm.query([job_id])[job_id]
-    if all(status.state == "UNKNOWN" for status in statuses):
-        return NotFoundError(f"Slurm knows no job {job_id}", "hpcdist status lists this project's runs")
-    if all(status.state == "PENDING" for status in statuses):
-        return NotReadyError(f"job {job_id} is PENDING", f"hpcdist wait {job_id}")
-    return NotReadyError(f"accounting has nothing on job {job_id} yet", f"hpcdist status {job_id}")
+def _from_status(job_id: str, status: JobStatus) -> Efficiency:
+    """A job without figures, for its state."""
+    name = status.job_id or job_id
+    waits = status.state == "PENDING"
+    return Efficiency(
+        job_id=name,
+        array_job_id=name if "_" in name else None,
+        het_job_id=name if "+" in name else None,
+        state=status.state,
+        exit_code=status.exit_code,
+        wall_time_s=None if waits else status.elapsed_s,
+        name=printable(status.name) if status.name else None,
+        node_list=status.nodes,
+        source="squeue",
+        live=not waits and not status.is_over,
+    )
 
 
 def from_ranks(
@@ -189,8 +237,7 @@ def from_ranks(
             memory_is_estimate=len(ranks) > 1,
             gpu=busy[0] if busy else None,
             gpu_memory=gpu_memory,
-            gathered="sampled",
-            every_s=RANK_INTERVAL_S,
+            gathering=RANK_GATHERING,
         ),
         live=live,
     )

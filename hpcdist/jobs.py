@@ -245,8 +245,22 @@ class Job:
 
     def record(self) -> JobRecord:
         """What happened to the job, Slurm's figures and the ranks' on one clock; also written to `record.json`."""
-        status, ranks = self.status(), self.folder.ranks()
+        status = self.status()
         efficiency = self._settled_efficiency() if status.is_over else self._efficiency_or_none(None)
+        record = self.join(efficiency, status)
+        self.folder.write("record.json", record)
+        return record
+
+    def join(self, efficiency: Efficiency | None, status: JobStatus | None = None) -> JobRecord:
+        """Figures that are known already, joined with what the ranks measured; nothing is written.
+
+        Args:
+            efficiency: What Slurm or the ranks accounted.
+            status: Where the job is; None takes the state in the figures.
+        """
+        if status is None:
+            state = (efficiency.state if efficiency else None) or "UNKNOWN"
+            status = JobStatus(job_id=self.id, run=self.run.name, state=state)
         timed = efficiency
         if efficiency is not None and efficiency.source == "seff":
             timed = self._efficiency_or_none("sacct") or efficiency  # seff has no points in time
@@ -255,7 +269,8 @@ class Job:
         except HpcdistError:
             asked = None
         failed = status.is_over and status.state != "COMPLETED"
-        record = JobRecord(
+        ranks = self.folder.ranks()
+        return JobRecord(
             status=status,
             efficiency=efficiency,
             ranks=ranks,
@@ -264,8 +279,6 @@ class Job:
             disagreements=find_disagreements(timed, ranks) if timed else (),
             audit=audit_job(timed, ranks, asked.job if asked else None),
         )
-        self.folder.write("record.json", record)
-        return record
 
     def _settled_efficiency(self) -> Efficiency | None:
         """The efficiency of a job that is over; Slurm's database may learn of the end a moment later than we."""
@@ -300,25 +313,33 @@ def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | Non
         One per job in their order; an array gives one per task.
 
     Raises:
-        NotReadyError: A job has not started, or accounting is off.
+        NotReadyError: The only job has not started, or accounting is off.
         NotFoundError: Slurm knows no such job.
     """
-    by_ranks = [job for job in jobs if isinstance(job, Job) and (source == "ranks" or job.run.is_local)]
-    asked = {
-        id(job): check_job_id(job if isinstance(job, str) else _known_id(job)) for job in jobs if job not in by_ranks
-    }
-    answers = accounting.query_slurm(list(asked.values()), source) if asked else []
+    asked = [_id_to_ask(job, source) for job in jobs]
+    answers = accounting.query_slurm([one for one in asked if one], source) if any(asked) else []
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(answers):
+        for name in accounting.names_of(one):
+            places.setdefault(name, []).append(place)
     found: list[Efficiency] = []
-    for job in jobs:
-        if isinstance(job, Job) and job in by_ranks:
+    for job, job_id in zip(jobs, asked, strict=True):
+        if isinstance(job, Job) and job_id is None:
             found.append(_efficiency_of_ranks(job))
-        else:
-            names = {asked[id(job)]} | accounting.names_asked(asked[id(job)])
-            matching = [one for one in answers if not names.isdisjoint(accounting.names_of(one))]
+        elif job_id is not None:
+            names = {job_id} | accounting.names_asked(job_id)
+            matching = sorted({place for name in names for place in places.get(name, ())})
             if not matching:
-                raise NotReadyError(f"there are no figures of job {asked[id(job)]}", f"hpcdist status {asked[id(job)]}")
-            found += matching
+                raise NotReadyError(f"there are no figures of job {job_id}", f"hpcdist status {job_id}")
+            found += [answers[place] for place in matching]
     return found
+
+
+def _id_to_ask(job: Job | str, source: accounting.Source | None) -> str | None:
+    """The id to ask Slurm for; None where the ranks tell."""
+    if isinstance(job, str):
+        return check_job_id(job)
+    return None if source == "ranks" or job.run.is_local else check_job_id(_known_id(job))
 
 
 def _known_id(job: Job) -> str:

@@ -14,6 +14,7 @@ from hpcdist.record import Efficiency, Gathered, Gathering, Kind, Source
 
 RANK_INTERVAL_S = 1.0
 """Seconds between the samples that `hpcdist.rank` takes of its program."""
+RANK_GATHERING = Gathering(gathered="sampled", every_s=RANK_INTERVAL_S)
 
 _TASK_INTERVAL = re.compile(r"(?:^|,)(?:task=)?([0-9]{1,6})(?=,|$)", re.IGNORECASE)
 _VERSION = re.compile(r"([0-9]{2})\.([0-9]{2})")
@@ -36,11 +37,12 @@ def name_kinds(
     memory_is_estimate: bool | None = None,
     gpu: float | None = None,
     gpu_memory: float | None = None,
-    gathered: Gathered | None = None,
-    every_s: float | None = None,
+    gathering: Gathering | None = None,
 ) -> dict[str, Kind]:
     """The kind of each figure that is known, by the name of its field."""
     known: dict[str, Kind] = {}
+    gathered, every_s = (gathering.gathered, gathering.every_s) if gathering else (None, None)
+    on_gpu: Gathered | None = "sampled" if gathering else None
     if cpu is not None:
         known["cpu_time_s"] = Kind(kind="total", source=source)
     if memory is not None:
@@ -48,9 +50,9 @@ def name_kinds(
             kind="estimate" if memory_is_estimate else "peak", gathered=gathered, every_s=every_s, source=source
         )
     if gpu is not None:
-        known["gpu_efficiency"] = Kind(kind="mean", gathered=gathered, every_s=every_s, source=source)
+        known["gpu_efficiency"] = Kind(kind="mean", gathered=on_gpu, every_s=every_s, source=source)
     if gpu_memory is not None:
-        known["gpu_memory_used_bytes"] = Kind(kind="peak", gathered=gathered, every_s=every_s, source=source)
+        known["gpu_memory_used_bytes"] = Kind(kind="peak", gathered=on_gpu, every_s=every_s, source=source)
     return known
 
 

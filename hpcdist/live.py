@@ -1,6 +1,6 @@
 """What only the running cluster knows of jobs: how it gathers their usage, and what those that run used so far."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
@@ -17,13 +17,30 @@ def complete(found: Sequence[Efficiency]) -> list[Efficiency]:
 
     Where sstat says nothing of a job, is not allowed to, or too many jobs run, theirs stay unknown.
     """
-    if not found:
-        return []
-    gathering, usage = _read_gathering(), _read_usage([one.job_id for one in found if one.live])
+    return _complete(found, read_gathering()) if found else []
+
+
+def iter_complete(found: Iterable[Efficiency], gathering: Gathering) -> Iterator[Efficiency]:
+    """As `complete`, as the figures come, which know already how they were gathered.
+
+    Jobs that still run are given out last, since sstat is asked once for all of them.
+    """
+    running: list[Efficiency] = []
+    for one in found:
+        if one.live and len(running) <= _MOST_JOBS:
+            running.append(one)
+        else:
+            yield one
+    yield from _complete(running, gathering)
+
+
+def _complete(found: Sequence[Efficiency], gathering: Gathering) -> list[Efficiency]:
+    usage = _read_usage([one.job_id for one in found if one.live])
     return [with_gathering(with_live_usage(one, usage.get(one.job_id)), gathering) for one in found]
 
 
-def _read_gathering() -> Gathering:
+def read_gathering() -> Gathering:
+    """How the cluster gathers usage; nothing is known where it does not answer."""
     try:
         return parse_gathering(slurm.read_config())
     except HpcdistError:

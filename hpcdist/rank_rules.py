@@ -52,7 +52,7 @@ def stopped(case: Case) -> Cause | None:
     codes = {rank.exit_code for rank in case.evidence.ranks} or {case.evidence.ending.exit_code}
     if STOPPED_STATUS not in codes or (case.culprit and case.culprit.exit_code != STOPPED_STATUS):
         return None
-    hint = f"hpcdist rerun {case.evidence.run}" if case.evidence.run else "submit it again: it goes on where it was"
+    hint = f"hpcdist rerun --resume {case.evidence.run}" if case.evidence.run else "submit it again with --resume-from"
     return case.cause("stopped", "it saved its work and stopped unfinished, and was not requeued", hint)
 
 
@@ -71,7 +71,7 @@ def cuda_out_of_memory(case: Case) -> Cause | None:
     sign = case.said(CUDA_OUT_OF_MEMORY)
     if sign is None:
         return None
-    hint = "use a smaller batch, more GPUs for the same global batch, gradient accumulation, or a larger --gpu-type"
+    hint = "use a smaller batch, more GPUs for the same global batch, gradient accumulation, or a GPU with more memory"
     return case.cause("cuda-out-of-memory", f"{case.who} ran out of GPU memory", hint, sign.string)
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-Source = Literal["seff", "sacct", "sstat", "ranks"]
+Source = Literal["seff", "sacct", "sstat", "squeue", "ranks"]
 Gathered = Literal["sampled", "cgroup-peak", "nothing"]
 
 # Exit statuses with a meaning, named as in sysexits.h.
@@ -82,7 +82,7 @@ class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
         started_at_s: Start, seconds since the epoch.
         ended_at_s: End, seconds since the epoch.
         earlier_runs: The runs before this one of a job that was requeued, oldest first.
-        source: Which program the figures came from.
+        source: Which program the figures came from; "squeue" where there are none yet.
         kinds: What kind of number a measured figure is, by its name here; an efficiency is of the kind of its figure.
         gathering: How the cluster gathers usage, where it was asked.
         live: True while the job still runs: the figures are those of now.

@@ -67,24 +67,35 @@ def parse_sacct(
 
 
 def iter_sacct(
-    lines: Iterable[str], delimiter: str = DELIMITER, group_name: Callable[[str], str] = printable
+    lines: Iterable[str],
+    delimiter: str = DELIMITER,
+    group_name: Callable[[str], str] = printable,
+    gathering: Gathering | None = None,
 ) -> Iterator[Efficiency]:
     """As `parse_sacct`, as the rows come, for any number of jobs: only runs that were requeued are held back.
 
     Unrelated jobs with one id are all given out, and the rows must be in order of time, as sacct prints them.
 
+    Args:
+        lines: sacct's lines.
+        delimiter: What parts the fields.
+        group_name: As in `parse_sacct`.
+        gathering: How the cluster gathers usage, where it was asked.
+
     Raises:
         ParseError: A line is no row of sacct's.
     """
-    return _chain(_iter_runs(lines, delimiter, group_name))
+    return _chain(_iter_runs(lines, delimiter, group_name, gathering))
 
 
-def _iter_runs(lines: Iterable[str], delimiter: str, group_name: Callable[[str], str]) -> Iterator[Efficiency]:
+def _iter_runs(
+    lines: Iterable[str], delimiter: str, group_name: Callable[[str], str], gathering: Gathering | None = None
+) -> Iterator[Efficiency]:
     """Every run, whether the lines are rows or `sacct --json`."""
     rest = iter(lines)
     first = next(rest, "")
     if not first.lstrip().startswith("{"):
-        yield from iter_runs(itertools.chain([first], rest), delimiter, group_name)
+        yield from iter_runs(itertools.chain([first], rest), delimiter, group_name, gathering)
         return
     from hpcdist.sacct_json import read_json_rows  # a dozen types that rows of text do not need
 

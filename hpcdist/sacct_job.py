@@ -1,6 +1,7 @@
 """A job's rows of sacct folded into one record. Pure.
 
-Source of the fields: sacct(1) of Slurm 20.11 to 25.11, run with 22.05.8; of the folding: seff of Slurm 24.11.
+Source of the fields: sacct(1) and `src/sacct/print.c` of Slurm 20.11 to 26.05, run with 22.05.8;
+of the folding: seff of Slurm 24.11.
 """
 
 import re
@@ -12,7 +13,7 @@ from typing import Literal, NamedTuple
 from hpcdist.errors import ParseError
 from hpcdist.kinds import name_kinds
 from hpcdist.printable import printable
-from hpcdist.record import Efficiency
+from hpcdist.record import Efficiency, Gathering
 from hpcdist.sacct_rows import Row, iter_rows
 from hpcdist.units import parse_elapsed, parse_size
 
@@ -23,21 +24,29 @@ _REQUESTED = re.compile(r"([0-9.]{1,24}[KMGTPE]?)([nc]?)")
 _UNSET = "184467440737095516"
 _USUAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "RUNNING", "PENDING", "OUT_OF_MEMORY"})
 _NOT_YET = frozenset({"", "Unknown", "None"})
+_SINGLE_TASK = (".batch", ".extern", ".interactive")
 _IMBALANCE = "The task which had the largest memory consumption"
 
 
 def iter_runs(
-    lines: Iterable[str], delimiter: str, group_name: Callable[[str], str] = printable
+    lines: Iterable[str],
+    delimiter: str,
+    group_name: Callable[[str], str] = printable,
+    gathering: Gathering | None = None,
 ) -> Iterator[Efficiency]:
     """Every run in sacct's output: a job's row and the rows of its steps, which follow it.
 
     Raises:
         ParseError: A line is no row of sacct's.
     """
-    return fold_rows(iter_rows(lines, delimiter), group_name)
+    return fold_rows(iter_rows(lines, delimiter), group_name, gathering)
 
 
-def fold_rows(rows: Iterable[tuple[int, Row]], group_name: Callable[[str], str] = printable) -> Iterator[Efficiency]:
+def fold_rows(
+    rows: Iterable[tuple[int, Row]],
+    group_name: Callable[[str], str] = printable,
+    gathering: Gathering | None = None,
+) -> Iterator[Efficiency]:
     """Every run in numbered rows.
 
     Raises:
@@ -47,25 +56,40 @@ def fold_rows(rows: Iterable[tuple[int, Row]], group_name: Callable[[str], str] 
     for number, row in rows:
         if "." not in row.job_id:
             if job is not None:
-                yield job.finish(group_name)
+                yield job.finish(group_name, gathering)
             job = _Job(row, number)
-        elif job is None or row.job_id.partition(".")[0] != job.row.job_id:
+            if row.usage or row.max_rss:
+                # Up to Slurm 21.08 a job with one step of its own name and size (srun alone) has no row for the step.
+                job.add_step(row)
+        elif job is None or not row.job_id.startswith(job.prefix):
             raise ParseError(f"line {number} of sacct's output is a step without its job: {row.job_id!a}")
         else:
             job.add_step(row)
     if job is not None:
-        yield job.finish(group_name)
+        yield job.finish(group_name, gathering)
 
 
 class _Job:
     """A job's row, and what its steps' rows come to."""
 
-    __slots__ = ("extra", "gathered", "gpu_memory_bytes", "memory_bytes", "memory_is_estimate", "number", "row")
+    __slots__ = (
+        "extra",
+        "gathered",
+        "gpu_memory_bytes",
+        "memory_bytes",
+        "memory_is_estimate",
+        "number",
+        "prefix",
+        "row",
+        "tasks_are_known",
+    )
 
     def __init__(self, row: Row, number: int) -> None:
         self.row = row
         self.number = number
+        self.prefix = f"{row.job_id}."
         self.gathered = False
+        self.tasks_are_known = True
         self.memory_bytes = 0
         self.memory_is_estimate = False
         self.gpu_memory_bytes = 0
@@ -78,27 +102,27 @@ class _Job:
             ParseError: A cell is not what sacct prints there.
         """
         try:
-            self._add_step(row)
+            usage = row.usage
+            total = _amount(usage, "mem")
+            if total is not None and not total.startswith(_UNSET):
+                memory, is_estimate = parse_size(total), False
+                self.gathered = True
+            else:
+                tasks = _count(row.tasks) or 1
+                if not row.tasks and not row.job_id.endswith(_SINGLE_TASK):
+                    # Asked without NTasks: the largest task's memory, and nobody knows how many there were.
+                    self.tasks_are_known = False
+                memory, is_estimate = (parse_size(row.max_rss) if row.max_rss else 0) * tasks, tasks > 1
+                self.gathered |= memory > 0
+            if memory > self.memory_bytes:
+                self.memory_bytes, self.memory_is_estimate = memory, is_estimate
+                self.extra.pop(_IMBALANCE, None)
+                if row.average_rss != row.max_rss:  # a single task's are the same
+                    self._compare_tasks(row)
+            if "gres/" in usage:
+                self._add_gpu(usage)
         except ParseError as error:
             raise ParseError(f"step {row.job_id} in sacct's output: {error.message}") from None
-
-    def _add_step(self, row: Row) -> None:
-        usage = row.usage
-        total = _amount(usage, "mem")
-        if total is not None and not total.startswith(_UNSET):
-            memory, is_estimate = parse_size(total), False
-            self.gathered = True
-        else:
-            tasks = _count(row.tasks) or 1
-            memory, is_estimate = (parse_size(row.max_rss) if row.max_rss else 0) * tasks, tasks > 1
-            self.gathered |= memory > 0
-        if memory > self.memory_bytes:
-            self.memory_bytes, self.memory_is_estimate = memory, is_estimate
-            self.extra.pop(_IMBALANCE, None)
-            if row.average_rss != row.max_rss:  # a single task's are the same
-                self._compare_tasks(row)
-        if "gres/" in usage:
-            self._add_gpu(usage)
 
     def _compare_tasks(self, row: Row) -> None:
         largest = parse_size(row.max_rss) if row.max_rss else 0
@@ -115,40 +139,39 @@ class _Job:
             # The sum over the tasks of each one's highest percentage: a peak, so no efficiency.
             self.extra["gres/gpuutil"] = printable(peak)
 
-    def finish(self, group_name: Callable[[str], str]) -> Efficiency:
+    def finish(self, group_name: Callable[[str], str], gathering: Gathering | None) -> Efficiency:
         """The record of the job.
 
         Raises:
             ParseError: A cell is not what sacct prints there.
         """
         try:
-            return self._finish(group_name)
+            return self._finish(group_name, gathering)
         except ParseError as error:
             raise ParseError(
                 f"job {self.row.job_id[:60]} at line {self.number} of sacct's output: {error.message}"
             ) from None
 
-    def _finish(self, group_name: Callable[[str], str]) -> Efficiency:
+    def _finish(self, group_name: Callable[[str], str], gathering: Gathering | None) -> Efficiency:
         row = self.row
         state = row.state if row.state in _USUAL_STATES else _read_state(row.state)
         # What was allocated; for a job that never got anything, what it asked for.
         tres = row.allocated_tres or row.requested_tres
         nodes, cores, gpus, requested, memory_per = _read_request(tres, row.requested_memory, row.nodes, row.cpus)
-        wall_s = None if state == "PENDING" else _count(row.elapsed)
+        wall_s = None if state == "PENDING" else _elapsed(row.elapsed)
         core_walltime_s = cores * wall_s if cores is not None and wall_s is not None else None
         cpu_s = parse_elapsed(row.total_cpu) if row.total_cpu else None
         if cpu_s == 0 and not self.gathered:
             cpu_s = None  # a zero that nobody measured
-        used = self.memory_bytes or None
+        used = self.memory_bytes if self.tasks_are_known and self.memory_bytes else None
         ended_at_s = _time(row.end)
         # A job cancelled while pending has a start, its end, and no node.
-        never_ran = not row.allocated_tres and not wall_s
+        never_ran = not row.allocated_tres and wall_s == 0
         exit_code, signal = "0", ""
         if row.exit_code != "0:0":
             exit_code, _, signal = row.exit_code.partition(":")
         if signal not in {"", "0"}:
             self.extra["Signal"] = printable(signal)
-        minutes = _count(row.time_limit)
         raw_id, cluster, user, name, partition, node_list = _printable(
             row.raw_id, row.cluster, row.user, row.name, row.partition, row.node_list
         )
@@ -175,7 +198,7 @@ class _Job:
             memory_per=memory_per,
             gpus=gpus,
             gpu_memory_used_bytes=self.gpu_memory_bytes or None,
-            time_limit_s=minutes * 60 if minutes is not None else None,
+            time_limit_s=_time_limit(row.time_limit),
             name=name or None,
             partition=partition or None,
             node_list=None if node_list in {"None assigned", ""} else node_list,
@@ -189,8 +212,10 @@ class _Job:
                 memory=used,
                 memory_is_estimate=self.memory_is_estimate,
                 gpu_memory=self.gpu_memory_bytes or None,
+                gathering=gathering,
             ),
-            live=state != "PENDING" and row.end == "Unknown",
+            gathering=gathering,
+            live=state != "PENDING" and (row.end == "Unknown" or (not row.end and state == "RUNNING")),
             extra=self.extra,
         )
 
@@ -219,7 +244,8 @@ class _Request(NamedTuple):
 # A cluster's jobs ask for the same few things over and over; a memory of them is bounded, and changes no answer.
 @lru_cache(maxsize=256)
 def _read_request(tres: str, requested_memory: str, node_count: str, core_count: str) -> _Request:
-    nodes, cores = _count(node_count) or None, _count(core_count) or None
+    nodes = _count(node_count or _amount(tres, "node") or "") or None
+    cores = _count(core_count or _amount(tres, "cpu") or "") or None
     return _Request(nodes, cores, _gpus(tres), *_requested_memory(requested_memory, tres, nodes, cores))
 
 
@@ -268,6 +294,27 @@ def _gpus(tres: str) -> int | None:
     parts = [part.partition("=") for part in tres.split(",")]
     typed = [_count(amount) or 0 for name, _, amount in parts if name.startswith("gres/gpu:")]
     return sum(typed) if typed else None
+
+
+def _elapsed(text: str) -> int | None:
+    """Seconds of `ElapsedRaw` or `Elapsed`.
+
+    Raises:
+        ParseError: The text is no duration.
+    """
+    return int(parse_elapsed(text)) if ":" in text else _count(text)
+
+
+def _time_limit(text: str) -> float | None:
+    """Seconds of `TimelimitRaw`, which are minutes, or of `Timelimit`; None without a limit.
+
+    Raises:
+        ParseError: The text is no duration.
+    """
+    if ":" in text:
+        return parse_elapsed(text)
+    minutes = _count(text)
+    return minutes * 60 if minutes is not None else None
 
 
 def _count(text: str) -> int | None:

@@ -144,6 +144,7 @@ _STATE_FLAGS = (
     "COMPLETING",
     "STAGE_OUT",
     "CONFIGURING",
+    "EXPEDITING",
     "RESIZING",
     "REQUEUED",
     "REQUEUE_FED",

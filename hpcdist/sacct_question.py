@@ -11,7 +11,8 @@ from hpcdist.errors import UsageError
 DELIMITER = "\x1f"
 """Between fields: ASCII's unit separator. A `|` is common in job names."""
 
-# Known to every release from 20.11 to 25.11. The name comes last: all that follows the last field's start is name.
+# Known to every release from 20.11 to 26.05 (`src/sacct/sacct.c`). The name comes last: all that follows the last
+# field's start is name.
 FIELDS = (
     "JobID",
     "JobIDRaw",

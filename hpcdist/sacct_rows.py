@@ -11,7 +11,21 @@ from typing import NamedTuple
 from hpcdist.errors import ParseError
 from hpcdist.sacct_question import DELIMITER, FIELDS
 
-_NEEDED = ("JobID", "JobIDRaw", "State", "ElapsedRaw")
+_NEEDED = ("JobID", "State")
+# What says the same, or the same in other words, where a file was made without hpcdist's own fields.
+_INSTEAD = {
+    "JobID": "JobIDRaw",
+    "Group": "GID",
+    "ElapsedRaw": "Elapsed",
+    "TimelimitRaw": "Timelimit",
+    "AllocCPUS": "NCPUS",
+    "NNodes": "AllocNodes",
+}
+_HEADER = re.compile(r"JobID(?:Raw)?(?P<delimiter>[^A-Za-z0-9 ]{1,40})[A-Za-z]")
+_HINT = (
+    "the first line must name the fields, JobID or JobIDRaw first, and State is needed; for all figures: "
+    f"sacct -P --format={','.join(FIELDS)}"
+)
 _ROW_ID = re.compile(
     r"[0-9]{1,20}(?:_(?:[0-9]{1,20}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?"
 )
@@ -63,30 +77,34 @@ def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tupl
         ParseError: A line is no row, or a row is cut short.
     """
     shape = _Shape(delimiter, len(FIELDS), len(FIELDS) - 1, None)
-    width, name_at, is_id = shape.width, shape.name_at, _ROW_ID.fullmatch
+    _, width, name_at, arrange = shape
+    is_id, new = _ROW_ID.fullmatch, tuple.__new__
     pending: list[str] = []
     continued: list[str] = []
     found, first = width, 0
     for number, raw in enumerate(lines, 1):
         line = raw.rstrip("\r\n")
-        if number == 1 and line.startswith("JobID"):
-            shape = _read_header(line)
-            delimiter, width, name_at, _ = shape
+        if number == 1 and (header := _HEADER.match(line)):
+            shape = _read_header(line, header["delimiter"])
+            delimiter, width, name_at, arrange = shape
             found = width
             continue
         cells = line.split(delimiter)
-        if found >= width and len(cells) > name_at and is_id(cells[0]):
+        count = len(cells)
+        if found >= width and count > name_at and is_id(cells[0]):
             if pending:
-                yield first, _row(pending, continued, shape)
-            pending, found, first = cells, len(cells), number
+                is_plain = found == width and not continued and arrange is None
+                # The length is known, which _make would check again.
+                yield first, new(Row, pending) if is_plain else _row(pending, continued, shape)
+            pending, found, first = cells, count, number
             if continued:
                 continued = []
         elif pending:
             # A line end within a job's name.
             continued.append(line)
-            found += len(cells) - 1
+            found += count - 1
         elif line:
-            raise ParseError(f"line {number} is no row of sacct's: {line[:60]!a}")
+            raise ParseError(f"line {number} is no row of sacct's: {line[:60]!a}", _HINT)
     if pending and found < width:
         raise ParseError(f"line {first} of sacct's output is cut short: {pending[0][:60]!a}")
     if pending:
@@ -97,8 +115,6 @@ def _row(cells: list[str], continued: list[str], shape: _Shape) -> Row:
     if continued:
         cells = "\n".join([shape.delimiter.join(cells), *continued]).split(shape.delimiter)
     surplus = len(cells) - shape.width
-    if surplus == 0 and shape.arrange is None:
-        return tuple.__new__(Row, cells)  # the length is known, which _make would check again
     if surplus > 0:
         # The name held delimiters.
         at = shape.name_at
@@ -106,20 +122,19 @@ def _row(cells: list[str], continued: list[str], shape: _Shape) -> Row:
     return Row._make(shape.arrange(cells) if shape.arrange else cells)
 
 
-def _read_header(line: str) -> _Shape:
+def _read_header(line: str, delimiter: str) -> _Shape:
     """The shape a line of field names announces.
 
     Raises:
         ParseError: Fields that no record can do without are missing.
     """
-    delimiter = line[len("JobID") : len("JobID") + 1] or DELIMITER
     names = line.split(delimiter)
-    missing = [field for field in _NEEDED if field not in names]
-    if missing:
-        raise ParseError(f"sacct's output lacks {', '.join(missing)}", f"ask for --format={','.join(FIELDS)}")
-    # A field that was not asked for is read from an empty cell put behind the last one.
     known = {name: at for at, name in enumerate(names)}
-    known.setdefault("Group", known.get("GID", len(names)))
+    known |= {field: known[other] for field, other in _INSTEAD.items() if field not in known and other in known}
+    missing = [field for field in _NEEDED if field not in known]
+    if missing:
+        raise ParseError(f"sacct's output lacks {', '.join(missing)}", _HINT)
+    # A field that was not asked for is read from an empty cell put behind the last one.
     places = itemgetter(*(known.get(field, len(names)) for field in FIELDS))
     name_at = names.index("JobName") if "JobName" in names else len(names) - 1
     return _Shape(delimiter, len(names), name_at, lambda cells: places([*cells, ""]))

@@ -71,8 +71,11 @@ def parse_elapsed(text: str) -> float:
     match = _ELAPSED.fullmatch(text)
     if match is None:
         raise ParseError(f"{_quote(text)} is not a duration such as 1-02:03:04")
-    days, hours, minutes, seconds = match.groups("0")
-    return ((int(days) * 24 + int(hours)) * 60 + int(minutes)) * 60 + float(seconds)
+    days, hours, minutes, seconds = match.groups()
+    elapsed_s = int(minutes) * 60 + float(seconds)
+    if hours:
+        elapsed_s += (int(days or 0) * 24 + int(hours)) * 3600
+    return elapsed_s
 
 
 def parse_duration(text: str) -> float:
@@ -96,9 +99,10 @@ def parse_size(text: str) -> int:
         ParseError: The text is no such size.
     """
     # First what sacct prints, without a pattern: most of the time to read thousands of jobs went there.
-    unit_bytes = _UNIT_BYTES.get(text[-1:], 1)
-    digits = text if unit_bytes == 1 else text[:-1]
-    if len(digits) <= (18 if unit_bytes == 1 else 9) and digits.isascii() and digits.isdigit() and unit_bytes < 2**40:
+    if text.isdigit() and len(text) <= 18 and text.isascii():
+        return int(text)
+    unit_bytes, digits = _UNIT_BYTES.get(text[-1:], 2**63), text[:-1]
+    if unit_bytes < 2**40 and digits.isdigit() and len(digits) <= 9 and digits.isascii():
         return int(digits) * unit_bytes
     match = _SIZE.fullmatch(text)
     if match is None:

@@ -157,6 +157,24 @@ def test_seff_of_a_local_run_is_what_its_ranks_measured(project):
     assert figures["memory_requested_bytes"] is None
 
 
+def boards(project):
+    return {path: path.read_bytes() for path in (project / "tb_logs").glob("*/*/events.out.tfevents.0.*")}
+
+
+@pytest.mark.parametrize("asked", [("local-1",), ("local-1", "local-2")])
+def test_seff_puts_into_tensorboard_what_wait_does(project, asked):
+    """The figures, and the record joined with what the ranks measured; again it changes nothing."""
+    for _ in asked:
+        run_hpcdist(*LOCAL, "--nodes", 2, "--wait", "--", "sh", "-c", 'mkdir -p "$HPCDIST_TB_DIR"')
+    by_wait = boards(project)
+    assert sorted(path.suffix for path in by_wait) == sorted([".efficiency", ".record"] * len(asked))
+    for path in by_wait:
+        path.unlink()
+    for _ in range(2):
+        assert run_hpcdist("seff", *asked).code == 0
+        assert boards(project) == by_wait
+
+
 def test_setup_lines_and_environment_reach_the_program(project):
     script = project / "show.sh"
     script.write_text('echo "$SAID|$PREPARED"\n')

@@ -298,6 +298,53 @@ def test_header_in_any_order_with_any_delimiter() -> None:
     assert (job.name, job.cores, job.core_walltime_s, job.state) == ("a|b c", 4, 40, "COMPLETED")
 
 
+# Files that somebody made without hpcdist's fields
+
+
+def test_plain_sacct_is_read_with_what_it_has() -> None:
+    """The fields that sacct prints when none are named."""
+    header = "JobID|JobName|Partition|Account|AllocCPUS|State|ExitCode"
+    job = one(header, "7|a|main|x|4|FAILED|3:0", "7.batch|batch||x|4|FAILED|3:0")
+    assert (job.job_id, job.name, job.partition, job.state, job.exit_code) == ("7", "a", "main", "FAILED", 3)
+    assert (job.cores, job.live) == (4, False)
+    assert {job.wall_time_s, job.cpu_time_s, job.memory_used_bytes, job.time_limit_s, job.nodes} == {None}
+
+
+def test_durations_in_words_are_read_as_well() -> None:
+    header = "JobIDRaw|State|Elapsed|Timelimit|TotalCPU|NCPUS|AllocNodes|ReqMem|MaxRSS|NTasks|Start|End"
+    rows = ["7|COMPLETED|1-00:00:10|2-00:00:00|12:00:05|2|1|4Gn|||2026-11-20T00:00:00|2026-11-21T00:00:10",
+            "7.0|COMPLETED|1-00:00:10||12:00:05|2|1|4Gn|2G|1|2026-11-20T00:00:00|2026-11-21T00:00:10"]  # fmt: skip
+    job = one(header, *rows)
+    assert (job.wall_time_s, job.time_limit_s, job.cpu_time_s) == (86_410, 172_800, 43_205)
+    assert (job.cores, job.nodes, job.cpu_efficiency) == (2, 1, 0.25)  # 43205 / (2 * 86410)
+    assert (job.memory_efficiency, job.memory_is_estimate) == (0.5, False)
+    assert job.ended_at_s - job.started_at_s == 86_410
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [("UNLIMITED", None), ("Partition_Limit", None), ("00:10:00", 600)])
+def test_a_time_limit_in_words(limit: str, seconds: int | None) -> None:
+    assert one("JobID|State|Timelimit", f"7|COMPLETED|{limit}").time_limit_s == seconds
+
+
+def test_without_the_number_of_tasks_only_a_batch_step_s_memory_is_known() -> None:
+    header = "JobID|State|MaxRSS"
+    assert one(header, "7|COMPLETED|", "7.batch|COMPLETED|100K").memory_used_bytes == 100 * KIB
+    assert one(header, "7|COMPLETED|", "7.batch|COMPLETED|100K", "7.0|COMPLETED|900K").memory_used_bytes is None
+
+
+def test_a_running_job_lives_even_without_its_end() -> None:
+    assert one("JobID|State|Elapsed", "7|RUNNING|00:10").live
+
+
+@pytest.mark.parametrize(
+    "lines", [["7|a|main|x|4|FAILED|3:0"], ["State|JobID", "FAILED|7"], ["JobID|ExitCode", "7|0:0"]]
+)
+def test_a_file_without_what_is_needed_says_what_that_is(lines: list[str]) -> None:
+    with pytest.raises(ParseError) as caught:
+        parse_sacct(lines, "|")
+    assert "State is needed" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("lines", "named"),
     [
@@ -311,7 +358,7 @@ def test_header_in_any_order_with_any_delimiter() -> None:
         ([row(TotalCPU="ages")], "'ages'"),
         ([row(Start="soon")], "'soon'"),
         ([row(), step(MaxRSS="much")], "'much'"),
-        (["JobID|State|ElapsedRaw"], "JobIDRaw"),
+        (["JobID|JobName|ElapsedRaw"], "lacks State"),
         (["JobID|JobName|JobIDRaw|State|ElapsedRaw", "7|a"], "cut short"),
         (["JobID|JobIDRaw|JobName|State|ElapsedRaw", "7", "\udcff|7|a|COMPLETED|5"], "line 2"),
     ],

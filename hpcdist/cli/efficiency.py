@@ -1,12 +1,6 @@
 """hpcdist seff. Nothing but click is imported before a command runs: its help is there as fast as click is."""
 
-from typing import TYPE_CHECKING
-
 import click
-
-if TYPE_CHECKING:
-    from hpcdist.jobs import Job
-    from hpcdist.record import Efficiency
 
 
 @click.command(epilog="Example: hpcdist seff 1234, or hpcdist seff --since 2d --state failed --sort -mem")
@@ -47,14 +41,3 @@ def seff(jobs: tuple[str, ...], **options: object) -> None:
     finally:
         if answer is not None:
             answer.lines.close()
-
-
-def write_board(job: "Job", efficiency: "Efficiency") -> None:
-    """Puts a job's efficiency beside its curves in TensorBoard; a run that left no curves gets none."""
-    # Only here: TensorBoard's writer takes longer to import than everything else this command does.
-    from hpcdist import board
-
-    found = board.find_folder(job.folder.path, job.run.path.parents[2])
-    if found and not efficiency.live:
-        training = next((rank.training for rank in job.folder.ranks() if rank.training), None)
-        board.write_efficiency(found, efficiency, training)

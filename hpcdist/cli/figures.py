@@ -14,7 +14,7 @@ from hpcdist.cli.request import Request, ask
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, ParseError, UsageError
 from hpcdist.record import Efficiency
 from hpcdist.sacct import iter_sacct, parse_sacct
-from hpcdist.sacct_question import DELIMITER, check_job_id, expand_job_id
+from hpcdist.sacct_question import DELIMITER, FIELDS, check_job_id, expand_job_id
 from hpcdist.selection import parse_states, parse_users
 
 if TYPE_CHECKING:
@@ -149,9 +149,7 @@ def _iter_sacct_file(name: str, *, streamed: bool) -> Iterator[Efficiency]:
             found = True
             yield one
     if not found:
-        raise ParseError(
-            f"there is no job in {name}", "write it with: sacct -P --format=JobID,JobIDRaw,State,ElapsedRaw,..."
-        )
+        raise ParseError(f"there is no job in {name}", f"write it with: sacct -P --format={','.join(FIELDS)}")
 
 
 def _open(name: str, *, newline: str | None) -> Any:

@@ -9,6 +9,7 @@ import click
 
 from hpcdist import datasets
 from hpcdist.backends import slurm
+from hpcdist.cli.boards import write_boards
 from hpcdist.cli.joined import format_joined
 from hpcdist.cli.output import format_cause, format_efficiency, print_json
 from hpcdist.errors import HpcdistError, NotReadyError
@@ -140,18 +141,5 @@ def show_result(job: Job, record: JobRecord) -> None:
         click.echo(format_efficiency(record.efficiency, record.ranks), err=True)
     if block := format_joined(record):
         click.echo(block, err=True)
-    write_boards(job, record)
+    write_boards(job, record.efficiency, record)
     click.echo(f"tensorboard --logdir {job.run.path.parents[2] / 'tb_logs'}", err=True)
-
-
-def write_boards(job: Job, record: JobRecord) -> None:
-    """Puts a job's record beside its curves in TensorBoard; a run that left no curves gets none."""
-    if record.efficiency is None or record.efficiency.live:
-        return
-    from hpcdist import board  # TensorBoard's writer: not for a program that only follows
-    from hpcdist.cli.efficiency import write_board
-
-    write_board(job, record.efficiency)
-    folder = board.find_folder(job.folder.path, job.run.path.parents[2])
-    if folder:
-        board.write_record(folder, record)

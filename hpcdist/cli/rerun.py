@@ -22,11 +22,13 @@ from hpcdist.store import RunRecord
   hpcdist rerun 1234
   hpcdist rerun 1234 --set nodes=2 --set lr=0.001 --set env=NAME=VALUE
   hpcdist rerun mnist-1x1-3d46fd --advised --wait
+  hpcdist rerun mnist-2x1-3d46fd --resume --set nodes=1
 """
 )
 @click.argument("job", metavar="JOB")
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Change an option; empty: its default.")
 @click.option("--advised", is_flag=True, help="Change what `hpcdist advise JOB` says; --set wins over it.")
+@click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint (built-in training).")
 @click.option("--run", metavar="NAME", help="Name of the new run.")
 @click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
 @click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
@@ -38,6 +40,7 @@ def rerun(
     *,
     settings: tuple[str, ...],
     advised: bool,
+    resume: bool,
     run: str | None,
     dry_run: bool,
     wait: bool,
@@ -53,6 +56,8 @@ def rerun(
     changes = parse_changes(list(settings))
     if advised:
         changes = {**_advised(found), **changes}
+    if resume:
+        changes = {"resume_from": _checkpoints(found, record), **changes}
     again = prepare_rerun(record, found.run.path.parents[2], changes, run)
     _show_differences(record, again)
     following.warn_of_missing_data(again.prepared)
@@ -84,6 +89,23 @@ def _advised(job: Job) -> dict[str, Any]:
     for note in advice.notes:
         click.echo(printable_line(f"note: {note}"), err=True)
     return parse_changes([f"{option}={value}" for option, value in advice.changes().items()])
+
+
+def _checkpoints(job: Job, record: RunRecord) -> str:
+    """The folder with the run's checkpoints.
+
+    Raises:
+        UsageError: There is nothing to go on from.
+    """
+    if record.job.command:
+        raise UsageError(
+            "--resume is for the built-in training, and this run had a command of its own",
+            "have the command look for its checkpoints in the old run's folder too",
+        )
+    folder = job.run.path / "checkpoints"
+    if not any(folder.glob("*.ckpt")):
+        raise UsageError(f"{job.run.name} left no checkpoint", "leave out --resume to begin anew")
+    return str(folder)
 
 
 def _show_differences(record: RunRecord, again: Rerun) -> None:

@@ -186,7 +186,7 @@ def _write_boards(jobs: Sequence[Efficiency]) -> None:
 
 def _write(figures: Sequence[tuple["Job", Efficiency]]) -> None:
     if figures:
-        from hpcdist.cli.efficiency import write_board
+        from hpcdist.cli.boards import write_boards
 
         for job, one in figures:
-            write_board(job, one)
+            write_boards(job, one)

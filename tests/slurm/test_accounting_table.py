@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from tests.slurm.by_hand import seconds
+
 pytestmark = pytest.mark.slurm
 
 HOSTILE = "a|b\n1|2|COMPLETED\x1b[31m\x1b]0;owned\x07<script>alert(1)</script>"
@@ -64,7 +66,7 @@ def test_efficiencies_follow_from_sacct_s_own_figures(testbed, project, jobs):
     (row,) = table(testbed, jobs["busy"], columns="job,cpu,time,cputime")
     fields = ("ElapsedRaw", "AllocCPUS", "TotalCPU", "TimelimitRaw")
     elapsed, cpus, used, minutes = raw(testbed, [jobs["busy"]], *fields, steps=True)[0]
-    used_s = sum(float(part) * 60**place for place, part in enumerate(reversed(used.split(":"))))
+    used_s = seconds(used)
     assert used_s > 0.1
     assert float(row["cpu_time_s"]) == pytest.approx(used_s)
     assert float(row["cpu_efficiency"]) == pytest.approx(used_s / (int(elapsed) * int(cpus)), rel=1e-5)

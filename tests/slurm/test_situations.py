@@ -19,6 +19,7 @@ from hpcdist.backends import slurm
 from hpcdist.record import Efficiency
 from hpcdist.sacct import TIME_ENVIRONMENT, parse_sacct, sacct_arguments, total_cpu_time_s, total_wall_time_s
 from tests.conftest import REPOSITORY
+from tests.slurm.by_hand import memory_bytes, seconds
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
@@ -154,21 +155,6 @@ def jobs(testbed, tmp_path_factory):
 
 
 # By hand
-
-
-def seconds(text):
-    """`[[DD-]HH:]MM:SS[.mmm]`."""
-    days, _, rest = text.rpartition("-")
-    total = 0.0
-    for part in rest.split(":"):
-        total = total * 60 + float(part)
-    return total + 86400 * int(days or 0)
-
-
-def memory_bytes(tres):
-    """The memory in a list of resources; None when it is not in it."""
-    found = re.search(r"\bmem=([0-9.]+)([KMG]?)", tres)
-    return found and float(found[1]) * 1024 ** " KMG".index(found[2] or " ")
 
 
 def by_hand(rows):

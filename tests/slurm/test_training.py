@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm.by_hand import memory_bytes, seconds
+
 pytestmark = pytest.mark.slurm
 HERE = Path(__file__).parent
 LAYOUTS = [(1, 1), (1, 2), (2, 1), (2, 2)]
@@ -21,21 +23,6 @@ def raw_rows(testbed, job_id):
     printed = testbed.run("sacct", "-P", "-n", "-j", job_id, f"--format={fields}")
     rows = [dict(zip(fields.split(","), line.split("|"), strict=True)) for line in printed.splitlines()]
     return {row["JobID"]: row for row in rows}
-
-
-def seconds(text):
-    """Slurm's [DD-[HH:]]MM:SS[.mmm], by hand."""
-    days, _, rest = text.rpartition("-")
-    total = 0.0
-    for part in rest.split(":"):
-        total = total * 60 + float(part)
-    return total + 86400 * int(days or 0)
-
-
-def kib(tres):
-    """The memory in a TRES list, in KiB."""
-    amount = re.search(r"mem=(\d+)([KMG]?)", tres)
-    return int(amount[1]) * {"": 1 / 1024, "K": 1, "M": 1024, "G": 1024**2}[amount[2]]
 
 
 @pytest.mark.parametrize(("nodes", "gpus"), LAYOUTS)
@@ -63,8 +50,8 @@ def _check_seff(testbed, project, job_id, nodes, gpus):
     assert figures["wall_time_s"] == int(job["ElapsedRaw"])
     assert figures["core_walltime_s"] == int(job["CPUTimeRAW"])
     assert abs(figures["cpu_time_s"] - seconds(job["TotalCPU"])) < 1
-    largest = max(kib(row["TRESUsageInTot"]) for row in rows.values() if row["TRESUsageInTot"])
-    assert abs(figures["memory_used_bytes"] / 1024 - largest) < 1
+    largest = max(memory_bytes(row["TRESUsageInTot"]) for row in rows.values() if row["TRESUsageInTot"])
+    assert abs(figures["memory_used_bytes"] - largest) < 1024
     assert (figures["nodes"], figures["cores"]) == (nodes, int(job["AllocCPUS"]))
     assert figures["gpus"] == nodes * gpus
     assert int(step["NTasks"]) == nodes * gpus

@@ -1,0 +1,27 @@
+"""What a job's end and `hpcdist seff` put beside the job's curves in TensorBoard."""
+
+from hpcdist.jobs import Job
+from hpcdist.joined import JobRecord
+from hpcdist.record import Efficiency
+
+
+def write_boards(job: Job, efficiency: Efficiency | None, record: JobRecord | None = None) -> None:
+    """Writes a job's figures, and where its time went; a run that left no curves gets none.
+
+    Args:
+        job: The job.
+        efficiency: Its figures; nothing is written without any, or of a job that is not over.
+        record: Its record; None joins one from the figures.
+    """
+    if efficiency is None or efficiency.live or efficiency.state == "PENDING":
+        return
+    # Only here: TensorBoard's writer takes longer to import than everything else such a command does.
+    from hpcdist import board
+
+    folder = board.find_folder(job.folder.path, job.run.path.parents[2])
+    if folder is None:
+        return
+    record = record or job.join(efficiency)
+    training = next((rank.training for rank in record.ranks if rank.training), None)
+    board.write_efficiency(folder, efficiency, training)
+    board.write_record(folder, record)
