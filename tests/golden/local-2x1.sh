@@ -22,5 +22,7 @@ exec "$python" -m hpcdist.rank -- \
   --precision 32 \
   --seed 1 \
   --accelerator cpu \
+  --checkpoint-every 5min \
+  --hang-timeout 10min \
   --log-every 20 \
   --data-dir '/home/ada/mnist study/data'
