@@ -98,7 +98,8 @@ def node_failure(case: Case) -> Cause | None:
     )
     hint = case.rerun("exclude", node) if node else "submit it again; sinfo -R tells which node is down"
     sentence = f"node {node} failed" if node else f"one of its nodes failed ({nodes or 'nobody says which'})"
-    return case.cause("node-failure", sentence, hint, seen.string if seen else None, rank=lost)
+    there = next((rank for rank in case.evidence.ranks if rank.host == node), lost)
+    return case.cause("node-failure", sentence, hint, seen.string if seen else None, rank=there)
 
 
 def _silent_rank(case: Case) -> RankUsage | None:
