@@ -189,3 +189,35 @@ def test_sent_again_by_hand_it_begins_anew(testbed, submit, untouched):
     log = (job.folder / "logs" / f"{again}_0_log.out").read_text()
     assert "goes on" not in log
     assert "finished" in log
+
+
+def weights_printed(log):
+    (line, *others) = {line.partition("] ")[2] for line in log.splitlines() if "weights [" in line}
+    assert not others
+    return line
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("resumable_script.py", ()),
+        # A worker of its own interpreter would die of a USR2 that reached it.
+        ("resumable_lightning_script.py", ("--env", "WORKERS=spawn")),
+    ],
+)
+def test_a_program_of_the_user_s_goes_on(testbed, project, script, options):
+    command = ("submit", "--nodes", 2, "--resumable", *options)
+    program = ("--", "python", Path(__file__).with_name(script))
+    whole = testbed.hpcdist(*command, "--run", "whole", "--wait", *program, cwd=project, timeout=240)
+    assert whole.code == 0, whole.err
+    job = testbed.hpcdist(*command, "--run", "interrupted", *program, cwd=project).out.strip()
+    folder = project / "jobs" / "runs" / "interrupted"
+    eventually(lambda: any(path.read_text() for path in folder.glob("logs/*_0_log.out")), 60)
+    time.sleep(6)
+    # What Slurm does when the time limit is near: the signal goes to every process of the step.
+    testbed.run("scancel", "--signal=USR2", job)
+    done = testbed.hpcdist("wait", job, cwd=project, timeout=240)
+    assert done.code == 0, done.err
+    log = testbed.hpcdist("logs", job, cwd=project).out
+    assert "the job is requeued, time 1 of 10 at most" in log
+    assert weights_printed(log) == weights_printed(testbed.hpcdist("logs", "whole", cwd=project).out)
