@@ -41,10 +41,10 @@ def free_port() -> int:
 class Ranks:
     """The ranks of one run, on emulated nodes with one rank each.
 
-    A rank's two outputs go to `<rank>.out` and `<rank>.err` in the run's folder.
+    `more` is for their environment. A rank's two outputs go to `<rank>.out` and `<rank>.err` in the run's folder.
     """
 
-    def __init__(self, folder: Path, world_size: int, arguments: list[str], program: list[str]):
+    def __init__(self, folder: Path, world_size: int, arguments: list[str], program: list[str], **more: object):
         self.folder = folder
         self.processes = []
         port = free_port()
@@ -54,9 +54,9 @@ class Ranks:
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "HPCDIST_STARTED_AT": time.time(),
                 "HPCDIST_RUN_DIR": folder, "HPCDIST_TB_DIR": folder / "events",
                 "HPCDIST_CHECKPOINT_DIR": folder / "checkpoints",
-                "HPCDIST_METRICS": folder / f"{rank}.json", "HPCDIST_STOP_FILE": folder / "stop",
+                "HPCDIST_METRICS": folder / f"{rank}.json",
             }  # fmt: skip
-            environment = clean_environment() | {name: str(value) for name, value in identity.items()}
+            environment = clean_environment() | {name: str(value) for name, value in (identity | more).items()}
             command = [*program, "--nodes", str(world_size), "--gpus", "0", *arguments]
             with (folder / f"{rank}.out").open("w") as out, (folder / f"{rank}.err").open("w") as err:
                 self.processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=err))
@@ -95,8 +95,8 @@ def start_ranks(tmp_path):
     """Starts ranks; what still runs at the end of the test is killed."""
     started = []
 
-    def start(world_size: int, *arguments: object, program: list[str] = TRAIN) -> Ranks:
-        started.append(Ranks(tmp_path, world_size, [str(word) for word in arguments], program))
+    def start(world_size: int, *arguments: object, program: list[str] = TRAIN, **more: object) -> Ranks:
+        started.append(Ranks(tmp_path, world_size, [str(word) for word in arguments], program, **more))
         return started[-1]
 
     yield start

@@ -32,26 +32,24 @@ def assert_same(weights, expected):
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-def start_and_stop(start_ranks, world_size, *arguments):
+def start_and_stop(start_ranks, stop_file, world_size, *arguments):
     """Ranks that are asked to stop as soon as they train."""
-    ranks = start_ranks(world_size, *SHORT, *arguments)
-    stop = ranks.folder / "stop"
-    stop.touch()
+    stop_file.touch()
+    ranks = start_ranks(world_size, *SHORT, *arguments, HPCDIST_STOP_FILE=stop_file)
     codes = ranks.wait()
-    stop.unlink()
     assert codes == [STOPPED_STATUS] * world_size, ranks.errors(0)
     return ranks
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_stopped_and_resumed_it_ends_with_the_same_bits(start_ranks, mnist_dir, world_size, tmp_path_factory):
+def test_stopped_and_resumed_it_ends_with_the_same_bits(start_ranks, mnist_dir, tmp_path, world_size):
     data = ("--data-dir", mnist_dir)
     whole = start_ranks(world_size, *SHORT, *data)
     assert whole.wait() == [0] * world_size
     expected = final_weights(whole)
     for path in checkpoints(whole):
         path.unlink()
-    stopped = start_and_stop(start_ranks, world_size, *data)
+    stopped = start_and_stop(start_ranks, tmp_path / "stop", world_size, *data)
     assert [read_step(path) for path in checkpoints(stopped)] == [1]
     resumed = start_ranks(world_size, *SHORT, *data)
     assert resumed.wait() == [0] * world_size, resumed.errors(0)
@@ -90,8 +88,8 @@ def test_killed_over_and_over_it_ends_with_the_same_bits_and_one_curve(start_ran
     assert [(event.step, event.value) for event in read_events(ranks.folder / "events").Scalars("train/loss")] == losses
 
 
-def test_another_layout_goes_on_with_the_same_samples(start_ranks, mnist_dir, tmp_path_factory):
-    two = start_and_stop(start_ranks, 2, "--data-dir", mnist_dir)
+def test_another_layout_goes_on_with_the_same_samples(start_ranks, mnist_dir, tmp_path, tmp_path_factory):
+    two = start_and_stop(start_ranks, tmp_path / "stop", 2, "--data-dir", mnist_dir)
     other = tmp_path_factory.mktemp("one")
     (two.folder / "checkpoints").rename(other / "checkpoints")
     one = start_ranks(1, *SHORT, "--data-dir", mnist_dir, "--resume-from", other / "checkpoints")
@@ -102,8 +100,8 @@ def test_another_layout_goes_on_with_the_same_samples(start_ranks, mnist_dir, tm
     assert one.metrics(0)["steps"] == STEPS
 
 
-def test_a_checkpoint_of_another_training_is_refused(start_ranks, mnist_dir):
-    start_and_stop(start_ranks, 1, "--data-dir", mnist_dir)
+def test_a_checkpoint_of_another_training_is_refused(start_ranks, mnist_dir, tmp_path):
+    start_and_stop(start_ranks, tmp_path / "stop", 1, "--data-dir", mnist_dir)
     other = start_ranks(1, *SHORT, "--data-dir", mnist_dir, "--seed", 2)
     assert other.wait() == [2]
     assert "error: the checkpoint was made with seed 1, and this training has 2" in other.errors(0)
