@@ -93,6 +93,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         checkpoint_every: Time between checkpoints ("30s", "5min", "1h").
         resume_from: Folder whose newest checkpoint to go on from, where the run has none of its own.
         hang_timeout: Time without a step after which the job is ended.
+        preflight: Whether to check nodes and network before anything else.
         log_every: Optimizer steps between logged points.
         data_dir: Folder that holds the datasets.
     """
@@ -109,6 +110,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     checkpoint_every: str = "5min"
     resume_from: str | None = None
     hang_timeout: str = "10min"
+    preflight: bool = True
     log_every: int = 20
     data_dir: str | None = None
 
@@ -160,6 +162,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         resumable: Whether the command saves and stops when asked to, and goes on when started again; the built-in
             training does.
         max_requeues: How often a run that can go on is requeued when it was stopped before its end.
+        replace_bad_node: Whether a node that the preflight blames is left out and the job requeued.
         partition, account, qos, constraint, nodelist, exclude, exclusive, reservation, array, dependency, comment,
             mail_type, mail_user: As sbatch's options of those names (man sbatch).
     """
@@ -175,6 +178,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     srun: dict[str, str] = {}
     resumable: bool = False
     max_requeues: int = 10
+    replace_bad_node: bool = False
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -203,6 +207,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.array is not None and not re.fullmatch(r"[0-9,:-]+(%[0-9]+)?", self.array):
             raise UsageError(f"array: {self.array!r} is not a list of task ids", "write for example --array 0-9%3")
         _require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
+        if self.replace_bad_node and (self.command or not self.training.preflight):
+            raise UsageError(
+                "replace_bad_node: it is the built-in training's preflight that finds bad nodes",
+                "leave out --replace-bad-node, COMMAND or --no-preflight",
+            )
         if self.launcher == "torchrun" and self.resumable:
             raise UsageError(
                 "resumable: torchrun ends its ranks at the signal that should let them save", "leave out --launcher"

@@ -45,6 +45,7 @@ CASES: dict[str, tuple[dict, dict]] = {
     "4x4-array": ({"nodes": 4, "gpus": 4, "array": "0-9%3", "dependency": "afterok:123"}, {}),
     "1x1cpu": ({"gpus": 0}, {}),
     "3x8cpu": ({"nodes": 3, "gpus": 0, "tasks_per_node": 8, "cpus_per_task": 1}, {}),
+    "1x1-replace": ({"replace_bad_node": True, "max_requeues": 3}, {}),
     "1x2-small": ({"gpus": 2, "cpus_per_task": 1, "mem": "2G", "time": "10"}, {}),
     "2x2-command": ({"nodes": 2, "gpus": 2, "command": ["python", "t.py"], "mem_per_cpu": "500M"}, {}),
     "2x2-torchrun": ({"nodes": 2, "gpus": 2, "launcher": "torchrun", "command": ["python", "t.py"]}, {}),

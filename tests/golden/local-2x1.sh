@@ -22,5 +22,8 @@ exec "$python" -m hpcdist.rank -- \
   --precision 32 \
   --seed 1 \
   --accelerator cpu \
+  --checkpoint-every 5min \
+  --hang-timeout 10min \
+  --preflight \
   --log-every 20 \
   --data-dir '/home/ada/mnist study/data'
