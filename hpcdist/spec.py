@@ -137,6 +137,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         network_interface: Interface for NCCL and gloo (`NCCL_SOCKET_IFNAME`); None lets them choose.
         templates: Folder with templates that override the packaged ones.
         python: Interpreter to start in the job; None is the one that runs hpcdist.
+        secrets: Environment variables whose values are secret although their names do not say so.
     """
 
     gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node"
@@ -144,6 +145,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     network_interface: str | None = None
     templates: str | None = None
     python: str | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -157,6 +159,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         launcher: "srun" starts each rank; "torchrun" starts one torchrun per node, which starts the ranks.
         setup: Shell lines run before the tasks start (the user's own: not quoted).
         env: Environment variables of the job.
+        secret_env: Further ones, by name; their values come from the environment that it is submitted in.
         sbatch: Further `#SBATCH` options by their long name; an empty value is a flag.
         srun: Further srun options by their long name.
         resumable: Whether the command saves and stops when asked to, and goes on when started again; the built-in
@@ -174,6 +177,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     launcher: Literal["srun", "torchrun"] = "srun"
     setup: tuple[str, ...] = ()
     env: dict[str, str] = {}
+    secret_env: tuple[str, ...] = ()
     sbatch: dict[str, str] = {}
     srun: dict[str, str] = {}
     resumable: bool = False
@@ -195,7 +199,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for key in self.env:
+        for key in (*self.env, *self.secret_env):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise UsageError(f"env: {key!r} is not a variable name", "write --env NAME=VALUE")
         for table in (self.sbatch, self.srun):

@@ -36,7 +36,7 @@ CASES: dict[str, tuple[dict, dict]] = {
             "gpus": 4,
             "command": ["python", "my train.py", "--note", "it's $HOME"],
             "setup": ["module load cuda/12.4", "conda activate study"],
-            "env": {"NCCL_DEBUG": "INFO", "NOTE": "a 'b' $c"},
+            "env": {"NCCL_DEBUG": "INFO", "NOTE": "a 'b' $c", "HF_TOKEN": "hf_not_to_be_seen"},
             "srun": {"mpi": "none"},
             "sbatch": {"switches": "1", "overcommit": ""},
         },
