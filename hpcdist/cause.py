@@ -19,6 +19,7 @@ Kind = Literal[
     "node-failure",
     "out-of-memory",
     "preempted",
+    "preflight",
     "requeued",
     "running",
     "stopped",

@@ -14,6 +14,7 @@ from hpcdist.cause import Verdict
 from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared, merge_options, prepare
+from hpcdist.privacy import exported, require_secrets
 from hpcdist.project import find_project
 from hpcdist.record import Efficiency, JobStatus, Progress
 from hpcdist.rerun import prepare_rerun
@@ -97,11 +98,13 @@ def submit_prepared(prepared: Prepared) -> "Job":
     if known and run.script.is_file() and run.script.read_text() != prepared.script:
         raise UsageError(f"run {name} exists with another script", "choose another --run, or leave it out")
     if not (known and (run.path / "job.json").is_file()):
+        require_secrets(prepared.spec.secret_env, prepared.secrets)
         store.create(_describe(prepared, name, config), prepared.script)
     with run.locked():
         record = run.record()
         if record.job_id is None:
-            record = _send(prepared, run, record, store, config, again=known)
+            with exported(prepared.secrets):
+                record = _send(prepared, run, record, store, config, again=known)
     return Job(run)
 
 

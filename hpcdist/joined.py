@@ -11,7 +11,7 @@ from hpcdist.record import Efficiency, JobStatus, RankUsage
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     """Where a job's time went, on one clock; None is a part that nobody measured.
 
-    The parts, without `starting_s`, which is the sum of five of them, add up to the time from submission to end.
+    The parts, without `starting_s`, which is the sum of six of them, add up to the time from submission to end.
     Slurm's times are whole seconds, so that sum can be a second off.
 
     Attributes:
@@ -21,6 +21,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
         launch_s: Seconds from the allocation to the rank's program.
         imports_s: Seconds until the program had loaded what it needs.
         process_group_s: Seconds until all ranks had met.
+        preflight_s: Seconds in which the nodes were checked.
         data_s: Seconds in which the data was read.
         first_step_s: Seconds of the first optimizer step.
         steady_s: Seconds of training after it: the productive part.
@@ -40,6 +41,7 @@ class Timeline(msgspec.Struct, frozen=True, kw_only=True):
     launch_s: float | None = None
     imports_s: float | None = None
     process_group_s: float | None = None
+    preflight_s: float | None = None
     data_s: float | None = None
     first_step_s: float | None = None
     steady_s: float | None = None

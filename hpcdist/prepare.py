@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
+from hpcdist.privacy import part_secrets
 from hpcdist.project import Project, read_templates
 from hpcdist.render import Place, render
 from hpcdist.spec import Backend, JobSpec, Site, build_job, check_run_name
@@ -27,6 +28,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
         template: The template file it was made from; None is the layout's own.
         rerun_of: The run that this one repeats, if it repeats one.
         script: The script's text.
+        secrets: Values of secret variables that were given with the options.
         note: What a person should know before, if anything.
     """
 
@@ -37,6 +39,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     template: str | None = None
     rerun_of: str | None = None
     script: str
+    secrets: dict[str, str] = {}
     note: str = ""
 
 
@@ -99,6 +102,7 @@ def prepare_spec(
         UsageError: The backend can't run it, or a template can't be used.
     """
     note = ""
+    spec, secrets = part_secrets(spec, site.secrets)
     if backend == "local":
         if spec.array:
             raise UsageError("array: job arrays need Slurm", "leave out --array")
@@ -122,5 +126,6 @@ def prepare_spec(
         backend=backend,
         template=str(template.absolute()) if template else None,
         script=script,
+        secrets=secrets,
         note=note,
     )

@@ -10,9 +10,13 @@ asked by the file `$HPCDIST_STOP_FILE`, made when Slurm is about to end the job 
 keeps its checkpoints in `$HPCDIST_CHECKPOINT_DIR` and ends with status 75, and the job is requeued. The signals
 themselves reach neither it nor the processes it starts, which would die of them.
 
+With `--replace-bad-node` beside it, a COMMAND that ends with status 71 and names a node in its metrics (the built-in
+training's preflight does) has the job requeued without that node.
+
 `python -m hpcdist.rank --torchrun N -- COMMAND ARGS` becomes one torchrun that starts N such ranks on this node.
 """
 
+import argparse
 import ctypes
 import os
 import resource
@@ -29,69 +33,23 @@ import msgspec
 import psutil
 
 from hpcdist.disk import write_atomically
-from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.errors import HpcdistError
 from hpcdist.gpu import GpuMeter
+from hpcdist.identity import Identity, read_identity
 from hpcdist.kinds import RANK_INTERVAL_S
-from hpcdist.record import LOST_PEER_STATUS, RESTART_LINE, STOPPED_STATUS, RankUsage, TrainingMetrics
+from hpcdist.record import (
+    BAD_NODE_STATUS,
+    LOST_PEER_STATUS,
+    RESTART_LINE,
+    STOPPED_STATUS,
+    RankUsage,
+    TrainingMetrics,
+)
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STARTUP_DIR = Path(__file__).with_name("startup")  # its sitecustomize.py says what for
-
-
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Which rank this process is."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    node_rank: int
-
-    def variables(self) -> dict[str, str]:
-        """The identity as torch's environment variables."""
-        return {name.upper(): str(getattr(self, name)) for name in self.__struct_fields__}
-
-
-def read_identity(env: Mapping[str, str]) -> Identity:
-    """The rank's identity: from the launcher that set it (torchrun, the local backend), else from Slurm, else 1 of 1.
-
-    Raises:
-        UsageError: The variables are there but make no sense together.
-    """
-    try:
-        if "TORCHELASTIC_RUN_ID" in env or env.get("HPCDIST_LAUNCHER") == "local":
-            return Identity(
-                rank=int(env["RANK"]),
-                world_size=int(env["WORLD_SIZE"]),
-                local_rank=int(env["LOCAL_RANK"]),
-                local_world_size=int(env["LOCAL_WORLD_SIZE"]),
-                node_rank=int(env.get("GROUP_RANK", env.get("NODE_RANK", "0"))),
-            )
-        if "SLURM_PROCID" in env:
-            node_rank = int(env["SLURM_NODEID"])
-            return Identity(
-                rank=int(env["SLURM_PROCID"]),
-                world_size=int(env["SLURM_NTASKS"]),
-                local_rank=int(env["SLURM_LOCALID"]),
-                local_world_size=parse_tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[node_rank],
-                node_rank=node_rank,
-            )
-    except (KeyError, ValueError, IndexError) as error:
-        raise UsageError(
-            f"can't tell which rank this is: {error!r}", "start it with srun, torchrun or hpcdist"
-        ) from None
-    return Identity(rank=0, world_size=1, local_rank=0, local_world_size=1, node_rank=0)
-
-
-def parse_tasks_per_node(text: str) -> list[int]:
-    """Tasks on each node from Slurm's short form: `2(x3),1` is `[2, 2, 2, 1]` (man srun, SLURM_TASKS_PER_NODE)."""
-    counts: list[int] = []
-    for part in text.split(","):
-        tasks, _, times = part.rstrip(")").partition("(x")
-        counts += [int(tasks)] * int(times or 1)
-    return counts
 
 
 def torchrun_command(tasks: int, command: list[str], env: Mapping[str, str]) -> list[str]:
@@ -134,6 +92,7 @@ class Program:
         self.env = env
         self.memory_peak_bytes = 0
         self.asked_by: int | None = None
+        self.training: TrainingMetrics | None = None
         self.gpu = GpuMeter.open(env.get("CUDA_VISIBLE_DEVICES"), identity.local_rank)
         try:
             self.process = subprocess.Popen(command, env=env, preexec_fn=self._prepare)  # noqa: PLW1509
@@ -174,6 +133,7 @@ class Program:
             except subprocess.TimeoutExpired:
                 self._sample()
                 interval_s = min(2 * interval_s, RANK_INTERVAL_S)
+        self.training = self._take_metrics()
         self.write(status)
         if self.stop_file:
             self.stop_file.unlink(missing_ok=True)
@@ -220,12 +180,14 @@ class Program:
             memory_peak_bytes=max(self.memory_peak_bytes, used.ru_maxrss * 1024) if ended else None,
             gpu_utilization=self.gpu.utilization() if self.gpu else None,
             gpu_memory_peak_bytes=self.gpu.memory_peak_bytes if self.gpu else None,
-            training=self._take_metrics() if ended else None,
+            training=self.training,
         )
         write_atomically(self.path, msgspec.json.format(msgspec.json.encode(usage)))
 
     def _take_metrics(self) -> TrainingMetrics | None:
-        path = Path(self.env["HPCDIST_METRICS"])
+        if self.path is None:
+            return None
+        path = self.path.with_suffix(".metrics.json")
         try:
             metrics = msgspec.json.decode(path.read_bytes(), type=TrainingMetrics)
         except FileNotFoundError:
@@ -247,24 +209,21 @@ def _job_id(env: Mapping[str, str]) -> str | None:
 
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit status."""
-    (option, number), command = _split(arguments)
+    options, command = _parse(arguments)
     env = dict(os.environ)
-    if option not in ("", "--torchrun", "--max-requeues") or not number.isdigit() or not command:
-        print("usage: python -m hpcdist.rank [--torchrun N | --max-requeues N] -- COMMAND ARGS", file=sys.stderr)
-        return 2
     restarts = env.get("SLURM_RESTART_COUNT", "0")
     if restarts != "0":
         print(RESTART_LINE.format(restarts), flush=True)
-    if option == "--torchrun":
-        torchrun = torchrun_command(int(number), command, env)
+    if options.torchrun:
+        torchrun = torchrun_command(options.torchrun, command, env)
         os.execv(torchrun[0], torchrun)
     try:
-        program = Program(command, env, read_identity(env), resumable=option == "--max-requeues")
+        program = Program(command, env, read_identity(env), resumable=options.max_requeues is not None)
         status = program.wait()
     except HpcdistError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return 127
-    if option == "--max-requeues" and _goes_on(program, status, cap=int(number)):
+    if options.max_requeues is not None and _goes_on(program, status, options):
         return status
     if program.asked_by == signal.SIGTERM and status in (128 + signal.SIGTERM, STOPPED_STATUS):
         # Ended with the whole job, most often because another rank failed. srun gives the job the highest status of
@@ -273,22 +232,37 @@ def main(arguments: list[str]) -> int:
     return status
 
 
-def _split(arguments: list[str]) -> tuple[tuple[str, str], list[str]]:
-    """The option with its number, "" and "0" for none, and the command."""
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the command.
+
+    Raises:
+        SystemExit: They can't be used; the status is 2.
+    """
+    usage = "%(prog)s [--torchrun N | --max-requeues N [--replace-bad-node]] -- COMMAND ARGS"
+    parser = argparse.ArgumentParser(prog="python -m hpcdist.rank", usage=usage, allow_abbrev=False)
+    parser.add_argument("--torchrun", type=int)
+    parser.add_argument("--max-requeues", type=int)
+    parser.add_argument("--replace-bad-node", action="store_true")
     at = arguments.index("--") if "--" in arguments else len(arguments)
-    option = ("", "0") if at == 0 else (arguments[0], " ".join(arguments[1:at]))
-    return option, arguments[at + 1 :]
+    options, command = parser.parse_args(arguments[:at]), arguments[at + 1 :]
+    if not command:
+        parser.error("there is no COMMAND after --")
+    return options, command
 
 
-def _goes_on(program: Program, status: int, *, cap: int) -> bool:
+def _goes_on(program: Program, status: int, options: argparse.Namespace) -> bool:
     """Brings the job back where that helps; False when the rank is to end."""
     job_id = program.env.get("SLURM_JOB_ID")
-    if job_id is None or status not in (STOPPED_STATUS, LOST_PEER_STATUS):
+    fault = program.training.fault if program.training else None
+    bad_node = fault.host if fault and options.replace_bad_node else None
+    helps = status in (STOPPED_STATUS, LOST_PEER_STATUS) or (status == BAD_NODE_STATUS and bad_node is not None)
+    if job_id is None or not helps:
         return False
     from hpcdist.requeue import Requeue  # loads what a rank that ends well never needs
 
     restarts = int(program.env.get("SLURM_RESTART_COUNT", "0"))
-    return Requeue(job_id, program.identity.rank, restarts=restarts, cap=cap).settle(status, program.asked_by)
+    requeue = Requeue(job_id, program.identity.rank, restarts=restarts, cap=options.max_requeues, bad_node=bad_node)
+    return requeue.settle(status, program.asked_by)
 
 
 if __name__ == "__main__":

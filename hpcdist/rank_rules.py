@@ -47,6 +47,17 @@ def of_one_rank(case: Case) -> Cause | None:
     return next((cause for rule in OF_ONE_RANK if (cause := rule(case))), None)
 
 
+def preflight(case: Case) -> Cause | None:
+    """The built-in training found a node that is not fit, before it began."""
+    told = (rank.training.fault for rank in case.evidence.ranks if rank.training)
+    fault = next((one for one in told if one), None)
+    if fault is None:
+        return None
+    blamed = next((rank for rank in case.evidence.ranks if rank.rank == fault.rank), None)
+    hint = case.rerun("exclude", fault.host) if fault.host else fault.hint
+    return case.cause("preflight", f"the preflight failed: {fault.sentence}", hint, rank=blamed)
+
+
 def stopped(case: Case) -> Cause | None:
     """A resumable program saved its work and stopped, and nobody requeued it."""
     codes = {rank.exit_code for rank in case.evidence.ranks} or {case.evidence.ending.exit_code}
@@ -206,6 +217,7 @@ def killed(case: Case) -> Cause | None:
 
 
 OF_ONE_RANK = (
+    preflight,
     stopped,
     hang,
     cuda_out_of_memory,

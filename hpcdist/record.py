@@ -4,12 +4,15 @@ from typing import Literal
 
 import msgspec
 
+from hpcdist.probe import AllReduce, Fault
+
 Source = Literal["seff", "sacct", "sstat", "squeue", "ranks"]
 Gathered = Literal["sampled", "cgroup-peak", "nothing"]
 
 # Exit statuses with a meaning, named as in sysexits.h.
 LOST_PEER_STATUS = 69  # EX_UNAVAILABLE: another rank is gone; this one is not to blame
 HANG_STATUS = 70  # EX_SOFTWARE: no step for too long
+BAD_NODE_STATUS = 71  # EX_OSERR: the preflight found a node that is not fit
 STOPPED_STATUS = 75  # EX_TEMPFAIL: stopped as it was asked to, unfinished and saved
 
 RESTART_LINE = "--- restart {} ---"
@@ -141,8 +144,11 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         world_size: Ranks in the process group.
         images_per_s: Steady-state training throughput over all ranks (first step excluded).
         step_time_s: Median steady-state step, in seconds.
-        phases_s: Seconds in each phase: imports, process_group, data, first_step, steady, validation, checkpoint, and
-            other (set-up and tear-down); they add up to the process's life.
+        phases_s: Seconds in each phase: imports, process_group, preflight, data, first_step, steady, validation,
+            checkpoint, and other (set-up and tear-down); they add up to the process's life.
+        clock_skew_s: Seconds between the first and the last of the ranks' clocks before the training.
+        probe: All-reduces of several sizes before the training.
+        fault: What the preflight found, if that ended the training.
     """
 
     finished: bool = False
@@ -156,6 +162,9 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: float | None = None
     step_time_s: float | None = None
     phases_s: dict[str, float] = {}
+    clock_skew_s: float | None = None
+    probe: tuple[AllReduce, ...] = ()
+    fault: Fault | None = None
 
 
 class RankUsage(msgspec.Struct, frozen=True, kw_only=True):

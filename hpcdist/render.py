@@ -152,8 +152,13 @@ def _flags(options: Layout | Training) -> Iterator[list[str]]:
     for name in options.__struct_fields__:
         value = getattr(options, name)
         # Memory and time are the scheduler's business, not the training's.
-        if value is not None and name not in ("mem", "mem_per_cpu", "time"):
-            yield [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+        if value is None or name in ("mem", "mem_per_cpu", "time"):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield [f"--{option}" if value else f"--no-{option}"]
+        else:
+            yield [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
 
 
 def _options(job: JobSpec) -> Iterator[tuple[str, str]]:

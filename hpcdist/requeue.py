@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
-from hpcdist.record import LOST_PEER_STATUS, STOPPED_STATUS
+from hpcdist.record import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.status_rows import parse_job_fields
 
 # By now srun has ended a job in which a rank failed by itself; if not, a node is gone, and Slurm may need minutes to
@@ -46,7 +46,7 @@ def choose_fate(job: Mapping[str, str], status: int, asked_by: int | None, *, re
         return Fate.END
     if job.get("PreemptTime", "None") != "None":
         return Fate.LEAVE_TO_SLURM
-    helps = asked_by == signal.SIGUSR2 if status == STOPPED_STATUS else status == LOST_PEER_STATUS
+    helps = asked_by == signal.SIGUSR2 if status == STOPPED_STATUS else status in (LOST_PEER_STATUS, BAD_NODE_STATUS)
     return Fate.REQUEUE if helps and restarts < cap else Fate.END
 
 
@@ -58,27 +58,35 @@ class Requeue:
         rank: Its global rank.
         restarts: How often the job was requeued before.
         cap: How often it may be requeued by us.
+        bad_node: A node that it is to be kept from when it comes back.
     """
 
-    def __init__(self, job_id: str, rank: int, *, restarts: int, cap: int) -> None:
+    def __init__(self, job_id: str, rank: int, *, restarts: int, cap: int, bad_node: str | None = None) -> None:
         self._job_id = job_id
         self._rank = rank
         self._restarts = restarts
         self._cap = cap
+        self._bad_node = bad_node
+        self._excluded = ""
 
     def settle(self, status: int, asked_by: int | None) -> bool:
         """Does what is to be done; returns False when the rank is to end with its program's status.
 
         Otherwise it returns when Slurm has taken the job, or did not in five minutes.
         """
-        if status == LOST_PEER_STATUS:
-            # One after the other: a second request would end the job that the first one has brought back.
+        if status == LOST_PEER_STATUS or (status == BAD_NODE_STATUS and self._rank):
+            # One after the other: a second request would end the job that the first one has brought back. Where a node
+            # is bad, rank 0 goes first; another rank only has to where rank 0 itself is silent.
             time.sleep(LOST_PEER_WAIT_S + self._rank)
         fate = self._look(status, asked_by)
         if fate is Fate.END:
             return False
-        if fate is Fate.REQUEUE and (self._rank == 0 or status == LOST_PEER_STATUS) and not self._requeue():
-            return False
+        if fate is Fate.REQUEUE and (self._rank == 0 or status != STOPPED_STATUS):
+            if not self._requeue():
+                return False
+            if self._bad_node:
+                self._exclude(self._bad_node)
+                return True  # Slurm has taken it: its nodes could not be changed before
         self._stay()
         return True
 
@@ -98,6 +106,7 @@ class Requeue:
         job = self._ask()
         if job is None:
             return Fate.LEAVE_TO_SLURM
+        self._excluded = job.get("ExcNodeList", "")
         fate = choose_fate(job, status, asked_by, restarts=self._restarts, cap=self._cap)
         if fate is Fate.END and job.get("JobState") == "RUNNING" and self._restarts >= self._cap:
             _say(f"not requeued: it was {self._restarts} time(s) before, and --max-requeues is {self._cap}")
@@ -116,6 +125,10 @@ class Requeue:
         return None
 
     def _requeue(self) -> bool:
+        if self._bad_node:
+            # Slurm excludes nodes of pending jobs only, so after the requeue, which ends this task: with TERM, and only
+            # KillWait later (30 s at most sites) with KILL. What is ignored here, the commands ignore, too.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             slurm.requeue(self._job_id)
         except HpcdistError as error:
@@ -123,6 +136,19 @@ class Requeue:
             return False
         _say(f"requeued, time {self._restarts + 1} of {self._cap} at most")
         return True
+
+    def _exclude(self, node: str) -> None:
+        nodes = node if self._excluded in ("", "(null)") else f"{self._excluded},{node}"
+        for _ in range(ATTEMPTS):
+            try:
+                slurm.exclude_nodes(self._job_id, nodes)
+            except HpcdistError as error:
+                reason = error.message
+                time.sleep(1.0)
+            else:
+                _say(f"kept from {node}, which its preflight found not fit")
+                return
+        _say(f"not kept from {node}: {reason}")
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.prepare import EXCLUSIVE, Prepared, prepare_spec
+from hpcdist.privacy import part_secrets
 from hpcdist.render import Place
 from hpcdist.spec import JOB_KEYS, JobSpec, Layout, Training, build_job, check_keys
 from hpcdist.store import RunRecord, new_run_name
@@ -115,7 +116,8 @@ def prepare_rerun(record: RunRecord, root: Path, changes: Mapping[str, Any], run
     template = Path(record.template) if record.template else None
     prepared = prepare_spec(job, record.site, place, backend=record.backend, template=template)
     prepared = msgspec.structs.replace(prepared, rerun_of=record.run)
-    differences = _differences(record.job, prepared.spec)
+    # The site may list more secrets now than it did then.
+    differences = _differences(part_secrets(record.job, record.site.secrets)[0], prepared.spec)
     if record.python is not None and python != record.python:
         differences["python"] = (record.python, python)
     return Rerun(prepared=prepared, differences=differences)

@@ -93,6 +93,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         checkpoint_every: Time between checkpoints ("30s", "5min", "1h").
         resume_from: Folder whose newest checkpoint to go on from, where the run has none of its own.
         hang_timeout: Time without a step after which the job is ended.
+        preflight: Whether to check nodes and network before anything else.
         log_every: Optimizer steps between logged points.
         data_dir: Folder that holds the datasets.
     """
@@ -109,6 +110,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     checkpoint_every: str = "5min"
     resume_from: str | None = None
     hang_timeout: str = "10min"
+    preflight: bool = True
     log_every: int = 20
     data_dir: str | None = None
 
@@ -135,6 +137,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         network_interface: Interface for NCCL and gloo (`NCCL_SOCKET_IFNAME`); None lets them choose.
         templates: Folder with templates that override the packaged ones.
         python: Interpreter to start in the job; None is the one that runs hpcdist.
+        secrets: Environment variables whose values are secret although their names do not say so.
     """
 
     gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node"
@@ -142,6 +145,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     network_interface: str | None = None
     templates: str | None = None
     python: str | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -155,11 +159,13 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         launcher: "srun" starts each rank; "torchrun" starts one torchrun per node, which starts the ranks.
         setup: Shell lines run before the tasks start (the user's own: not quoted).
         env: Environment variables of the job.
+        secret_env: Further ones, by name; their values come from the environment that it is submitted in.
         sbatch: Further `#SBATCH` options by their long name; an empty value is a flag.
         srun: Further srun options by their long name.
         resumable: Whether the command saves and stops when asked to, and goes on when started again; the built-in
             training does.
         max_requeues: How often a run that can go on is requeued when it was stopped before its end.
+        replace_bad_node: Whether a node that the preflight blames is left out and the job requeued.
         partition, account, qos, constraint, nodelist, exclude, exclusive, reservation, array, dependency, comment,
             mail_type, mail_user: As sbatch's options of those names (man sbatch).
     """
@@ -171,10 +177,12 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     launcher: Literal["srun", "torchrun"] = "srun"
     setup: tuple[str, ...] = ()
     env: dict[str, str] = {}
+    secret_env: tuple[str, ...] = ()
     sbatch: dict[str, str] = {}
     srun: dict[str, str] = {}
     resumable: bool = False
     max_requeues: int = 10
+    replace_bad_node: bool = False
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -191,7 +199,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for key in self.env:
+        for key in (*self.env, *self.secret_env):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise UsageError(f"env: {key!r} is not a variable name", "write --env NAME=VALUE")
         for table in (self.sbatch, self.srun):
@@ -203,6 +211,11 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.array is not None and not re.fullmatch(r"[0-9,:-]+(%[0-9]+)?", self.array):
             raise UsageError(f"array: {self.array!r} is not a list of task ids", "write for example --array 0-9%3")
         _require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
+        if self.replace_bad_node and (self.command or not self.training.preflight):
+            raise UsageError(
+                "replace_bad_node: it is the built-in training's preflight that finds bad nodes",
+                "leave out --replace-bad-node, COMMAND or --no-preflight",
+            )
         if self.launcher == "torchrun" and self.resumable:
             raise UsageError(
                 "resumable: torchrun ends its ranks at the signal that should let them save", "leave out --launcher"

@@ -11,7 +11,7 @@ TOLERANCE = 0.1
 _WATCHER_CPU_S = 1.0
 _WATCHER_BYTES = 48 * 1024**2
 # The phases of `TrainingMetrics.phases_s` that lie before steady training.
-_STARTING = ("imports", "process_group", "data", "first_step")
+_STARTING = ("imports", "process_group", "preflight", "data", "first_step")
 _PHASES = (*_STARTING, "steady", "validation", "checkpoint")
 PARTS = (
     "queued",

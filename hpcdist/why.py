@@ -3,6 +3,7 @@
 What can't be had (accounting is off, a log is gone) is left out.
 """
 
+import os
 import pwd
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from hpcdist.evidence import Evidence, Log
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
 from hpcdist.printable import printable, printable_line
+from hpcdist.privacy import known_secrets, mask
 from hpcdist.record import RESTART_LINE, Efficiency, JobStatus, RankUsage
 from hpcdist.spec import JobSpec
 from hpcdist.store import Run
@@ -139,11 +141,12 @@ def _observation(
 def read_logs(run: Run, task: str | None) -> list[Log]:
     """The ends of a job's logs: the batch script's and each task's."""
     found = sorted(path for path in run.task(task).logs.glob("*_log.out") if _task_of(path) is not None)
-    logs = [_read_log(path, _task_of(path)) for path in found[:MOST_LOGS]]
+    secrets = find_secrets(run)
+    logs = [_read_log(path, _task_of(path), secrets) for path in found[:MOST_LOGS]]
     batch = sorted(run.logs.glob(f"*_{task}_batch.out" if task else "*_batch.out")) or sorted(
         run.logs.glob("start.log")
     )
-    return [_read_log(path, None) for path in batch[-1:]] + logs
+    return [_read_log(path, None, secrets) for path in batch[-1:]] + logs
 
 
 def _task_of(path: Path) -> int | None:
@@ -151,8 +154,17 @@ def _task_of(path: Path) -> int | None:
     return int(word) if word.isdigit() and word.isascii() and len(word) < 10 else None
 
 
-def _read_log(path: Path, task: int | None) -> Log:
-    """The last lines of a file; nothing of one that is a link, no file, or can't be read."""
+def find_secrets(run: Run) -> list[str]:
+    """The values of secrets that may stand in a run's logs, as far as this process knows them."""
+    try:
+        record = run.record()
+    except HpcdistError:
+        return known_secrets(os.environ)
+    return known_secrets(os.environ, {*record.site.secrets, *record.job.secret_env})
+
+
+def _read_log(path: Path, task: int | None, secrets: Sequence[str]) -> Log:
+    """The last lines of a file, without secrets; nothing of one that is a link, no file, or can't be read."""
     lines: list[str] = []
     try:
         if path.is_file() and not path.is_symlink():
@@ -160,7 +172,7 @@ def _read_log(path: Path, task: int | None) -> Log:
                 size = file.seek(0, 2)
                 file.seek(max(0, size - LOG_TAIL_BYTES))
                 data = file.read(LOG_TAIL_BYTES)
-            lines = data.decode(errors="replace").split("\n")
+            lines = mask(data.decode(errors="replace"), secrets).split("\n")
             lines = lines[1:] if size > LOG_TAIL_BYTES else lines
     except OSError:
         pass

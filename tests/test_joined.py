@@ -10,7 +10,8 @@ TIMELINE = Timeline(
     starting_s=9.8,
     launch_s=0.6,
     imports_s=7.1,
-    process_group_s=1.6,
+    process_group_s=1.1,
+    preflight_s=0.5,
     data_s=0.3,
     first_step_s=0.2,
     steady_s=17.0,
@@ -31,8 +32,8 @@ def record(**fields):
 
 def test_the_block_has_the_parts_in_the_order_of_time():
     assert format_joined(record(timeline=TIMELINE)) == (
-        "Time: queued 2.0 s  start-up 9.8 s (launch 0.6, imports 7.1, process group 1.6, data 0.3, first step 0.2)  "
-        "training 17.0 s  validation 1.0 s  other 0.2 s  shutdown 4.0 s  productive 50 % of 34 s"
+        "Time: queued 2.0 s  start-up 9.8 s (launch 0.6, imports 7.1, process group 1.1, preflight 0.5, data 0.3, "
+        "first step 0.2)  training 17.0 s  validation 1.0 s  other 0.2 s  shutdown 4.0 s  productive 50 % of 34 s"
     )
 
 

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from hpcdist.errors import UsageError
-from hpcdist.rank import parse_tasks_per_node, read_identity, torchrun_command
+from hpcdist.identity import parse_tasks_per_node, read_identity
+from hpcdist.rank import torchrun_command
 
 RANK = [sys.executable, "-m", "hpcdist.rank", "--"]
 SLURM = {

@@ -1,9 +1,14 @@
 """Causes that lie with the program: each is found where it is, and not where it only looks so."""
 
+import msgspec
 import pytest
 
+from hpcdist.probe import Fault
+from hpcdist.record import TrainingMetrics
 from hpcdist.spec import Layout
 from tests.cases import one_rank, rank, text, usage, verdict
+
+ODD = Fault(sentence="rank 1 on n2 is odd", hint="have it mended", rank=1, host="n2")
 
 
 def test_a_kill_is_out_of_memory_only_where_the_memory_was_full():
@@ -179,3 +184,17 @@ def test_a_hang():
     cause = verdict(ranks=[rank(0, 70), rank(1, signal=15)], logs={0: ["step 7", "hang: no step for 60.0 s"]})
     assert (cause.kind, cause.rank, cause.sentence) == ("hang", 0, "rank 0 on n1 made no step for 60.0 s")
     assert one_rank(["step 70"], 7).kind == "unknown"
+
+
+def test_a_preflight_names_the_node_to_leave_out():
+    """All ranks end with the same words; the one to blame need not be the first."""
+    told = TrainingMetrics(fault=ODD)
+    cause = verdict(ranks=[rank(0, 71, ended=99, training=told), rank(1, 71, training=told)])
+    assert (cause.kind, cause.rank, cause.host, cause.exit_code) == ("preflight", 1, "n2", 71)
+    assert cause.sentence == "the preflight failed: rank 1 on n2 is odd"
+    assert cause.hint == "hpcdist rerun r --set exclude=n2"
+
+
+def test_a_preflight_that_blames_no_node_says_what_to_do():
+    told = TrainingMetrics(fault=msgspec.structs.replace(ODD, host=None))
+    assert verdict(ranks=[rank(0, 71, training=told)]).hint == "have it mended"

@@ -100,3 +100,10 @@ def test_an_unknown_key_is_reported_with_the_nearest_right_one():
 def test_a_job_that_could_not_be_written_safely_is_refused(wrong):
     with pytest.raises(UsageError):
         build_job(wrong)
+
+
+@pytest.mark.parametrize("options", [{"command": ["true"]}, {"preflight": False}])
+def test_a_bad_node_is_replaced_only_where_a_preflight_finds_it(options):
+    assert build_job({"replace_bad_node": True}).replace_bad_node
+    with pytest.raises(UsageError, match="replace_bad_node"):
+        build_job({"replace_bad_node": True, **options})

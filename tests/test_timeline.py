@@ -7,7 +7,8 @@ from hpcdist.timeline import PARTS, build_timeline, find_disagreements, sum_part
 
 PHASES = {
     "imports": 7.0,
-    "process_group": 0.5,
+    "process_group": 0.25,
+    "preflight": 0.25,
     "data": 0.5,
     "other": 0.25,
     "first_step": 0.25,
@@ -34,7 +35,8 @@ def test_the_parts_of_a_training_add_up_to_queue_and_wall_clock():
     timeline = build_timeline(accounted(), [rank(), rank(1)])
     assert timeline.queued_s == 10
     assert timeline.launch_s == 2
-    assert timeline.starting_s == 2 + 7 + 0.5 + 0.5 + 0.25
+    assert timeline.preflight_s == 0.25
+    assert timeline.starting_s == 2 + 7 + 0.25 + 0.25 + 0.5 + 0.25
     assert timeline.steady_s == 20
     assert timeline.shutdown_s == 40 - 2 - 31.5
     assert (timeline.lost_s, timeline.unsplit_s) == (0, None)

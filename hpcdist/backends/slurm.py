@@ -270,6 +270,15 @@ def requeue(job_id: str) -> None:
     run_command(["scontrol", "requeue", job_id])
 
 
+def exclude_nodes(job_id: str, nodes: str) -> None:
+    """Keeps a pending job from nodes, which replace those it was kept from before; Slurm refuses it of a running one.
+
+    Raises:
+        HpcdistError: Slurm refused; the message has its own words.
+    """
+    run_command(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}"])
+
+
 def cancel(job_id: str) -> None:
     """Ends a job.
 

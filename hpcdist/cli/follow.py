@@ -13,12 +13,13 @@ from hpcdist.cli.following import follow
 from hpcdist.cli.output import format_cause, format_table, print_json
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
+from hpcdist.privacy import mask
 from hpcdist.project import find_project
 from hpcdist.record import JobStatus, RankUsage
 from hpcdist.sacct import check_job_id
 from hpcdist.store import Run, Store
 from hpcdist.units import format_duration
-from hpcdist.why import explain
+from hpcdist.why import explain, find_secrets
 
 JOBS = click.argument("jobs", nargs=-1, metavar="JOB...")
 ONE_JOB = click.argument("job", metavar="JOB")
@@ -134,13 +135,14 @@ def logs(job: str, *, following: bool, rank: int | None) -> None:
     """Print what a job's ranks wrote."""
     found = Job.find(job)
     offsets: dict[Path, int] = {}
+    secrets = find_secrets(found.run)
     if not following:
         _show_cause(found)
     while True:
         over = not following or found.status().is_over
         paths = found.log_paths(rank)
         for path in paths:
-            _copy_new(path, offsets, labelled=len(paths) > 1)
+            _copy_new(path, offsets, secrets, labelled=len(paths) > 1)
         if over:
             break
         time.sleep(LOG_POLL_S)
@@ -159,15 +161,15 @@ def _show_cause(job: Job) -> None:
         return
 
 
-def _copy_new(path: Path, offsets: dict[Path, int], *, labelled: bool) -> None:
-    """Prints the whole lines that were added to a file since the last look."""
+def _copy_new(path: Path, offsets: dict[Path, int], secrets: Sequence[str], *, labelled: bool) -> None:
+    """Prints, without secrets, the whole lines that were added to a file since the last look."""
     with path.open("rb") as file:
         file.seek(offsets.setdefault(path, 0))
         text = file.read()
     whole = text[: text.rfind(b"\n") + 1] if b"\n" in text else b""
     offsets[path] += len(whole)
     label = f"[{path.stem.removesuffix('_log')}] " if labelled else ""
-    for line in whole.decode(errors="replace").splitlines():
+    for line in mask(whole.decode(errors="replace"), secrets).splitlines():
         click.echo(label + line)
 
 

@@ -16,6 +16,7 @@ from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared
+from hpcdist.privacy import find_exposed
 from hpcdist.record import JobStatus, Progress
 
 LINE_INTERVAL_S = 10.0
@@ -36,6 +37,12 @@ def warn_of_missing_data(prepared: Prepared) -> None:
     if prepared.backend == "local":
         raise NotReadyError(f"there is no MNIST in {folder}", hint)
     click.echo(f"warning: there is no MNIST in {folder}; unless the nodes have it: {hint}", err=True)
+
+
+def warn_of_exposed_secret(prepared: Prepared) -> None:
+    """Says that a secret among the command's words is written down; they are the user's own and stay."""
+    if option := find_exposed(prepared.spec.command):
+        click.echo(f"warning: the value of {option} is written into the script and job.json; try --env", err=True)
 
 
 def show_dry_run(prepared: Prepared) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from hpcdist.joined import Audit, Disagreement, JobRecord, Timeline
 from hpcdist.units import format_bytes
 
-_STARTING = ("launch", "imports", "process_group", "data", "first_step")
+_STARTING = ("launch", "imports", "process_group", "preflight", "data", "first_step")
 _AFTER = ("validation", "checkpoint", "other", "unsplit", "shutdown")
 _WORDS = {
     "process_group": "process group",

@@ -82,6 +82,17 @@ def job_options(function: F) -> F:
         click.option(
             "--max-requeues", type=int, metavar="N", help="Requeues of a run that was stopped before its end [10]."
         ),
+        click.option(
+            "--replace-bad-node",
+            is_flag=True,
+            default=None,
+            help="Leave out a node that the preflight blames, and requeue the job.",
+        ),
+        click.option(
+            "--preflight/--no-preflight",
+            default=None,
+            help="Check nodes and network before the built-in training [on].",
+        ),
         click.option("--launcher", type=click.Choice(["srun", "torchrun"]), help="What starts the ranks [srun]."),
         click.option("--setup", multiple=True, metavar="LINE", help="Shell line to run first; repeatable."),
         click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the job; repeatable."),

@@ -11,6 +11,7 @@ from hpcdist.cli.advise import format_line, observe
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs import Job, submit_prepared
 from hpcdist.printable import printable_line
+from hpcdist.privacy import exported
 from hpcdist.rerun import Rerun, parse_changes, prepare_rerun
 from hpcdist.store import RunRecord
 
@@ -61,6 +62,7 @@ def rerun(
     again = prepare_rerun(record, found.run.path.parents[2], changes, run)
     _show_differences(record, again)
     following.warn_of_missing_data(again.prepared)
+    following.warn_of_exposed_secret(again.prepared)
     if again.prepared.note:
         click.echo(again.prepared.note, err=True)
     if dry_run:
@@ -69,7 +71,8 @@ def rerun(
     submitted = submit_prepared(again.prepared)
     following.announce(submitted, as_json=as_json and not wait)
     if wait:
-        ctx.exit(following.follow(submitted, as_json=as_json))
+        with exported(again.prepared.secrets):
+            ctx.exit(following.follow(submitted, as_json=as_json))
 
 
 def _advised(job: Job) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def submit(
     # Only here: render, which shares this file, must start as fast as a template engine can.
     from hpcdist import jobs
     from hpcdist.cli import following
+    from hpcdist.privacy import exported
     from hpcdist.spec import build_job
     from hpcdist.store import new_run_name
 
@@ -67,6 +68,7 @@ def submit(
         run = new_run_name(build_job(merge_options(project.defaults, given)))
     prepared = prepare(given, project, backend=chosen, run=run, template=template)
     following.warn_of_missing_data(prepared)
+    following.warn_of_exposed_secret(prepared)
     if prepared.note:
         click.echo(prepared.note, err=True)
     if dry_run:
@@ -75,7 +77,8 @@ def submit(
     job = jobs.submit_prepared(prepared)
     following.announce(job, as_json=as_json and not wait)
     if wait:
-        ctx.exit(following.follow(job, as_json=as_json))
+        with exported(prepared.secrets):  # what is known is masked where the end of a log is shown
+            ctx.exit(following.follow(job, as_json=as_json))
 
 
 @click.command(

@@ -3,12 +3,16 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
 from hpcdist.train.environment import RankEnvironment
@@ -105,25 +109,48 @@ def _describe_gpus() -> str:
     return "; ".join(facts)
 
 
-def join_process_group(rank: RankEnvironment, device: torch.device) -> None:
-    """Meets the other ranks; a single process needs no group.
+def open_store(rank: RankEnvironment) -> Store:
+    """Meets the other ranks; the store is where they leave words for each other. Rank 0 keeps it.
 
     Raises:
         HpcdistError: They did not come in time, or the rendezvous can't be opened.
     """
     if rank.world_size == 1:
-        return
+        return dist.HashStore()  # type: ignore[attr-defined]
     address = f"{rank.main_address}:{rank.main_port}"
-    started = time.monotonic()
-    try:
+    with _naming(rank):
+        store: Store
+        store, _, _ = next(rendezvous(f"tcp://{address}", rank.rank, rank.world_size, timeout=JOIN_TIMEOUT))
+        store.set_timeout(JOIN_TIMEOUT)
+    return store
+
+
+def join_process_group(rank: RankEnvironment, device: torch.device, store: Store) -> None:
+    """Connects the ranks that have met; a single process needs no group.
+
+    Raises:
+        HpcdistError: They don't reach each other.
+    """
+    if rank.world_size == 1:
+        return
+    with _naming(rank):
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://{address}",
+            store=PrefixStore("group", store),
             rank=rank.rank,
             world_size=rank.world_size,
             timeout=JOIN_TIMEOUT,
             device_id=device if device.type == "cuda" else None,
         )
+
+
+@contextmanager
+def _naming(rank: RankEnvironment) -> Iterator[None]:
+    """Says who did not meet whom and where, which torch does not."""
+    address = f"{rank.main_address}:{rank.main_port}"
+    started = time.monotonic()
+    try:
+        yield
     except (dist.DistNetworkError, dist.DistStoreError, dist.DistBackendError) as error:
         waited_s = time.monotonic() - started
         raise HpcdistError(

@@ -22,7 +22,13 @@ ENDING_SIGNALS = {signal.SIGTERM, signal.SIGINT}  # not HUP: under nohup it is i
 # A rank whose connection broke is seldom the one to blame. It ends with a status of its own, and later than the rank
 # that broke it, so that the launcher sees that one first.
 LOST_PEER_DELAY_S = 3.0
-LOST_PEER_SIGNS = ("Connection closed by peer", "Connection reset by peer", "gloo/transport", "NCCL communicator")
+LOST_PEER_SIGNS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "gloo/transport",
+    "NCCL communicator",
+    "remote server shutdown",
+)
 
 
 class StoppedError(HpcdistError):

@@ -19,6 +19,7 @@ from hpcdist.train.cluster import (
     choose_threads,
     count_ranks_here,
     join_process_group,
+    open_store,
     use_threads,
 )
 from hpcdist.train.commentary import Commentary
@@ -30,6 +31,7 @@ from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.pauses import GoOn, Pauses
+from hpcdist.train.preflight import preflight
 from hpcdist.train.recorder import Recorder
 from hpcdist.train.tensorboard import RunLogger
 from hpcdist.train.watchdog import Watchdog
@@ -47,8 +49,12 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
     """
     clock = outcome.clock
     clock.enter("process_group")
-    device = choose_device(options, rank)
-    join_process_group(rank, device)
+    store = open_store(rank)
+    if options.training.preflight:
+        device = preflight(options, rank, store, outcome, last_words)
+    else:
+        device = choose_device(options, rank)
+        join_process_group(rank, device, store)
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
     use_threads(threads)
     clock.enter("data")

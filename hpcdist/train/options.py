@@ -82,6 +82,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--checkpoint-every", metavar="TIME", help="time between checkpoints (30s, 5min, 1h) [5min]")
     add("--resume-from", metavar="FOLDER", help="go on from the newest checkpoint in this folder")
     add("--hang-timeout", metavar="TIME", help="end the job after this time without a step [10min]")
+    add("--preflight", action=argparse.BooleanOptionalAction, help="check nodes and network first [on]")
     add("--log-every", type=int, metavar="STEPS", help="steps between logged points [20]")
     add("--data-dir", metavar="FOLDER", help="folder of the datasets [data]")
     return parser

@@ -24,5 +24,6 @@ exec "$python" -m hpcdist.rank -- \
   --accelerator cpu \
   --checkpoint-every 5min \
   --hang-timeout 10min \
+  --preflight \
   --log-every 20 \
   --data-dir '/home/ada/mnist study/data'

@@ -18,7 +18,7 @@ import torch.distributed
 from torch import nn
 
 from hpcdist.spec import Layout, Training
-from hpcdist.train.cluster import join_process_group
+from hpcdist.train.cluster import join_process_group, open_store
 from hpcdist.train.data import ImageData, Split
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
@@ -42,7 +42,7 @@ def train(rank: int, world_size: int, port: int, optimizer: str, folder: Path) -
     environment = RankEnvironment(
         rank=rank, world_size=world_size, node_rank=rank, main_port=port, started_at_s=time.time()
     )
-    join_process_group(environment, CPU)
+    join_process_group(environment, CPU, open_store(environment))
     options = Options(
         layout=Layout(nodes=world_size, gpus=0),
         training=Training(

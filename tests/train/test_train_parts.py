@@ -63,13 +63,13 @@ class TestOptions:
         words = (
             "--nodes 2 --gpus 0 --tasks-per-node 3 --cpus-per-task 4 --epochs 5 --batch-size-per-rank 10 --lr 0.5"
             " --optimizer sgd --precision bf16-mixed --seed 6 --max-steps 7 --accelerator cpu --checkpoint-every 5min"
-            " --log-every 8 --data-dir d"
+            " --no-preflight --log-every 8 --data-dir d"
         )
         options = parse_options(words.split())
         assert options.layout == Layout(nodes=2, gpus=0, tasks_per_node=3, cpus_per_task=4)
         assert options.training == Training(
             epochs=5, batch_size_per_rank=10, lr=0.5, optimizer="sgd", precision="bf16-mixed", seed=6, max_steps=7,
-            accelerator="cpu", checkpoint_every="5min", log_every=8, data_dir="d",
+            accelerator="cpu", checkpoint_every="5min", preflight=False, log_every=8, data_dir="d",
         )  # fmt: skip
         assert options.batch_size == 60
         assert options.checkpoint_interval_s == 300

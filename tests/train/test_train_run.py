@@ -49,7 +49,17 @@ class TestFinished:
 
     def test_phases_fill_the_time_of_the_process(self, finished):
         phases_s = finished.metrics(0)["phases_s"]
-        expected = {"imports", "process_group", "data", "first_step", "steady", "validation", "checkpoint", "other"}
+        expected = {
+            "imports",
+            "process_group",
+            "preflight",
+            "data",
+            "first_step",
+            "steady",
+            "validation",
+            "checkpoint",
+            "other",
+        }
         assert set(phases_s) == expected
         assert all(seconds >= 0 for seconds in phases_s.values())
         assert phases_s["imports"] > 0.5
