@@ -236,7 +236,7 @@ def test_a_program_of_the_user_s_goes_on(testbed, project, script, options):
     job = testbed.hpcdist(*command, "--run", "interrupted", *program, cwd=project).out.strip()
     folder = project / "jobs" / "runs" / "interrupted"
     eventually(lambda: any(path.read_text() for path in folder.glob("logs/*_0_log.out")), 60)
-    time.sleep(6)
+    time.sleep(3)
     # What Slurm does when the time limit is near: the signal goes to every process of the step.
     testbed.run("scancel", "--signal=USR2", job)
     done = testbed.hpcdist("wait", job, cwd=project, timeout=240)
