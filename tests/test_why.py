@@ -1,4 +1,4 @@
-"""The evidence as it is gathered, and `hpcdist why` as a user runs it; tests/slurm/test_why.py has the real cluster."""
+"""The evidence as it is gathered, and `hpcdist why` as a user runs it; the real cluster is in tests/slurm."""
 
 import json
 import os

@@ -12,7 +12,7 @@ from hpcdist.disk import write_atomically
 
 KEPT = 2
 
-_NAME = re.compile(r"step-(?P<step>[0-9]{8,})-(?P<checksum>[0-9a-f]{32})\.ckpt")
+_NAME = re.compile(r"step-[0-9]{8,}-[0-9a-f]{32}\.ckpt")
 
 
 def write_checkpoint(folder: Path, step: int, content: bytes | memoryview) -> Path:
@@ -36,7 +36,7 @@ def find_checkpoint(folder: Path) -> Path | None:
     """
     for path in reversed(_list(folder)):
         try:
-            damage = None if path.name.split("-")[2] == f"{_checksum(path.read_bytes())}.ckpt" else "it is damaged"
+            damage = None if path.stem.split("-")[2] == _checksum(path.read_bytes()) else "it is damaged"
         except OSError as error:
             damage = error.strerror
         if damage is None:
