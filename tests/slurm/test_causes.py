@@ -5,7 +5,6 @@ there is no CUDA or NCCL. All jobs are sent at once and run side by side. Node n
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -218,6 +217,11 @@ def test_a_node_that_dies_is_named(jobs):
     options = [*TWO, "--nodelist", "n3,n4", "--sbatch", "no-requeue="]
     jobs.submit("node", options, ["sleep", "300"])
     jobs.wait("node", {"RUNNING"}, 60)
+    # Slurm calls a job running before its ranks have begun.
+    deadline = time.monotonic() + 60
+    while not (rank := jobs.folder / "jobs" / "runs" / "node" / "ranks" / "1.json").exists():
+        assert time.monotonic() < deadline, f"no {rank}"
+        time.sleep(0.1)
     try:
         subprocess.run([REPOSITORY / "testbed" / "kill-node", "n4"], env=jobs.testbed.env, check=True)
         jobs.wait("node", OVER, 90)
@@ -226,4 +230,3 @@ def test_a_node_that_dies_is_named(jobs):
         subprocess.run([REPOSITORY / "testbed" / "heal-node", "n4"], env=jobs.testbed.env, check=True)
     assert (verdict["cause"]["kind"], verdict["cause"]["host"]) == ("node-failure", "n4"), verdict
     assert verdict["cause"]["hint"] == "hpcdist rerun node --set exclude=n4"
-    assert os.path.exists(jobs.folder / "jobs" / "runs" / "node" / "ranks" / "1.json")
