@@ -1,0 +1,300 @@
+"""Faults on a real cluster, drawn at random, and the runs that have to live through them."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from hpcdist.record import RESTART_LINE
+from tests.conftest import REPOSITORY
+from tests.slurm.waiting import eventually
+
+KINDS = ("preempt", "time-limit", "kill-rank", "kill-node", "controller", "cut-checkpoint", "requeue")
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
+INTERVAL_S = 2.0
+AGREEMENT_S = 0.5  # hpcdist.train.pauses.INTERVAL_S: how often the ranks look whether a checkpoint is due
+PROGRESS_S = 1.0  # progress.json is first written after so much training
+LONGEST_DELAY_S = 5.0
+OPTIONS = ("--epochs", 3, "--checkpoint-every", f"{INTERVAL_S:g}s", "--log-every", 1, "--time", 20)
+
+
+class Fault(NamedTuple):
+    """What happens to a run: the kind, seconds after it was seen training, and under which of its ranks."""
+
+    number: int
+    kind: str
+    delay_s: float
+    rank: int
+
+
+def draw_faults(seed, count, kinds=KINDS):
+    """So many faults; each kind comes once before any comes again."""
+    chance = random.Random(seed)
+    deck = []
+    while len(deck) < count:
+        deck += chance.sample(kinds, len(kinds))
+    return [
+        Fault(number, kind, round(chance.uniform(0, LONGEST_DELAY_S), 1), chance.randrange(2))
+        for number, kind in enumerate(deck[:count], 1)
+    ]
+
+
+class Struck(NamedTuple):
+    """What a fault did: when, to which run, what was lost and how long it took until the run trained again."""
+
+    fault: Fault
+    run: str
+    step: int | None
+    lost_s: float
+    back_s: float
+
+    def row(self):
+        kind = f"{self.fault.number:3}  {self.fault.kind:14}  +{self.fault.delay_s:.1f} s  rank {self.fault.rank}"
+        return f"{kind}  {self.run:28}  {self.step or '-':>5}  {self.lost_s:6.2f} s  {self.back_s:6.1f} s"
+
+
+class Cluster:
+    """The testbed, shared by threads that break different things of it."""
+
+    def __init__(self, testbed, project, mnist_dir):
+        self.testbed, self.project, self.mnist_dir = testbed, project, mnist_dir
+        self.nodes = threading.Lock()  # `testbed/up` would heal a dead node too early
+        self.controller = threading.Lock()
+
+    def hpcdist(self, *arguments):
+        with self.controller:
+            return self.testbed.hpcdist(*arguments, cwd=self.project, timeout=240)
+
+    def ask(self, *command):
+        """What one of Slurm's commands prints; the controller may be away for a moment."""
+        done = []
+
+        def answers():
+            try:
+                done.append(self.testbed.run(*command))
+            except AssertionError:
+                return False
+            return True
+
+        eventually(answers, 60, 1)
+        return done[0]
+
+    def heal(self, node):
+        self.testbed.run(REPOSITORY / "testbed" / "heal-node", node)
+
+    def restart_controller(self):
+        daemons = Path(self.testbed.env["SLURM_CONF"]).parents[1] / "run"
+        with self.nodes, self.controller:
+            os.kill(int((daemons / "slurmctld.pid").read_text()), signal.SIGKILL)
+            time.sleep(1)
+            self.testbed.run(REPOSITORY / "testbed" / "up")
+
+
+class Soaked:
+    """A training that goes through faults: one run, and those that went on from it after a rank was killed."""
+
+    def __init__(self, cluster, options):
+        self.cluster, self.options = cluster, options
+        self.began_at_s = time.time()
+        self.ended_at_s = None
+        self.names, self.struck = [], []
+        self._enter(cluster.hpcdist("submit", *options, *OPTIONS, "--data-dir", cluster.mnist_dir, "--json"))
+
+    def _enter(self, done):
+        assert done.code == 0, done.err
+        record = json.loads(done.out)
+        self.id, self.restarts = record["job_id"], 0
+        self.names.append(record["run"])
+        self.folder = self.cluster.project / "jobs" / "runs" / record["run"]
+        self.taken_at_s, self.before, self.trains_from_s = {}, {}, None
+
+    def field(self, name):
+        words = self.cluster.ask("scontrol", "show", "job", "-o", self.id).split()
+        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
+
+    def rank(self, number):
+        try:
+            usage = json.loads((self.folder / "ranks" / f"{number}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return usage if usage["restart_count"] == self.restarts else None
+
+    def checkpoints(self):
+        return sorted((self.folder / "checkpoints").glob("step-*.ckpt"))
+
+    def look(self):
+        """Remembers when checkpoints were taken, and since when this attempt trains."""
+        for path in self.checkpoints():
+            try:
+                self.taken_at_s[int(path.name.split("-")[1])] = path.stat().st_mtime
+            except FileNotFoundError:
+                continue
+        first = self.rank(0)
+        try:
+            written_at_s = (self.folder / "progress.json").stat().st_mtime
+        except FileNotFoundError:
+            return
+        if self.trains_from_s is None and first and written_at_s > first["started_at_s"]:
+            self.trains_from_s = written_at_s - PROGRESS_S
+
+    def trains(self, timeout_s=180):
+        """Waits until this attempt trains; False when the job is over."""
+
+        def known():
+            self.look()
+            return self.trains_from_s is not None or self.is_over()
+
+        eventually(known, timeout_s, 0.3)
+        return not self.is_over()
+
+    def is_over(self):
+        return self.field("JobState") in OVER
+
+    def finish(self):
+        """Until the end of it, after its last fault."""
+        eventually(lambda: self.look() or self.is_over(), 240, 0.5)
+        self.ended_at_s = time.time()
+
+    def strike(self, fault):
+        """Does it and waits until the run trains again; False when the run was over before."""
+        if not self.trains():
+            return False
+        time.sleep(fault.delay_s)
+        self.look()
+        if self.is_over():
+            return False
+        began_s, since_s = time.time(), self.trains_from_s
+        if not getattr(self, fault.kind.replace("-", "_"))(fault):
+            return False
+        self.trains()
+        step = self.went_on_after()
+        base_s = max(since_s, self.before.get(step, 0.0))
+        lost_s = 0.0 if fault.kind == "controller" else max(0.0, began_s - base_s)
+        self.struck.append(Struck(fault, self.names[-1], step, lost_s, time.time() - began_s))
+        return True
+
+    def went_on_after(self):
+        """The step this attempt went on from."""
+        text = "".join(path.read_text() for path in (self.folder / "logs").glob("*_0_log.out"))
+        if self.restarts:
+            text = text.rpartition(RESTART_LINE.format(self.restarts))[2]
+        found = [line for line in text.splitlines() if line.startswith("goes on after step ")]
+        return int(found[0].split()[4]) if found else None
+
+    def comes_back(self, timeout_s=90):
+        """Waits until Slurm has put it back into the queue; False when it was over before the fault struck."""
+
+        def settled():
+            self.look()
+            return int(self.field("Restarts")) > self.restarts or self.is_over()
+
+        eventually(settled, timeout_s, 0.3)
+        self.look()
+        if int(self.field("Restarts")) == self.restarts:
+            return False
+        self.restarts += 1
+        self._starts_anew()
+        return True
+
+    def _starts_anew(self):
+        # Checkpoints of the stopped attempt may be written until its processes are gone.
+        self.before, self.trains_from_s = self.taken_at_s, None
+
+    def preempt(self, fault):
+        nodes, count = self.field("NodeList"), self.field("NumNodes")
+        wrap = (f"--nodes={count}", f"--nodelist={nodes}", "--exclusive", "--wrap=sleep 1")
+        self.cluster.ask("sbatch", "--partition=high", "--output=/dev/null", *wrap)
+        return self.comes_back()
+
+    def time_limit(self, fault):
+        """What Slurm sends before the limit."""
+        self.cluster.ask("scancel", "--signal=USR2", self.id)
+        return self.comes_back()
+
+    def requeue(self, fault):
+        self.cluster.ask("scontrol", "requeue", self.id)
+        return self.comes_back()
+
+    def cut_checkpoint(self, fault):
+        if not self.requeue(fault):
+            return False
+        eventually(lambda: self.field("JobState") == "PENDING", 30, 0.1)
+        newest = self.checkpoints()[-1]
+        os.truncate(newest, newest.stat().st_size // 2)
+        return True
+
+    def kill_node(self, fault):
+        host = self.rank(fault.rank % self.world_size)["host"]
+        with self.cluster.nodes:
+            try:
+                self.cluster.testbed.run(REPOSITORY / "testbed" / "kill-node", host)
+                return self.comes_back()
+            finally:
+                self.cluster.heal(host)
+
+    def controller(self, fault):
+        self.cluster.restart_controller()
+        self.before = self.taken_at_s
+        return True
+
+    def kill_rank(self, fault):
+        """Slurm must not try it again; its owner goes on from what it left."""
+        try:
+            os.kill(self.rank(fault.rank % self.world_size)["pid"], signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        eventually(lambda: self.look() or self.is_over(), 60, 0.3)
+        if self.field("JobState") == "COMPLETED":
+            return False
+        (verdict,) = json.loads(self.cluster.hpcdist("why", self.names[-1], "--json").out)
+        assert verdict["state"] == "FAILED", verdict
+        assert verdict["cause"]["kind"] in {"killed", "lost-peer"}, verdict
+        before = self.taken_at_s
+        resume = ["--resume"] if self.checkpoints() else []
+        self._enter(self.cluster.hpcdist("rerun", *resume, self.names[-1], "--json"))
+        self.before = before
+        return True
+
+    @property
+    def world_size(self):
+        options = dict(zip(self.options[::2], self.options[1::2], strict=True))
+        return options["--nodes"] * options["--gpus"]
+
+    def weights(self):
+        content = torch.load(self.checkpoints()[-1], weights_only=True)
+        return content["global_step"], content["state_dict"]
+
+    def curve(self):
+        """Its training loss as TensorBoard shows it, step by step, over all its runs."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        points = []
+        for name in self.names:
+            (folder,) = self.cluster.project.glob(f"tb_logs/*/*-{name}")
+            found = EventAccumulator(str(folder), {"scalars": 0}).Reload().Scalars("train/loss")
+            points = [point for point in points if point[0] < found[0].step] if found else points
+            points += [(event.step, event.value) for event in found]
+        return points
+
+    def productive_s(self):
+        """The time of all its steps, each counted once: their number by the median of the last attempt."""
+        training = self.rank(0)["training"]
+        return training["steps"] * training["step_time_s"]
+
+
+def predict_ettr(productive_s, once_s, failures, each_s):
+    """The effective training time ratio to expect, R / (R + u0 + N (u0 + q + dt / 2)) (arXiv 2410.21680, section III).
+
+    Args:
+        productive_s: R, seconds of training.
+        once_s: u0 with the first wait, seconds of a run that was never interrupted which are not training.
+        failures: N, how often it was interrupted.
+        each_s: u0 + q + dt / 2, seconds that each costs: start-up, the queue, half a checkpoint interval.
+    """
+    return productive_s / (productive_s + once_s + failures * each_s)
