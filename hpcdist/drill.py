@@ -45,7 +45,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
         is_broken: Whether it was broken.
         is_damage_noticed: Whether a damaged checkpoint was put aside.
         went_on_after: Step of the checkpoint its last attempt went on from; None when it began anew.
-        lost_s: Seconds of training done again: from that checkpoint until the job was broken.
+        lost_s: Seconds of training done again: from that checkpoint to the last step before it went on.
         lost_steps: About so many steps, by the median time of one.
         back_s: Seconds from the break until it trained again.
         ended_s: Seconds from the break to its end.

@@ -1,6 +1,7 @@
 """Drills: a short training is submitted, broken on purpose with its owner's own rights, and followed to its end."""
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -128,7 +129,8 @@ class _Drill:
         status = self._job.status()
         if status.state != self._state:
             self._state, self._state_since_s = status.state, time.time()
-            self._tell(f"{status.state}{f' ({status.reason})' if status.reason else ''}")
+            waits_for = status.reason if status.state == "PENDING" else None
+            self._tell(f"{status.state}{f' ({waits_for})' if waits_for else ''}")
         for path in self._list_checkpoints():
             with contextlib.suppress(FileNotFoundError):
                 self._taken_at_s[_step(path)] = path.stat().st_mtime
@@ -183,8 +185,9 @@ class _Drill:
         slurm.requeue(job_id)
         self._wait_until(lambda status: status.state == "PENDING")
         newest = self._list_checkpoints()[-1]
-        with newest.open("r+b") as file:
-            file.truncate(newest.stat().st_size // 2)
+        was = newest.stat()
+        os.truncate(newest, was.st_size // 2)
+        os.utime(newest, ns=(was.st_atime_ns, was.st_mtime_ns))  # it still tells when it was taken
         self._tell(f"requeued, and {newest.name} cut in half")
 
     def _list_checkpoints(self) -> list[Path]:
@@ -227,11 +230,12 @@ class _Drill:
         return int(found[1]) if found else None
 
     def _lost_s(self, step: int | None) -> float | None:
-        """Seconds from the checkpoint after a step to the break; one that was taken after the break lost nothing."""
-        taken_at_s = self._taken_at_s.get(step) if step is not None else None
-        if taken_at_s is None or self._broken_at_s is None:
+        """Seconds from the checkpoint after a step to where the training had come: the break, or what it saved then."""
+        first = next((rank for rank in self._job.run.ranks() if rank.rank == 0), None)
+        if step is None or step not in self._taken_at_s or self._broken_at_s is None or first is None:
             return None
-        return max(0.0, self._broken_at_s - taken_at_s)
+        saved_at_s = [taken for taken in self._taken_at_s.values() if taken < first.started_at_s]
+        return max(self._broken_at_s, *saved_at_s) - self._taken_at_s[step] if saved_at_s else None
 
     def _count_steps(self, seconds: float | None) -> int | None:
         trained = next((rank.training for rank in self._job.run.ranks() if rank.training), None)

@@ -174,10 +174,21 @@ class Soaked:
             return False
         self.trains()
         step = self.went_on_after()
-        base_s = max(since_s, self.before.get(step, 0.0))
-        lost_s = 0.0 if fault.kind == "controller" else max(0.0, began_s - base_s)
+        lost_s = 0.0 if fault.kind == "controller" else self.lost_s(step, since_s, began_s)
         self.struck.append(Struck(fault, self.names[-1], step, lost_s, time.time() - began_s))
         return True
+
+    def lost_s(self, step, since_s, broken_at_s):
+        """Seconds of training done again: what the attempt before this one did after the checkpoint gone on from.
+
+        Args:
+            step: That of the checkpoint; None where it began anew.
+            since_s: When that attempt began to train.
+            broken_at_s: When it was broken; asked to stop, it may have come further and saved that.
+        """
+        first = self.rank(0)["started_at_s"]
+        until_s = max([broken_at_s, *(taken for taken in self.before.values() if taken < first)])
+        return until_s - max(since_s, self.before.get(step, 0.0))
 
     def went_on_after(self):
         """The step this attempt went on from."""
@@ -226,7 +237,9 @@ class Soaked:
             return False
         eventually(lambda: self.field("JobState") == "PENDING", 30, 0.1)
         newest = self.checkpoints()[-1]
-        os.truncate(newest, newest.stat().st_size // 2)
+        was = newest.stat()
+        os.truncate(newest, was.st_size // 2)
+        os.utime(newest, ns=(was.st_atime_ns, was.st_mtime_ns))
         return True
 
     def kill_node(self, fault):
