@@ -103,7 +103,7 @@ class Soaked:
         self.cluster, self.options = cluster, options
         self.began_at_s = time.time()
         self.ended_at_s = None
-        self.names, self.struck = [], []
+        self.names, self.struck, self.released = [], [], 0
         self._enter(cluster.hpcdist("submit", *options, *OPTIONS, "--data-dir", cluster.mnist_dir, "--json"))
 
     def _enter(self, done):
@@ -148,17 +148,29 @@ class Soaked:
 
         def known():
             self.look()
+            self.release()
             return self.trains_from_s is not None or self.is_over()
 
         eventually(known, timeout_s, 0.3)
         return not self.is_over()
+
+    def release(self):
+        """What the owner of a job has to do, as `hpcdist why` says, which Slurm holds because a start failed.
+
+        That happens when the controller dies in the moment in which it starts the job: the next one starts it again,
+        where it runs already.
+        """
+        if self.field("Reason") == "launch_failed_requeued_held":
+            self.cluster.ask("scontrol", "release", self.id)
+            self.restarts = int(self.field("Restarts"))
+            self.released += 1
 
     def is_over(self):
         return self.field("JobState") in OVER
 
     def finish(self):
         """Until the end of it, after its last fault."""
-        eventually(lambda: self.look() or self.is_over(), 240, 0.5)
+        eventually(lambda: self.look() or self.release() or self.is_over(), 240, 0.5)
         self.ended_at_s = time.time()
 
     def strike(self, fault):
@@ -296,7 +308,7 @@ class Soaked:
         return points
 
     def productive_s(self):
-        """The time of all its steps, each counted once: their number by the median of the last attempt."""
+        """The time of its steps: their number by the median of one; of a run that nobody touched."""
         training = self.rank(0)["training"]
         return training["steps"] * training["step_time_s"]
 
