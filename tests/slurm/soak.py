@@ -1,99 +1,22 @@
-"""Faults on a real cluster, drawn at random, and the runs that have to live through them."""
+"""Runs on a real cluster that have to live through faults."""
 
 import json
 import os
-import random
 import signal
-import threading
 import time
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from hpcdist.record import RESTART_LINE
 from tests.conftest import REPOSITORY
+from tests.slurm.faults import Struck
 from tests.slurm.waiting import eventually
 
-KINDS = ("preempt", "time-limit", "kill-rank", "kill-node", "controller", "cut-checkpoint", "requeue")
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
 INTERVAL_S = 2.0
 AGREEMENT_S = 0.5  # hpcdist.train.pauses.INTERVAL_S: how often the ranks look whether a checkpoint is due
 PROGRESS_S = 1.0  # progress.json is first written after so much training
-LONGEST_DELAY_S = 5.0
 OPTIONS = ("--epochs", 3, "--checkpoint-every", f"{INTERVAL_S:g}s", "--log-every", 1, "--time", 20)
-
-
-class Fault(NamedTuple):
-    """What happens to a run: the kind, seconds after it was seen training, and under which of its ranks."""
-
-    number: int
-    kind: str
-    delay_s: float
-    rank: int
-
-
-def draw_faults(seed, count, kinds=KINDS):
-    """So many faults; each kind comes once before any comes again."""
-    chance = random.Random(seed)
-    deck = []
-    while len(deck) < count:
-        deck += chance.sample(kinds, len(kinds))
-    return [
-        Fault(number, kind, round(chance.uniform(0, LONGEST_DELAY_S), 1), chance.randrange(2))
-        for number, kind in enumerate(deck[:count], 1)
-    ]
-
-
-class Struck(NamedTuple):
-    """What a fault did: when, to which run, what was lost and how long it took until the run trained again."""
-
-    fault: Fault
-    run: str
-    step: int | None
-    lost_s: float
-    back_s: float
-
-    def row(self):
-        kind = f"{self.fault.number:3}  {self.fault.kind:14}  +{self.fault.delay_s:.1f} s  rank {self.fault.rank}"
-        return f"{kind}  {self.run:28}  {self.step or '-':>5}  {self.lost_s:6.2f} s  {self.back_s:6.1f} s"
-
-
-class Cluster:
-    """The testbed, shared by threads that break different things of it."""
-
-    def __init__(self, testbed, project, mnist_dir):
-        self.testbed, self.project, self.mnist_dir = testbed, project, mnist_dir
-        self.nodes = threading.Lock()  # `testbed/up` would heal a dead node too early
-        self.controller = threading.Lock()
-
-    def hpcdist(self, *arguments):
-        with self.controller:
-            return self.testbed.hpcdist(*arguments, cwd=self.project, timeout=240)
-
-    def ask(self, *command):
-        """What one of Slurm's commands prints; the controller may be away for a moment."""
-        done = []
-
-        def answers():
-            try:
-                done.append(self.testbed.run(*command))
-            except AssertionError:
-                return False
-            return True
-
-        eventually(answers, 60, 1)
-        return done[0]
-
-    def heal(self, node):
-        self.testbed.run(REPOSITORY / "testbed" / "heal-node", node)
-
-    def restart_controller(self):
-        daemons = Path(self.testbed.env["SLURM_CONF"]).parents[1] / "run"
-        with self.nodes, self.controller:
-            os.kill(int((daemons / "slurmctld.pid").read_text()), signal.SIGKILL)
-            time.sleep(1)
-            self.testbed.run(REPOSITORY / "testbed" / "up")
 
 
 class Soaked:
@@ -103,7 +26,7 @@ class Soaked:
         self.cluster, self.options = cluster, options
         self.began_at_s = time.time()
         self.ended_at_s = None
-        self.names, self.struck, self.released = [], [], 0
+        self.names, self.struck, self.mended = [], [], 0
         self._enter(cluster.hpcdist("submit", *options, *OPTIONS, "--data-dir", cluster.mnist_dir, "--json"))
 
     def _enter(self, done):
@@ -148,29 +71,42 @@ class Soaked:
 
         def known():
             self.look()
-            self.release()
+            self.mend()
             return self.trains_from_s is not None or self.is_over()
 
         eventually(known, timeout_s, 0.3)
         return not self.is_over()
 
-    def release(self):
-        """What the owner of a job has to do, as `hpcdist why` says, which Slurm holds because a start failed.
+    def mend(self):
+        """What its owner has to do where Slurm failed to start it, seen when the controller died a moment before.
 
-        That happens when the controller dies in the moment in which it starts the job: the next one starts it again,
-        where it runs already.
+        The next controller starts a job where it runs already, and holds it; or it starts one on a node that it knows
+        no GPUs of yet, and srun finds none.
         """
         if self.field("Reason") == "launch_failed_requeued_held":
             self.cluster.ask("scontrol", "release", self.id)
             self.restarts = int(self.field("Restarts"))
-            self.released += 1
+            self.mended += 1
+        elif self.field("JobState") == "FAILED" and self.rank(0) is None and "Unable to create step" in self.said():
+            self.go_on()
+            self.mended += 1
+
+    def said(self):
+        return "".join(path.read_text() for path in (self.folder / "logs").glob("*_batch.out"))
+
+    def go_on(self):
+        """Another run goes on from where this one ended."""
+        taken_at_s = {**self.before, **self.taken_at_s}
+        resume = ["--resume"] if self.checkpoints() else []
+        self._enter(self.cluster.hpcdist("rerun", *resume, self.names[-1], "--json"))
+        self.before = taken_at_s
 
     def is_over(self):
         return self.field("JobState") in OVER
 
     def finish(self):
         """Until the end of it, after its last fault."""
-        eventually(lambda: self.look() or self.release() or self.is_over(), 240, 0.5)
+        eventually(lambda: self.look() or self.mend() or self.is_over(), 240, 0.5)
         self.ended_at_s = time.time()
 
     def strike(self, fault):
@@ -185,8 +121,10 @@ class Soaked:
         if not getattr(self, fault.kind.replace("-", "_"))(fault):
             return False
         self.trains()
-        step = self.went_on_after()
-        lost_s = 0.0 if fault.kind == "controller" else self.lost_s(step, since_s, began_s)
+        step, lost_s = None, 0.0
+        if fault.kind != "controller":
+            step = self.went_on_after()
+            lost_s = self.lost_s(step, since_s, began_s)
         self.struck.append(Struck(fault, self.names[-1], step, lost_s, time.time() - began_s))
         return True
 
@@ -265,7 +203,6 @@ class Soaked:
 
     def controller(self, fault):
         self.cluster.restart_controller()
-        self.before = self.taken_at_s
         return True
 
     def kill_rank(self, fault):
@@ -280,10 +217,7 @@ class Soaked:
         (verdict,) = json.loads(self.cluster.hpcdist("why", self.names[-1], "--json").out)
         assert verdict["state"] == "FAILED", verdict
         assert verdict["cause"]["kind"] in {"killed", "lost-peer"}, verdict
-        before = self.taken_at_s
-        resume = ["--resume"] if self.checkpoints() else []
-        self._enter(self.cluster.hpcdist("rerun", *resume, self.names[-1], "--json"))
-        self.before = before
+        self.go_on()
         return True
 
     @property
@@ -311,15 +245,3 @@ class Soaked:
         """The time of its steps: their number by the median of one; of a run that nobody touched."""
         training = self.rank(0)["training"]
         return training["steps"] * training["step_time_s"]
-
-
-def predict_ettr(productive_s, once_s, failures, each_s):
-    """The effective training time ratio to expect, R / (R + u0 + N (u0 + q + dt / 2)) (arXiv 2410.21680, section III).
-
-    Args:
-        productive_s: R, seconds of training.
-        once_s: u0 with the first wait, seconds of a run that was never interrupted which are not training.
-        failures: N, how often it was interrupted.
-        each_s: u0 + q + dt / 2, seconds that each costs: start-up, the queue, half a checkpoint interval.
-    """
-    return productive_s / (productive_s + once_s + failures * each_s)

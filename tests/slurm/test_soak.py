@@ -14,7 +14,8 @@ import psutil
 import pytest
 import torch
 
-from tests.slurm.soak import AGREEMENT_S, INTERVAL_S, KINDS, Cluster, Soaked, draw_faults, predict_ettr
+from tests.slurm.faults import HEADER, KINDS, Cluster, draw_faults, predict_ettr
+from tests.slurm.soak import AGREEMENT_S, INTERVAL_S, Soaked
 from tests.slurm.waiting import eventually
 
 LONG = "SOAK" in os.environ
@@ -72,7 +73,7 @@ def test_random_faults(cluster, testbed):
     seed = int(os.environ.get("SOAK_SEED", secrets.randbelow(10**6) if LONG else 4))
     slots = SLOTS if LONG else SLOTS[::2]
     kinds = KINDS if LONG else [kind for kind in KINDS if kind != "kill-node"]
-    print(f"\nseed {seed}")
+    print(f"\nseed {seed}\n{HEADER}")
     began_s = time.time()
     with ThreadPoolExecutor(len(slots)) as pool:
         untouched = dict(zip(slots, pool.map(lambda options: Soaked(cluster, options), slots), strict=True))
@@ -85,8 +86,8 @@ def test_random_faults(cluster, testbed):
     assert len(struck) == (50 if LONG else 4)
     assert [one.row() for one in struck if one.lost_s > INTERVAL_S + AGREEMENT_S + TEST_S] == []
     assert_nothing_is_left(testbed, [name for run in soak.runs for name in run.names])
-    released = sum(run.released for run in soak.runs)
-    print(f"{len(struck)} faults, {len(soak.runs)} runs, {released} released by hand, {time.time() - began_s:.0f} s")
+    mended = sum(run.mended for run in soak.runs)
+    print(f"{len(struck)} faults, {len(soak.runs)} runs, {mended} mended by hand, {time.time() - began_s:.0f} s")
     print(format_ettr(soak.runs, untouched))
 
 
