@@ -36,9 +36,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --quiet --fix .
 	$(BIN)/ruff format --quiet .
 
-# The full versions of what `make test` cuts short.
+# The full versions of what `make test` cuts short: 50 random faults, 200 submissions. SOAK_SEED repeats a draw.
 soak: $(INSTALLED)
-	SOAK=1 $(BIN)/python -m pytest tests/slurm
+	SOAK=1 $(BIN)/python -m pytest -s -m soak tests/slurm
 
 studies: $(INSTALLED)
 	$(BIN)/hpcdist data fetch mnist

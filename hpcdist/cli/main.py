@@ -21,6 +21,7 @@ COMMANDS = {
     "seff": ("hpcdist.cli.efficiency:seff", "CPU, memory and GPU efficiency and wall-clock of jobs."),
     "advise": ("hpcdist.cli.advise:advise_command", "Print the next request, right-sized from what jobs used."),
     "rerun": ("hpcdist.cli.rerun:rerun", "Submit a run again, as it was or with changes."),
+    "drill": ("hpcdist.cli.drill:drill", "Break a short training on purpose; say whether it would survive."),
     "data": ("hpcdist.cli.data:data", "Put datasets where jobs find them."),
     "completion": ("hpcdist.cli.completion:completion", "Print the line that switches shell completion on."),
 }

@@ -12,18 +12,11 @@ import pytest
 import torch
 
 from tests.conftest import REPOSITORY
+from tests.slurm.waiting import eventually
 
 pytestmark = pytest.mark.slurm
 
 OPTIONS = ("--nodes", 2, "--time", "10")
-
-
-def eventually(question, timeout_s=60, every_s=0.2):
-    deadline = time.monotonic() + timeout_s
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(every_s)
-    return answer
 
 
 class Job:

@@ -265,6 +265,7 @@ def test_a_killed_rank_ends_the_job_and_is_named(submit):
     assert re.search(r"FAILED: rank 1 on n\d ended with signal 9", outcome.err)
 
 
+@pytest.mark.soak
 def test_a_rank_that_works_longer_than_the_others_is_waited_for(submit, testbed):
     seconds = "60" if os.environ.get("SOAK") else "15"
     program = f'if [ "$RANK" = 0 ]; then sleep {seconds}; fi'

@@ -1,0 +1,251 @@
+"""Drills: a short training is submitted, broken on purpose with its owner's own rights, and followed to its end."""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from hpcdist.backends import breaking, slurm
+from hpcdist.cause import Cause, Verdict
+from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
+from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.jobs import ACCOUNTING_LAG_S, Job, submit_prepared
+from hpcdist.prepare import Prepared, merge_options, prepare
+from hpcdist.project import Project
+from hpcdist.record import CONTINUED_STATES, RESTART_LINE, JobStatus, RankUsage
+from hpcdist.spec import build_job
+from hpcdist.store import new_run_name
+from hpcdist.units import parse_duration
+
+POLL_INTERVAL_S = 0.5
+# A job that Slurm requeues may show how its last attempt ended for a moment.
+SETTLED_S = 30.0
+WENT_ON = re.compile(r"^goes on after step (\d+) of ", re.MULTILINE)
+
+Tell = Callable[[str], None]
+
+
+def prepare_drill(kind: DrillKind, given: Mapping[str, Any], project: Project) -> Prepared:
+    """The job of a drill: the built-in training with the site's defaults and the user's options.
+
+    Raises:
+        UsageError: An option can't be used.
+    """
+    asked = build_job(merge_options(project.defaults, given))
+    if asked.array or asked.command:
+        raise UsageError("a drill is one job of the built-in training", "leave out --array and the command")
+    options = merge_options(choose_options(kind, asked.layout.world_size), given)
+    run = new_run_name(build_job(merge_options(project.defaults, options)))
+    return prepare(options, project, backend="slurm", run=run)
+
+
+def run_drill(kind: DrillKind, prepared: Prepared, means: Means, tell: Tell) -> Result:
+    """Submits, breaks, follows, judges; the job never outlives the drill.
+
+    Args:
+        kind: How to break the job.
+        prepared: What `prepare_drill` made.
+        means: What may be used for it.
+        tell: Called with what happens, for a person.
+
+    Raises:
+        SubmitError: The scheduler refused the job.
+    """
+    if obstacle := find_obstacle(kind, means, prepared.spec.layout.world_size):
+        return Result(kind=kind, passed=None, sentence=obstacle)
+    job = submit_prepared(prepared)
+    tell(f"job {job.id}, run {job.run.name}")
+    drill = _Drill(kind, job, means, tell)
+    try:
+        seen = drill.run()
+    finally:
+        drill.clean_up()
+    passed, sentence = judge(kind, seen, hang_timeout_s=parse_duration(prepared.spec.training.hang_timeout))
+    return Result(kind=kind, passed=passed, sentence=sentence, run=job.run.name, job_id=job.id, seen=seen)
+
+
+class _TimeoutError(Exception):
+    """The drill is given up."""
+
+
+class _Drill:
+    """One job that is broken, and what was seen of it so far."""
+
+    def __init__(self, kind: DrillKind, job: Job, means: Means, tell: Tell) -> None:
+        self._kind = kind
+        self._job = job
+        self._means = means
+        self._tell = tell
+        self._began_at_s = time.time()
+        self._broken_at_s: float | None = None
+        self._back_at_s: float | None = None
+        self._preemptor: str | None = None
+        self._checkpoints = job.run.path / "checkpoints"
+        self._taken_at_s: dict[int, float] = {}  # by step; the files are soon gone
+        self._state = ""
+        self._state_since_s = 0.0
+
+    def run(self) -> Seen:
+        """Breaks the job when it has trained a while, and waits for its end."""
+        problem: str | None = None
+        try:
+            if self._wait_until(self._has_trained):
+                self._broken_at_s = time.time()
+                self._break()
+                self._wait_until(lambda _: False)
+        except _TimeoutError:
+            problem = "it was given up"
+        except HpcdistError as error:
+            problem = error.message
+            self._broken_at_s = None
+        return self._sum_up(problem)
+
+    def clean_up(self) -> None:
+        """Ends what is left of the drill."""
+        if not self._is_over():
+            self._tell("cancelled")
+            self._job.cancel()
+        if self._preemptor:
+            with contextlib.suppress(HpcdistError):
+                slurm.cancel(self._preemptor)
+
+    def _wait_until(self, condition: Callable[[JobStatus], bool]) -> bool:
+        """Waits until something holds; False when the job is over before."""
+        while True:
+            status = self._look()
+            if condition(status):
+                return True
+            if self._is_over():
+                return False
+            if time.time() - self._began_at_s > self._means.timeout_s:
+                raise _TimeoutError
+            time.sleep(POLL_INTERVAL_S)
+
+    def _look(self) -> JobStatus:
+        """Where the job is; remembers what would be gone later."""
+        status = self._job.status()
+        if status.state != self._state:
+            self._state, self._state_since_s = status.state, time.time()
+            waits_for = status.reason if status.state == "PENDING" else None
+            self._tell(f"{status.state}{f' ({waits_for})' if waits_for else ''}")
+        for path in self._list_checkpoints():
+            with contextlib.suppress(FileNotFoundError):
+                self._taken_at_s[_step(path)] = path.stat().st_mtime
+        if self._broken_at_s and self._back_at_s is None and self._has_trained_again():
+            self._back_at_s = time.time()
+            self._tell(f"trains again, {self._back_at_s - self._broken_at_s:.0f} s after it was broken")
+        return status
+
+    def _is_over(self) -> bool:
+        over = JobStatus(job_id=None, state=self._state).is_over
+        return over and (self._state not in CONTINUED_STATES or time.time() - self._state_since_s > SETTLED_S)
+
+    def _has_trained(self, _: JobStatus) -> bool:
+        progress = self._job.run.progress()
+        return progress is not None and progress.step >= self._means.at_step and bool(self._list_checkpoints())
+
+    def _has_trained_again(self) -> bool:
+        first = next((rank for rank in self._job.run.ranks() if rank.rank == 0 and rank.restart_count), None)
+        try:
+            written_at_s = (self._job.run.path / "progress.json").stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return first is not None and written_at_s > first.started_at_s
+
+    def _break(self) -> None:
+        """Does it.
+
+        Raises:
+            HpcdistError: It can't be done.
+        """
+        job_id, last = self._job.id or "", self._job.run.ranks()[-1]
+        if self._kind == "preempt":
+            self._preemptor = breaking.preempt(job_id, self._means.preempt_with or "")
+            self._tell(f"job {self._preemptor} in partition {self._means.preempt_with} wants its nodes")
+        elif self._kind == "time-limit":
+            breaking.warn_of_time_limit(job_id)
+            self._tell("sent what Slurm sends before the time limit: scancel --signal=USR2")
+        elif self._kind == "kill-node":
+            breaking.kill_node(self._means.kill_node or "", last.host)
+            self._tell(f"node {last.host} killed, under rank {last.rank}")
+        elif self._kind == "corrupt-checkpoint":
+            self._cut_checkpoint(job_id)
+        else:
+            self._signal(job_id, last, "KILL" if self._kind == "kill-rank" else "STOP")
+
+    def _signal(self, job_id: str, rank: RankUsage, signal: str) -> None:
+        breaking.signal_rank(job_id, rank, signal)
+        self._tell(f"kill -{signal} {rank.pid}: rank {rank.rank} on {rank.host}")
+
+    def _cut_checkpoint(self, job_id: str) -> None:
+        """Requeues the job, and cuts its newest checkpoint in half before it starts again."""
+        slurm.requeue(job_id)
+        self._wait_until(lambda status: status.state == "PENDING")
+        newest = self._list_checkpoints()[-1]
+        was = newest.stat()
+        os.truncate(newest, was.st_size // 2)
+        os.utime(newest, ns=(was.st_atime_ns, was.st_mtime_ns))  # it still tells when it was taken
+        self._tell(f"requeued, and {newest.name} cut in half")
+
+    def _list_checkpoints(self) -> list[Path]:
+        return sorted(self._checkpoints.glob("step-*.ckpt"))
+
+    def _sum_up(self, problem: str | None) -> Seen:
+        ended_at_s = time.time()
+        restarts = max((rank.restart_count for rank in self._job.run.ranks()), default=0)
+        verdict = self._settled_verdict(restarts)
+        went_on_after = self._went_on_after(restarts)
+        lost_s = self._lost_s(went_on_after)
+        return Seen(
+            states=(*(attempt.state for attempt in verdict.earlier), verdict.state),
+            restarts=restarts,
+            cause=Cause(kind="unknown", sentence=problem) if problem else verdict.cause,
+            is_over=self._is_over(),
+            is_broken=self._broken_at_s is not None,
+            is_damage_noticed=any(self._checkpoints.glob("*.damaged")),
+            went_on_after=went_on_after,
+            lost_s=lost_s,
+            lost_steps=self._count_steps(lost_s),
+            back_s=self._since_break(self._back_at_s),
+            ended_s=self._since_break(ended_at_s),
+            took_s=ended_at_s - self._began_at_s,
+        )
+
+    def _settled_verdict(self, restarts: int) -> Verdict:
+        """Why it ended, when accounting knows of every attempt, or does not learn of it."""
+        deadline = time.monotonic() + ACCOUNTING_LAG_S
+        while True:
+            (verdict,) = self._job.why()
+            if len(verdict.earlier) >= restarts or time.monotonic() > deadline:
+                return verdict
+            time.sleep(POLL_INTERVAL_S)
+
+    def _went_on_after(self, restarts: int) -> int | None:
+        """The step its last attempt went on from."""
+        log = self._job.logs(0).rpartition(RESTART_LINE.format(restarts))[2]
+        found = WENT_ON.search(log) if restarts else None
+        return int(found[1]) if found else None
+
+    def _lost_s(self, step: int | None) -> float | None:
+        """Seconds from the checkpoint after a step to where the training had come: the break, or what it saved then."""
+        first = next((rank for rank in self._job.run.ranks() if rank.rank == 0), None)
+        if step is None or step not in self._taken_at_s or self._broken_at_s is None or first is None:
+            return None
+        saved_at_s = [taken for taken in self._taken_at_s.values() if taken < first.started_at_s]
+        return max(self._broken_at_s, *saved_at_s) - self._taken_at_s[step] if saved_at_s else None
+
+    def _count_steps(self, seconds: float | None) -> int | None:
+        trained = next((rank.training for rank in self._job.run.ranks() if rank.training), None)
+        if seconds is None or trained is None or not trained.step_time_s:
+            return None
+        return round(seconds / trained.step_time_s)
+
+    def _since_break(self, moment_s: float | None) -> float | None:
+        return None if moment_s is None or self._broken_at_s is None else moment_s - self._broken_at_s
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])

@@ -1,0 +1,247 @@
+"""Runs on a real cluster that have to live through faults."""
+
+import json
+import os
+import signal
+import time
+
+import torch
+
+from hpcdist.record import RESTART_LINE
+from tests.conftest import REPOSITORY
+from tests.slurm.faults import Struck
+from tests.slurm.waiting import eventually
+
+OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
+INTERVAL_S = 2.0
+AGREEMENT_S = 0.5  # hpcdist.train.pauses.INTERVAL_S: how often the ranks look whether a checkpoint is due
+PROGRESS_S = 1.0  # progress.json is first written after so much training
+OPTIONS = ("--epochs", 3, "--checkpoint-every", f"{INTERVAL_S:g}s", "--log-every", 1, "--time", 20)
+
+
+class Soaked:
+    """A training that goes through faults: one run, and those that went on from it after a rank was killed."""
+
+    def __init__(self, cluster, options):
+        self.cluster, self.options = cluster, options
+        self.began_at_s = time.time()
+        self.ended_at_s = None
+        self.names, self.struck, self.mended = [], [], 0
+        self._enter(cluster.hpcdist("submit", *options, *OPTIONS, "--data-dir", cluster.mnist_dir, "--json"))
+
+    def _enter(self, done):
+        assert done.code == 0, done.err
+        record = json.loads(done.out)
+        self.id, self.restarts = record["job_id"], 0
+        self.names.append(record["run"])
+        self.folder = self.cluster.project / "jobs" / "runs" / record["run"]
+        self.taken_at_s, self.before, self.trains_from_s = {}, {}, None
+
+    def field(self, name):
+        words = self.cluster.ask("scontrol", "show", "job", "-o", self.id).split()
+        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
+
+    def rank(self, number):
+        try:
+            usage = json.loads((self.folder / "ranks" / f"{number}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return usage if usage["restart_count"] == self.restarts else None
+
+    def checkpoints(self):
+        return sorted((self.folder / "checkpoints").glob("step-*.ckpt"))
+
+    def look(self):
+        """Remembers when checkpoints were taken, and since when this attempt trains."""
+        for path in self.checkpoints():
+            try:
+                self.taken_at_s[int(path.name.split("-")[1])] = path.stat().st_mtime
+            except FileNotFoundError:
+                continue
+        first = self.rank(0)
+        try:
+            written_at_s = (self.folder / "progress.json").stat().st_mtime
+        except FileNotFoundError:
+            return
+        if self.trains_from_s is None and first and written_at_s > first["started_at_s"]:
+            self.trains_from_s = written_at_s - PROGRESS_S
+
+    def trains(self, timeout_s=180):
+        """Waits until this attempt trains; False when the job is over."""
+
+        def known():
+            self.look()
+            self.mend()
+            return self.trains_from_s is not None or self.is_over()
+
+        eventually(known, timeout_s, 0.3)
+        return not self.is_over()
+
+    def mend(self):
+        """What its owner has to do where Slurm failed to start it, seen when the controller died a moment before.
+
+        The next controller starts a job where it runs already, and holds it; or it starts one on a node that it knows
+        no GPUs of yet, and srun finds none.
+        """
+        if self.field("Reason") == "launch_failed_requeued_held":
+            self.cluster.ask("scontrol", "release", self.id)
+            self.restarts = int(self.field("Restarts"))
+            self.mended += 1
+        elif self.field("JobState") == "FAILED" and self.rank(0) is None and "Unable to create step" in self.said():
+            self.go_on()
+            self.mended += 1
+
+    def said(self):
+        return "".join(path.read_text() for path in (self.folder / "logs").glob("*_batch.out"))
+
+    def go_on(self):
+        """Another run goes on from where this one ended."""
+        taken_at_s = {**self.before, **self.taken_at_s}
+        resume = ["--resume"] if self.checkpoints() else []
+        self._enter(self.cluster.hpcdist("rerun", *resume, self.names[-1], "--json"))
+        self.before = taken_at_s
+
+    def is_over(self):
+        return self.field("JobState") in OVER
+
+    def finish(self):
+        """Until the end of it, after its last fault."""
+        eventually(lambda: self.look() or self.mend() or self.is_over(), 240, 0.5)
+        self.ended_at_s = time.time()
+
+    def strike(self, fault):
+        """Does it and waits until the run trains again; False when the run was over before."""
+        if not self.trains():
+            return False
+        time.sleep(fault.delay_s)
+        self.look()
+        if self.is_over():
+            return False
+        began_s, since_s = time.time(), self.trains_from_s
+        if not getattr(self, fault.kind.replace("-", "_"))(fault):
+            return False
+        self.trains()
+        step, lost_s = None, 0.0
+        if fault.kind != "controller":
+            step = self.went_on_after()
+            lost_s = self.lost_s(step, since_s, began_s)
+        self.struck.append(Struck(fault, self.names[-1], step, lost_s, time.time() - began_s))
+        return True
+
+    def lost_s(self, step, since_s, broken_at_s):
+        """Seconds of training done again: what the attempt before this one did after the checkpoint gone on from.
+
+        Args:
+            step: That of the checkpoint; None where it began anew.
+            since_s: When that attempt began to train.
+            broken_at_s: When it was broken; asked to stop, it may have come further and saved that.
+        """
+        first = self.rank(0)["started_at_s"]
+        until_s = max([broken_at_s, *(taken for taken in self.before.values() if taken < first)])
+        return until_s - max(since_s, self.before.get(step, 0.0))
+
+    def went_on_after(self):
+        """The step this attempt went on from."""
+        text = "".join(path.read_text() for path in (self.folder / "logs").glob("*_0_log.out"))
+        if self.restarts:
+            text = text.rpartition(RESTART_LINE.format(self.restarts))[2]
+        found = [line for line in text.splitlines() if line.startswith("goes on after step ")]
+        return int(found[0].split()[4]) if found else None
+
+    def comes_back(self, timeout_s=90):
+        """Waits until Slurm has put it back into the queue; False when it was over before the fault struck."""
+
+        def settled():
+            self.look()
+            return int(self.field("Restarts")) > self.restarts or self.is_over()
+
+        eventually(settled, timeout_s, 0.3)
+        self.look()
+        if int(self.field("Restarts")) == self.restarts:
+            return False
+        self.restarts += 1
+        self._starts_anew()
+        return True
+
+    def _starts_anew(self):
+        # Checkpoints of the stopped attempt may be written until its processes are gone.
+        self.before, self.trains_from_s = self.taken_at_s, None
+
+    def preempt(self, fault):
+        nodes, count = self.field("NodeList"), self.field("NumNodes")
+        wrap = (f"--nodes={count}", f"--nodelist={nodes}", "--exclusive", "--wrap=sleep 1")
+        self.cluster.ask("sbatch", "--partition=high", "--output=/dev/null", *wrap)
+        return self.comes_back()
+
+    def time_limit(self, fault):
+        """What Slurm sends before the limit."""
+        self.cluster.ask("scancel", "--signal=USR2", self.id)
+        return self.comes_back()
+
+    def requeue(self, fault):
+        self.cluster.ask("scontrol", "requeue", self.id)
+        return self.comes_back()
+
+    def cut_checkpoint(self, fault):
+        if not self.requeue(fault):
+            return False
+        eventually(lambda: self.field("JobState") == "PENDING", 30, 0.1)
+        newest = self.checkpoints()[-1]
+        was = newest.stat()
+        os.truncate(newest, was.st_size // 2)
+        os.utime(newest, ns=(was.st_atime_ns, was.st_mtime_ns))
+        return True
+
+    def kill_node(self, fault):
+        host = self.rank(fault.rank % self.world_size)["host"]
+        with self.cluster.nodes:
+            try:
+                self.cluster.testbed.run(REPOSITORY / "testbed" / "kill-node", host)
+                return self.comes_back()
+            finally:
+                self.cluster.heal(host)
+
+    def controller(self, fault):
+        self.cluster.restart_controller()
+        return True
+
+    def kill_rank(self, fault):
+        """Slurm must not try it again; its owner goes on from what it left."""
+        try:
+            os.kill(self.rank(fault.rank % self.world_size)["pid"], signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        eventually(lambda: self.look() or self.is_over(), 60, 0.3)
+        if self.field("JobState") == "COMPLETED":
+            return False
+        (verdict,) = json.loads(self.cluster.hpcdist("why", self.names[-1], "--json").out)
+        assert verdict["state"] == "FAILED", verdict
+        assert verdict["cause"]["kind"] in {"killed", "lost-peer"}, verdict
+        self.go_on()
+        return True
+
+    @property
+    def world_size(self):
+        options = dict(zip(self.options[::2], self.options[1::2], strict=True))
+        return options["--nodes"] * options["--gpus"]
+
+    def weights(self):
+        content = torch.load(self.checkpoints()[-1], weights_only=True)
+        return content["global_step"], content["state_dict"]
+
+    def curve(self):
+        """Its training loss as TensorBoard shows it, step by step, over all its runs."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        points = []
+        for name in self.names:
+            (folder,) = self.cluster.project.glob(f"tb_logs/*/*-{name}")
+            found = EventAccumulator(str(folder), {"scalars": 0}).Reload().Scalars("train/loss")
+            points = [point for point in points if point[0] < found[0].step] if found else points
+            points += [(event.step, event.value) for event in found]
+        return points
+
+    def productive_s(self):
+        """The time of its steps: their number by the median of one; of a run that nobody touched."""
+        training = self.rank(0)["training"]
+        return training["steps"] * training["step_time_s"]
