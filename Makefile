@@ -21,8 +21,9 @@ demo: $(INSTALLED)
 	$(BIN)/hpcdist submit --nodes 2 --gpus 1 --backend local --wait
 
 # The tests on a real cluster start the testbed; tests/slurm/conftest.py says when it may install Slurm's packages.
+# Two at a time: one waits for Slurm most of the while (tests/conftest.py groups them).
 test: $(INSTALLED) check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check --quiet .

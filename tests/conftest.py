@@ -12,6 +12,13 @@ REPOSITORY = Path(__file__).parent.parent
 HPCDIST = [sys.executable, "-m", "hpcdist.cli.main"]
 
 
+def pytest_collection_modifyitems(items):
+    """What stays together when tests run in two processes: all that use the cluster, and each other file's."""
+    for item in items:
+        group = "cluster" if item.path.parent.name == "slurm" else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """A folder with the real MNIST, fetched once."""

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -126,11 +126,25 @@ def preempt(testbed, job):
     testbed.run("sbatch", "--parsable", "--output=/dev/null", *wrap)
 
 
+@contextmanager
+def user_signal_at_preemption(testbed):
+    """Slurm sends what --signal names in place of TERM (slurm.conf(5), PreemptParameters)."""
+    config = Path(testbed.env["SLURM_CONF"])
+    text = config.read_text()
+    try:
+        config.write_text(f"{text}PreemptParameters=send_user_signal\n")
+        testbed.run("scontrol", "reconfigure")
+        yield
+    finally:
+        config.write_text(text)
+        testbed.run("scontrol", "reconfigure")
+
+
 def test_preempted_three_times(testbed, submit, untouched):
     job = submit()
-    for attempt in range(3):
+    for attempt, site in enumerate((nullcontext(), user_signal_at_preemption(testbed), nullcontext())):
         job.wait_for_step(10)
-        with job.held():
+        with job.held(), site:
             preempt(testbed, job)
             eventually(job.asked)
         eventually(lambda restarts=attempt + 1: job.field("Restarts") == str(restarts), 60)
