@@ -128,11 +128,11 @@ def preempt(testbed, job):
 
 @contextmanager
 def user_signal_at_preemption(testbed):
-    """Slurm sends what --signal names in place of TERM (slurm.conf(5), PreemptParameters)."""
+    """Slurm sends what --signal names in place of TERM (slurm.conf(5), SlurmctldParameters)."""
     config = Path(testbed.env["SLURM_CONF"])
     text = config.read_text()
     try:
-        config.write_text(f"{text}PreemptParameters=send_user_signal\n")
+        config.write_text(f"{text}SlurmctldParameters=preempt_send_user_signal\n")
         testbed.run("scontrol", "reconfigure")
         yield
     finally:
