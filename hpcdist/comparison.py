@@ -33,7 +33,7 @@ class Straggler(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         rank: Its global rank.
         host: Its node.
-        slowdown: Its own work per step (data, compute, other) over the median of all ranks, 1 is none.
+        slowdown: Its own work per step (data, compute, other) over the median of the other ranks, 1 is none.
     """
 
     rank: int
