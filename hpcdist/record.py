@@ -186,7 +186,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         fault: What the preflight found, if that ended the training.
         split: Where this rank's steps go; None before there were enough.
         bytes_per_step: Bytes that this rank brings to the all-reduces of a step; 0 for a single rank.
-        tests: All tests so far, oldest first.
+        tests: All tests so far, oldest first; those before the checkpoint that it went on from included.
     """
 
     finished: bool = False
