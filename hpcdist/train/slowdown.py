@@ -43,14 +43,14 @@ def read_slowdown(env: Mapping[str, str]) -> Slowdown:
     Raises:
         UsageError: A value is of another form.
     """
-    rank, _, compute = env.get(SLOW_RANK, "").partition(":")
-    if rank and not rank.isdecimal():
-        raise UsageError(f"{SLOW_RANK} is {env[SLOW_RANK]!r}, expected RANK:SECONDS", f"write {SLOW_RANK}=1:0.01")
-    return Slowdown(
-        data_s=_read_seconds(SLOW_DATA, env.get(SLOW_DATA, "0")),
-        rank=int(rank) if rank else None,
-        compute_s=_read_seconds(SLOW_RANK, compute) if rank else 0.0,
-    )
+    data, slow = env.get(SLOW_DATA), env.get(SLOW_RANK)
+    data_s = _read_seconds(SLOW_DATA, data) if data else 0.0
+    if not slow:
+        return Slowdown(data_s=data_s)
+    rank, _, compute = slow.partition(":")
+    if not rank.isdecimal():
+        raise UsageError(f"{SLOW_RANK} is {slow!r}, expected RANK:SECONDS", f"write {SLOW_RANK}=1:0.01")
+    return Slowdown(data_s=data_s, rank=int(rank), compute_s=_read_seconds(SLOW_RANK, compute))
 
 
 def _read_seconds(name: str, text: str) -> float:
