@@ -66,8 +66,10 @@ class ProfiledSteps:
             if not gradients:
                 continue  # a test
             ready = gradients[-1]["ts"] + gradients[-1]["dur"]
-            reduced = next(event["ts"] for event in step if event["name"] == "c10d::allreduce_")
-            back = next(event["ts"] for event in step if event["name"] == "aten::detach" and event["ts"] > reduced)
+            detached = [event["ts"] for event in step if event["name"] == "aten::detach" and event["ts"] > ready]
+            if not detached:
+                continue  # the backward pass before the first step, which settles DDP's buckets
+            back = detached[0]
             self.compute_s.append((ready - begun) / 1e6)
             self.communication_s.append((back - ready) / 1e6)
 
@@ -89,14 +91,12 @@ class TestAgainstTheProfiler:
     def test_compute_and_exposed_communication_are_as_it_has_them(self, uneven, rank):
         split = uneven.metrics(rank)["split"]
         profiled = ProfiledSteps(uneven.folder / f"{rank}.trace")
-        # One backward pass more than steps, which settles DDP's buckets; then the first step, which is not counted.
-        assert len(profiled.compute_s) == 41
-        counted = slice(2, None)
-        compute_s = sum(profiled.compute_s[counted]) / 39
-        communication_s = sum(profiled.communication_s[counted]) / 39
-        assert split["steps"] == 39
+        assert (len(profiled.compute_s), split["steps"]) == (40, 39)  # the first one is not counted
+        compute_s = sum(profiled.compute_s[1:]) / 39
+        communication_s = sum(profiled.communication_s[1:]) / 39
         assert split["compute_s"] == pytest.approx(compute_s, rel=0.1)
-        assert split["communication_s"] == pytest.approx(communication_s, rel=0.1)
+        # The rank that comes last has an all-reduce of a millisecond or two: no closer than Lightning's own calls are.
+        assert split["communication_s"] == pytest.approx(communication_s, rel=0.1, abs=1.5e-4)
 
     def test_the_rank_that_is_slowed_down_is_named_and_the_other_waits_for_it(self, uneven):
         metrics = [msgspec.convert(uneven.metrics(rank), TrainingMetrics) for rank in (0, 1)]
