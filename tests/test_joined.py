@@ -2,7 +2,7 @@
 
 from hpcdist.cli.joined import format_joined
 from hpcdist.joined import Audit, Disagreement, Finding, JobRecord, Timeline
-from hpcdist.record import Efficiency, JobStatus
+from hpcdist.record import Efficiency, JobStatus, RankUsage, StepSplit, TrainingMetrics
 
 TIMELINE = Timeline(
     queued_s=2.0,
@@ -41,6 +41,22 @@ def test_the_block_of_a_program_that_tells_no_phases():
     timeline = Timeline(queued_s=3.0, lost_s=4.0, launch_s=0.5, unsplit_s=7.5)
     assert format_joined(record(timeline=timeline)) == (
         "Time: queued 3.0 s  lost to requeues 4.0 s  launch 0.5 s  not split up 7.5 s"
+    )
+
+
+def test_the_block_has_where_a_step_goes():
+    split = StepSplit(steps=9, data_s=1e-4, compute_s=9.8e-3, communication_s=2e-3, other_s=4e-4, step_s=12.3e-3)
+    rank = RankUsage(
+        rank=0,
+        local_rank=0,
+        node_rank=0,
+        world_size=1,
+        host="n1",
+        started_at_s=0.0,
+        training=TrainingMetrics(split=split),
+    )
+    assert format_joined(record(ranks=[rank])) == (
+        "Step: 12.3 ms = data 0.1 + compute 9.8 + communication 2.0 + other 0.4"
     )
 
 

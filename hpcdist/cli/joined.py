@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from hpcdist.joined import Audit, Disagreement, JobRecord, Timeline
+from hpcdist.record import StepSplit
+from hpcdist.steps import mean_split
 from hpcdist.units import format_bytes
 
 _STARTING = ("launch", "imports", "process_group", "preflight", "data", "first_step")
@@ -23,6 +25,8 @@ def format_joined(record: JobRecord) -> str:
     lines = []
     if record.timeline and (line := format_timeline(record.timeline)):
         lines.append(f"Time: {line}")
+    if split := mean_split(record.ranks):
+        lines.append(f"Step: {format_split(split)}")
     if record.audit and (line := format_audit(record.audit)):
         lines.append(f"Ran: {line}")
     lines += [f"Disagreement: {_format_disagreement(one)}" for one in record.disagreements]
@@ -43,6 +47,13 @@ def format_timeline(timeline: Timeline) -> str:
     if timeline.ettr is not None:
         parts.append(f"productive {100 * timeline.ettr:.0f} % of {timeline.total_s:.0f} s")
     return "  ".join(parts)
+
+
+def format_split(split: StepSplit) -> str:
+    """`12.3 ms = data 0.1 + compute 9.8 + communication 2.0 + other 0.4`, where a step goes."""
+    parts = ("data", "compute", "communication", "other")
+    terms = " + ".join(f"{part} {1e3 * getattr(split, f'{part}_s'):.1f}" for part in parts)
+    return f"{1e3 * split.step_s:.1f} ms = {terms}"
 
 
 def _named(timeline: Timeline, names: tuple[str, ...]) -> Iterator[str]:

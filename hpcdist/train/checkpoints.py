@@ -12,17 +12,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from pytorch_lightning import Trainer
 
 from hpcdist.errors import UsageError
+from hpcdist.record import TestResult
 from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
 from hpcdist.train.data import cut_shard
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
-from hpcdist.train.phases import Clock
+from hpcdist.train.outcome import Outcome
 
 OWN_KEY = "hpcdist"
 VISIBLE_TIMEOUT_S = 60.0  # a shared folder may show a new file late
@@ -37,14 +39,14 @@ class Checkpoints:
         folder: Where they are kept; None keeps none.
         rank: This rank.
         options: What is trained: a checkpoint of another batch or seed can't be gone on with.
-        clock: Where the time is booked.
+        outcome: Whose tests go on in the training that goes on, and where the time is booked.
     """
 
-    def __init__(self, folder: Path | None, rank: RankEnvironment, options: Options, clock: Clock) -> None:
+    def __init__(self, folder: Path | None, rank: RankEnvironment, options: Options, outcome: Outcome) -> None:
         self._folder = folder
         self._rank = rank
         self._options = options
-        self._clock = clock
+        self._outcome, self._clock = outcome, outcome.clock
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self.taken_at = time.monotonic()
@@ -57,7 +59,8 @@ class Checkpoints:
         if self._folder and self._rank.rank == 0:
             # Not Trainer.save_checkpoint: it ends in a barrier, and writes in place.
             content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            content[OWN_KEY] = {"ranks": ranks, **self._identity()}
+            tests = msgspec.to_builtins(self._outcome.metrics().tests)
+            content[OWN_KEY] = {"ranks": ranks, "tests": list(tests), **self._identity()}
             data = io.BytesIO()
             torch.save(content, data)
             self.wait()
@@ -110,6 +113,8 @@ class Checkpoints:
     def restore(self, content: dict[str, Any], module: Classifier) -> None:
         """Takes up this rank's random numbers and count of samples where they were; Lightning has done the rest."""
         states = content[OWN_KEY]["ranks"]
+        tests = content[OWN_KEY].get("tests", [])  # checkpoints of release 0.1 have none
+        self._outcome.learn(tests=msgspec.convert(tests, tuple[TestResult, ...]))
         begin, end = cut_shard(sum(state["samples"] for state in states), self._rank.rank, self._rank.world_size)
         module.tally.samples = end - begin
         if len(states) == self._rank.world_size:

@@ -1,7 +1,7 @@
 """MNIST in memory, cut into batches by index: no Python work per sample."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +58,12 @@ def shuffle_indices(count: int, seed: int, epoch: int) -> Tensor:
 
 
 class TrainBatches:
-    """The batches of one rank: each epoch every sample once, over all ranks."""
+    """The batches of one rank: each epoch every sample once, over all ranks.
+
+    Attributes:
+        epoch: The epoch of the next pass, from 0.
+        watch: What an epoch's batches go through on their way out.
+    """
 
     def __init__(self, split: Split, batch_size: int, seed: int, rank: int, world_size: int) -> None:
         self.split = split
@@ -66,6 +71,7 @@ class TrainBatches:
         self._seed = seed
         self._rank, self._world_size = rank, world_size
         self.epoch = 0
+        self.watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
         self._given = 0  # batches of this epoch so far
         self._skipped = 0
 
@@ -90,8 +96,7 @@ class TrainBatches:
             yield batch_indices[begin:end], len(batch_indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        for indices_B, global_count in self.indices():
-            yield self.split.select(indices_B, global_count)
+        return self.watch(self.split.select(indices_B, global_count) for indices_B, global_count in self.indices())
 
 
 class EvalBatches:

@@ -7,6 +7,7 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.spec import Layout
+from hpcdist.train.slowdown import Slowdown, read_slowdown
 
 _START_HINT = (
     "start it with `hpcdist submit`, or per rank with srun python -m hpcdist.rank -- python -m hpcdist.train ..."
@@ -30,6 +31,7 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
         stop_file: When this file exists the training is to save and stop; None is never asked.
         tensorboard: Exact folder of the TensorBoard events; None writes none.
         started_at_s: Start of this process, seconds since the epoch.
+        slowdown: What is slowed down on purpose.
     """
 
     rank: int = 0
@@ -45,6 +47,7 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     stop_file: Path | None = None
     tensorboard: Path | None = None
     started_at_s: float
+    slowdown: Slowdown = Slowdown()
 
 
 def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
@@ -55,7 +58,7 @@ def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
         now_s: Seconds since the epoch, in place of a missing `HPCDIST_STARTED_AT`.
 
     Raises:
-        UsageError: Some of torch's variables are missing, or no numbers.
+        UsageError: Some of torch's variables are missing, or no numbers; or what is to be slowed down is not clear.
     """
     names = ("rank", "world_size", "local_rank", "local_world_size", "node_rank")
     values: dict[str, int] = {}
@@ -77,6 +80,7 @@ def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
         stop_file=_read_path(env, "HPCDIST_STOP_FILE"),
         tensorboard=_read_path(env, "HPCDIST_TB_DIR"),
         started_at_s=started_at_s,
+        slowdown=read_slowdown(env),
     )
 
 

@@ -33,6 +33,7 @@ from hpcdist.train.outcome import Outcome
 from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.preflight import preflight
 from hpcdist.train.recorder import Recorder
+from hpcdist.train.splitter import Splitter
 from hpcdist.train.tensorboard import RunLogger
 from hpcdist.train.watchdog import Watchdog
 
@@ -70,6 +71,7 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
     outcome.learn(world_size=rank.world_size, global_batch_size=options.batch_size)
     if rank.rank == 0:
         _introduce(options, device, threads, count_steps(options, len(data.train_batches)))
+        print("".join(f"{sentence}\n" for sentence in rank.slowdown.sentences()), end="", flush=True)
     fit(options, rank, data, device=device, outcome=outcome, last_words=last_words)
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -102,7 +104,7 @@ def fit(
     steps = count_steps(options, len(data.train_batches))
     torch.manual_seed(options.training.seed)
     module = Classifier(SmallCnn(), options.training, steps=steps, world_size=rank.world_size)
-    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome.clock)
+    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome)
     begin = checkpoints.find()
     done = read_step(begin) if begin else 0
     outcome.learn(steps=done)
@@ -119,7 +121,9 @@ def fit(
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
         epochs = options.training.epochs
         callbacks.append(Commentary(recorder, outcome, progress, epochs=epochs, steps=steps))
-    callbacks.append(Pauses(checkpoints, rank, options.checkpoint_interval_s, steps))
+    splitter = Splitter(outcome, device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown)
+    data.train_batches.watch = splitter.watch
+    callbacks += [Pauses(checkpoints, rank, options.checkpoint_interval_s, steps), splitter]
     trainer = build_trainer(options, rank, device, callbacks, logger)
     if logger:
         logger.log_options(options)

@@ -11,9 +11,13 @@ class Clock:
 
     Args:
         started_at_s: Start of the process, seconds since the epoch; it begins in "imports".
+
+    Attributes:
+        changes: How often a phase was entered.
     """
 
     def __init__(self, started_at_s: float) -> None:
+        self.changes = 0
         self._phase = "imports"
         self._since = time.perf_counter() - max(0.0, time.time() - started_at_s)
         self._seconds: dict[str, float] = {}
@@ -24,6 +28,7 @@ class Clock:
         ended = self._phase
         self._seconds[ended] = self._seconds.get(ended, 0.0) + now - self._since
         self._phase, self._since = phase, now
+        self.changes += 1
         return ended
 
     def seconds(self) -> dict[str, float]:

@@ -9,7 +9,6 @@ import os
 import platform
 import secrets
 import socket
-import statistics
 import sys
 import tempfile
 import threading
@@ -35,6 +34,7 @@ from hpcdist.train.failure import LastWords
 from hpcdist.train.nodes import Facts, Member, find_fault, find_late, find_skew
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.probing import format_size, measure_all_reduces, settle
 
 DEADLINE_S = 60.0
 VISIBLE_TIMEOUT_S = 30.0  # a shared folder may show a new file late
@@ -42,9 +42,6 @@ VISIBLE_TIMEOUT_S = 30.0  # a shared folder may show a new file late
 TELL_S = 2.0
 HEAR_TIMEOUT_S = 10.0
 WARN_SKEW_S = 1.0
-# The least there is, the built-in network's gradients, and enough to see the bandwidth.
-SIZES_BYTES = (4, 228_000, 4_000_000)
-REPEATS = 3
 CHECKS = "the checks"
 
 
@@ -251,7 +248,7 @@ def _check_clocks(meeting: Meeting, facts: Sequence[Facts], device: torch.device
     """Compares the ranks' clocks right after an all-reduce, which all leave together; returns their spread."""
     meeting.come_to("the first all-reduce")
     dist.all_reduce(torch.zeros(1, device=device))
-    _settle(device)
+    settle(device)
     clocks = torch.zeros(meeting.size, dtype=torch.float64, device=device)
     clocks[meeting.me.rank] = time.time()
     dist.all_reduce(clocks)
@@ -264,40 +261,12 @@ def _check_clocks(meeting: Meeting, facts: Sequence[Facts], device: torch.device
 
 
 def _probe(meeting: Meeting, device: torch.device) -> tuple[AllReduce, ...]:
-    return tuple(_measure_all_reduce(meeting, size, device) for size in SIZES_BYTES)
-
-
-def _measure_all_reduce(meeting: Meeting, size_bytes: int, device: torch.device) -> AllReduce:
-    meeting.come_to(f"the all-reduce of {_format_size(size_bytes)}")
-    numbers = torch.zeros(size_bytes // 4, device=device)
-    durations_s = []
-    for _ in range(REPEATS):
-        _settle(device)
-        started = time.perf_counter()
-        dist.all_reduce(numbers)
-        _settle(device)
-        durations_s.append(time.perf_counter() - started)
-    latency_s = statistics.median(durations_s)
-    return AllReduce(size_bytes=size_bytes, latency_s=latency_s, bandwidth_bytes_per_s=size_bytes / latency_s)
-
-
-def _settle(device: torch.device) -> None:
-    """Waits for the GPU, so that a time taken now is that of work done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return measure_all_reduces(device, lambda size: meeting.come_to(f"the all-reduce of {format_size(size)}"))
 
 
 def _report(facts: Sequence[Facts], outcome: Outcome) -> None:
     metrics = outcome.metrics()
-    speeds = ", ".join(f"{_format_size(one.size_bytes)} {1e3 * one.latency_s:.1f} ms" for one in metrics.probe)
+    speeds = ", ".join(f"{format_size(one.size_bytes)} {1e3 * one.latency_s:.1f} ms" for one in metrics.probe)
     nodes = len({one.node_rank for one in facts})
     fastest = metrics.probe[-1].bandwidth_bytes_per_s / 1e6
     print(f"preflight: {nodes} node(s) alike; all-reduce {speeds} ({fastest:,.0f} MB/s)", flush=True)
-
-
-def _format_size(size_bytes: int) -> str:
-    """`4 B`, `228 kB`, `4 MB`."""
-    for unit, text in ((1_000_000, "MB"), (1000, "kB")):
-        if size_bytes >= unit:
-            return f"{size_bytes // unit} {text}"
-    return f"{size_bytes} B"

@@ -1,8 +1,11 @@
 """Measures the training while it runs: phases, throughput, curves."""
 
+import time
+
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from hpcdist.record import TestResult
 from hpcdist.train.data import Batch
 from hpcdist.train.failure import LastWords
 from hpcdist.train.module import Classifier
@@ -81,10 +84,12 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Notes the test accuracy."""
         classifier = _classifier(module)
-        self._outcome.learn(accuracy=classifier.test_accuracy, loss=classifier.test_loss)
-        if self._logger and classifier.test_accuracy is not None and classifier.test_loss is not None:
-            figures = {"val/accuracy": classifier.test_accuracy, "val/loss": classifier.test_loss}
-            self._logger.log_metrics(figures, trainer.global_step)
+        accuracy, loss = classifier.test_accuracy, classifier.test_loss
+        if accuracy is not None and loss is not None:
+            test = TestResult(step=trainer.global_step, accuracy=accuracy, at_s=time.time())
+            self._outcome.learn(accuracy=accuracy, loss=loss, tests=(*self._outcome.metrics().tests, test))
+            if self._logger:
+                self._logger.log_metrics({"val/accuracy": accuracy, "val/loss": loss}, trainer.global_step)
         self._step_times.pause()
         self._clock.enter(self._interrupted)
 

@@ -66,5 +66,8 @@ class RunLogger(TensorBoardLogger):
             figures["images_per_s"] = metrics.images_per_s
         if metrics.step_time_s is not None:
             figures["step_time_s"] = metrics.step_time_s
+        if metrics.split:
+            split = msgspec.structs.asdict(metrics.split)
+            figures |= {f"split/{name}": seconds for name, seconds in split.items() if name != "steps"}
         self.log_metrics(figures, metrics.steps)
         self.experiment.close()

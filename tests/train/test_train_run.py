@@ -102,6 +102,7 @@ class TestFinished:
         scalars = read_events(finished.folder / "events")
         curves = {"train/loss", "train/accuracy", "train/images_per_s", "train/step_time_s", "lr"}
         whole = {"val/accuracy", "val/loss", "images_per_s", "step_time_s", "phases/imports_s", "phases/steady_s"}
+        whole |= {"split/data_s", "split/compute_s", "split/communication_s", "split/other_s", "split/step_s"}
         assert curves | whole <= set(scalars.Tags()["scalars"])
         assert [event.step for event in scalars.Scalars("val/accuracy")] == [118, 236, 354]
         assert scalars.Scalars("val/accuracy")[-1].value == pytest.approx(finished.metrics(0)["accuracy"])

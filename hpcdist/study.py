@@ -1,0 +1,101 @@
+"""A study: the same training over several layouts and settings, repeated, to be compared. Pure values."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from hpcdist.spec import Layout
+
+Scaling = Literal["strong", "weak"]
+
+
+class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """What a cluster charges; what is not given costs nothing that is known.
+
+    Attributes:
+        per_gpu_hour: For each GPU allocated, per hour.
+        per_node_hour: For each node allocated, per hour.
+        node_types: Per hour for a node of a named type: what a layout's `constraint` says.
+        currency: Printed behind every price.
+    """
+
+    per_gpu_hour: float | None = None
+    per_node_hour: float | None = None
+    node_types: dict[str, float] = {}
+    currency: str = "USD"
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
+    """What a study may take at most.
+
+    Attributes:
+        max_concurrent: Jobs of it that may run at once; None leaves that to the scheduler.
+        max_gpu_hours: GPU-hours that all its jobs may take at most, by their time limits (of a CPU layout:
+            rank-hours); None is no limit.
+    """
+
+    max_concurrent: int | None = None
+    max_gpu_hours: float | None = None
+
+
+class Study(msgspec.Struct, frozen=True, kw_only=True):
+    """A study as its file has it, checked.
+
+    Attributes:
+        name: Its name, also a folder's.
+        options: Options of `hpcdist submit` that all its jobs share, by their names with underscores; a user's
+            program is `command`.
+        layouts: Options that make each layout (nodes, gpus, constraint, mem, ...), in the file's order.
+        grid: Swept options; every combination is run.
+        zip: Swept options of equal length; the first values go together, then the second ones.
+        repeat: How often everything is run, each time with another seed.
+        scaling: "strong" keeps the global batch whatever the layout, "weak" the batch per rank.
+        baseline: Label of the variant that speedups refer to; None is the first one of a single rank, else the first.
+        target_accuracy: Test accuracy to be reached, a fraction; None compares no time to it.
+        prices: What the cluster charges.
+        limits: What it may take.
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    layouts: tuple[dict[str, Any], ...]
+    grid: dict[str, tuple[Any, ...]] = {}
+    zip: dict[str, tuple[Any, ...]] = {}
+    repeat: int = 1
+    scaling: Scaling = "strong"
+    baseline: str | None = None
+    target_accuracy: float | None = None
+    prices: Prices = Prices()
+    limits: Limits = Limits()
+
+
+class Variant(msgspec.Struct, frozen=True, kw_only=True):
+    """One layout with one choice of the swept options.
+
+    Attributes:
+        label: `2x1`, or `2x1 batch_size=128` where something is swept.
+        layout: Its shape.
+        settings: The swept options' values.
+        options: All options of its jobs, by their names with underscores.
+    """
+
+    label: str
+    layout: Layout
+    settings: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One job of a study: a variant, run once.
+
+    Attributes:
+        variant: Its label.
+        repeat: From 1.
+        run: Name of the run that it is, or is a task of; None before it is sent.
+        task: The array task's number; None where the run is no array.
+    """
+
+    variant: str
+    repeat: int
+    run: str | None = None
+    task: str | None = None

@@ -1,0 +1,125 @@
+"""Stop-watches for the parts of a step: one for work that is done when its call returns, one for a GPU's queue."""
+
+import itertools
+import time
+from collections import deque
+from typing import Literal, Protocol
+
+import torch
+
+from hpcdist.record import StepSplit
+
+Part = Literal["data", "compute", "communication", "other"]
+# Fewer steps than this say nothing.
+ENOUGH_STEPS = 5
+# On a GPU every so many steps are measured: an event costs microseconds on the host, which may be behind.
+SAMPLED_EVERY = 10
+
+
+class Laps(Protocol):
+    """Cuts steps into laps that follow each other without gaps, each booked to a part of the step."""
+
+    def lap(self, part: Part) -> None:
+        """What was done since the last lap belongs to this part."""
+
+    def end_step(self, *, steady: bool) -> None:
+        """Ends a step, the lap since the last one being "other"; one that is not steady is not counted."""
+
+    def split(self) -> StepSplit | None:
+        """The means so far; None before there are enough steps."""
+
+
+class _Totals:
+    """Sums over steps."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._step_s = 0.0
+        self._parts_s: dict[Part, float] = {"data": 0.0, "compute": 0.0, "communication": 0.0, "other": 0.0}
+
+    def add(self, parts_s: dict[Part, float], step_s: float) -> None:
+        """Counts a step."""
+        self._steps += 1
+        self._step_s += step_s
+        for part, seconds in parts_s.items():
+            self._parts_s[part] += seconds
+
+    def split(self) -> StepSplit | None:
+        """Their means."""
+        if self._steps < ENOUGH_STEPS:
+            return None
+        means_s = {f"{part}_s": seconds / self._steps for part, seconds in self._parts_s.items()}
+        return StepSplit(steps=self._steps, step_s=self._step_s / self._steps, **means_s)
+
+
+class HostLaps:
+    """For a CPU: the clock of the process."""
+
+    def __init__(self) -> None:
+        self._totals = _Totals()
+        self._parts_s: dict[Part, float] = {}
+        self._since = self._began = time.perf_counter()
+
+    def lap(self, part: Part) -> None:
+        """Reads the clock."""
+        now = time.perf_counter()
+        self._parts_s[part] = self._parts_s.get(part, 0.0) + now - self._since
+        self._since = now
+
+    def end_step(self, *, steady: bool) -> None:
+        """Adds the step to the sums."""
+        self.lap("other")
+        if steady:
+            self._totals.add(self._parts_s, self._since - self._began)
+        self._parts_s = {}
+        self._began = self._since
+
+    def split(self) -> StepSplit | None:
+        """The means of all steady steps."""
+        return self._totals.split()
+
+
+class CudaLaps:
+    """For a GPU: events in its queue, in every tenth step. Nobody has run this on a GPU yet.
+
+    The host only queues work, so its own times say nothing. Two events have between them the time that the GPU took
+    for what was queued in between, and, where it had caught up with the host, the time it stood idle: waiting for
+    data shows up as that. An all-reduce runs in a queue of its own, which this one waits for at the end of the
+    backward pass. The times are read steps later, when the GPU is done, so that the host never waits for them.
+    """
+
+    def __init__(self) -> None:
+        self._totals = _Totals()
+        self._steps = 0
+        self._marks: list[tuple[Part, torch.cuda.Event]] = []  # the step's begin, then the end of each lap
+        self._waiting: deque[list[tuple[Part, torch.cuda.Event]]] = deque()
+
+    def lap(self, part: Part) -> None:
+        """Queues an event, in the steps that are measured."""
+        if self._marks:
+            self._mark(part)
+
+    def end_step(self, *, steady: bool) -> None:
+        """Keeps the events for later, and begins the next step's."""
+        self.lap("other")
+        if self._marks and steady:
+            self._waiting.append(self._marks)
+        self._marks = []
+        self._steps += 1
+        if self._steps % SAMPLED_EVERY == 0:
+            self._mark("other")
+
+    def _mark(self, part: Part) -> None:
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        self._marks.append((part, event))
+
+    def split(self) -> StepSplit | None:
+        """The means of the measured steps that the GPU is done with."""
+        while self._waiting and self._waiting[0][-1][1].query():  # type: ignore[no-untyped-call]
+            marks = self._waiting.popleft()
+            parts_s: dict[Part, float] = {}
+            for (_, before), (part, event) in itertools.pairwise(marks):
+                parts_s[part] = parts_s.get(part, 0.0) + before.elapsed_time(event) / 1000
+            self._totals.add(parts_s, marks[0][1].elapsed_time(marks[-1][1]) / 1000)
+        return self._totals.split()

@@ -1,0 +1,68 @@
+"""How fast the ranks of a process group reach each other: all-reduces of a few sizes."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from hpcdist.probe import AllReduce
+
+# The least there is, the built-in network's gradients, and enough to see the bandwidth.
+SIZES_BYTES = (4, 228_000, 4_000_000)
+REPEATS = 3
+# What a larger size may be expected to take; on a slow network the smaller ones show the bandwidth.
+LONGEST_S = 0.5
+
+
+def measure_all_reduces(device: torch.device, begin: Callable[[int], None]) -> tuple[AllReduce, ...]:
+    """All-reduces of growing sizes, as long as the next one won't take long; every rank must call it.
+
+    Something must have been reduced before: the first time opens the connections.
+
+    Args:
+        device: Where the numbers are.
+        begin: Called with a size in bytes before it is measured.
+    """
+    probe: list[AllReduce] = []
+    for size in SIZES_BYTES:
+        if len(probe) > 1 and _longest_s(probe[-1], device) * size / probe[-1].size_bytes > LONGEST_S:
+            break
+        begin(size)
+        probe.append(_measure(size, device))
+    return tuple(probe)
+
+
+def _longest_s(one: AllReduce, device: torch.device) -> float:
+    """What it took the slowest rank, so that all decide alike."""
+    longest = torch.tensor([one.latency_s], dtype=torch.float64, device=device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    return longest.item()
+
+
+def _measure(size_bytes: int, device: torch.device) -> AllReduce:
+    numbers = torch.zeros(size_bytes // 4, device=device)
+    durations_s = []
+    for _ in range(REPEATS):
+        settle(device)
+        started = time.perf_counter()
+        dist.all_reduce(numbers)
+        settle(device)
+        durations_s.append(time.perf_counter() - started)
+    latency_s = statistics.median(durations_s)
+    return AllReduce(size_bytes=size_bytes, latency_s=latency_s, bandwidth_bytes_per_s=size_bytes / latency_s)
+
+
+def settle(device: torch.device) -> None:
+    """Waits for the GPU, so that a time taken now is that of work done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def format_size(size_bytes: int) -> str:
+    """`4 B`, `228 kB`, `4 MB`."""
+    for unit, text in ((1_000_000, "MB"), (1000, "kB")):
+        if size_bytes >= unit:
+            return f"{size_bytes // unit} {text}"
+    return f"{size_bytes} B"

@@ -1,0 +1,125 @@
+"""Measures where a step goes: waiting for data, computing, communicating, everything else."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from hpcdist.train.data import Batch
+from hpcdist.train.laps import CudaLaps, HostLaps, Laps
+from hpcdist.train.outcome import Outcome
+from hpcdist.train.slowdown import Slowdown
+
+LEARNED_EVERY = 20
+
+
+class Splitter(Callback):
+    """Cuts each step where it passes from one kind of work to the next; the last of the callbacks.
+
+    A step begins when all callbacks are done with the one before. "data" is what the loader takes, "compute" lasts
+    from the network's first layer to the last gradient, "communication" from there until the backward pass returns:
+    DDP waits in it for all-reduces that are not done yet. "other" is the rest: optimizer, schedule, logging, Lightning,
+    and the ranks' agreement on stopping, twice a second. Left out are the first step, and steps during which the
+    rank's clock was set to something else: a test or a checkpoint.
+
+    Args:
+        outcome: Where the split goes; its clock says which steps are steady.
+        device: Of the training.
+        rank: This rank.
+        world_size: Ranks in all; one alone has no communication.
+        slowdown: What is slowed down on purpose.
+    """
+
+    def __init__(
+        self, outcome: Outcome, device: torch.device, *, rank: int, world_size: int, slowdown: Slowdown
+    ) -> None:
+        self._outcome, self._clock = outcome, outcome.clock
+        self._laps: Laps = CudaLaps() if device.type == "cuda" else HostLaps()
+        self._is_alone = world_size == 1
+        self._data_delay_s, self._compute_delay_s = slowdown.data_s, slowdown.compute_s_of(rank)
+        self._changes = -1  # of the clock's phase when the step began
+        self._steps = 0
+        self._hooks: list[RemovableHandle] = []
+        self._search: list[RemovableHandle] = []  # for the parameter whose gradient comes last
+        self._last: Tensor | None = None
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The loader's batches; what making each of them takes is booked to the data."""
+        while True:
+            self._laps.lap("other")
+            if self._data_delay_s:
+                time.sleep(self._data_delay_s)
+            batch = next(batches, None)
+            self._laps.lap("data")
+            if batch is None:
+                return
+            yield batch
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Hooks itself into the network, and notes what its gradients weigh."""
+        network = module.network
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"{type(network).__name__} is no network")
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        size_bytes = 0 if self._is_alone else sum(one.numel() * one.element_size() for one in trained)
+        self._outcome.learn(bytes_per_step=size_bytes)
+        self._hooks = [network.register_forward_pre_hook(self._begin_computing)]
+        if not self._is_alone:
+            self._search = [_hook(one, self._note_last) for one in trained]
+
+    def _begin_computing(self, network: nn.Module, _: object) -> None:
+        self._laps.lap("other")
+        if self._compute_delay_s and network.training:
+            time.sleep(self._compute_delay_s)
+
+    def _note_last(self, parameter: Tensor) -> None:
+        self._last = parameter
+
+    def _end_computing(self, _: Tensor) -> None:
+        # Before DDP's own hook for this parameter, which starts the last all-reduce.
+        self._laps.lap("compute")
+
+    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
+        """The backward pass has returned; the first one showed which gradient comes last, the same in every step."""
+        if self._is_alone:
+            self._laps.lap("compute")
+            return
+        self._laps.lap("communication")
+        if self._search and self._last is not None:
+            _remove(self._search)
+            self._hooks.append(_hook(self._last, self._end_computing))
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
+        """Ends the step."""
+        self._laps.end_step(steady=self._changes == self._clock.changes)
+        self._changes = self._clock.changes
+        self._steps += 1
+        if self._steps % LEARNED_EVERY == 0:
+            self._learn()
+
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Writes down what is known before something else may end the training."""
+        self._learn()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Stops measuring."""
+        self._learn()
+        _remove(self._search)
+        _remove(self._hooks)
+
+    def _learn(self) -> None:
+        self._outcome.learn(split=self._laps.split())
+
+
+def _hook(parameter: Tensor, hear: Callable[[Tensor], None]) -> RemovableHandle:
+    """Calls it each time the parameter's gradient is there."""
+    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hear)  # type: ignore[no-untyped-call]
+    return handle
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    while hooks:
+        hooks.pop().remove()
