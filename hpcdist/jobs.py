@@ -13,7 +13,8 @@ from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
 from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
 from hpcdist.joined import JobRecord
-from hpcdist.prepare import Prepared, merge_options, prepare
+from hpcdist.merging import merge_options
+from hpcdist.prepare import Prepared, prepare
 from hpcdist.privacy import exported, require_secrets
 from hpcdist.project import find_project
 from hpcdist.record import Efficiency, JobStatus, Progress
@@ -81,8 +82,12 @@ def rerun(job: "Job", run: str | None = None, **changes: Any) -> "Job":
     return submit_prepared(again.prepared)
 
 
-def submit_prepared(prepared: Prepared) -> "Job":
+def submit_prepared(prepared: Prepared, *, after: Sequence[str] = ()) -> "Job":
     """Sends what `prepare` made; a run that was sent before is returned, never sent twice.
+
+    Args:
+        prepared: What to send.
+        after: Slurm jobs that must be over before it starts, however they end.
 
     Raises:
         SubmitError: The scheduler refused.
@@ -104,12 +109,39 @@ def submit_prepared(prepared: Prepared) -> "Job":
         record = run.record()
         if record.job_id is None:
             with exported(prepared.secrets):
-                record = _send(prepared, run, record, store, config, again=known)
+                record = _send(prepared, run, record, store, config, again=known, after=after)
     return Job(run)
 
 
+def find_sent(run: Run) -> str | None:
+    """The id of a run's job, looked for in Slurm where nobody wrote it down; None of one that was never sent.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    try:
+        record = run.record()
+    except NotFoundError:
+        return None
+    if record.job_id is not None or record.backend == "local":
+        return record.job_id
+    with run.locked():
+        job_id = slurm.find_by_run(run.name, record.workdir)
+        if job_id is not None:
+            cluster = slurm.read_config().get("ClusterName")
+            run.write_record(msgspec.structs.replace(record, job_id=job_id, cluster=cluster, refused=None))
+    return job_id
+
+
 def _send(
-    prepared: Prepared, run: Run, record: RunRecord, store: Store, config: Mapping[str, str], *, again: bool
+    prepared: Prepared,
+    run: Run,
+    record: RunRecord,
+    store: Store,
+    config: Mapping[str, str],
+    *,
+    again: bool,
+    after: Sequence[str],
 ) -> RunRecord:
     if prepared.backend == "local":
         record = msgspec.structs.replace(record, job_id=store.next_local_id())
@@ -127,6 +159,7 @@ def _send(
             prepared.script,
             tasks=layout.world_size,
             array=prepared.spec.array is not None,
+            after=after,
         )
     except SubmitError as error:
         run.write_record(msgspec.structs.replace(record, refused=error.message))
@@ -147,6 +180,7 @@ def _describe(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRe
         python=prepared.place.python,
         template=prepared.template,
         rerun_of=prepared.rerun_of,
+        study=prepared.study,
         git_commit=provenance.read_git_commit(prepared.place.workdir),
         versions=provenance.read_versions(),
         slurm_version=config.get("SLURM_VERSION"),
