@@ -11,6 +11,7 @@ from hpcdist import accounting, provenance, statuses, why
 from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
+from hpcdist.ending import Ending
 from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
 from hpcdist.joined import JobRecord
 from hpcdist.merging import merge_options
@@ -288,12 +289,18 @@ class Job:
         self.folder.write("record.json", record)
         return record
 
-    def join(self, efficiency: Efficiency | None, status: JobStatus | None = None) -> JobRecord:
+    def join(
+        self,
+        efficiency: Efficiency | None,
+        status: JobStatus | None = None,
+        endings: Sequence[Ending] | None = None,
+    ) -> JobRecord:
         """Figures that are known already, joined with what the ranks measured; nothing is written.
 
         Args:
             efficiency: What Slurm or the ranks accounted.
             status: Where the job is; None takes the state in the figures.
+            endings: How its attempts ended, where Slurm was asked already; None asks it about a job that failed.
         """
         if status is None:
             state = (efficiency.state if efficiency else None) or "UNKNOWN"
@@ -311,7 +318,7 @@ class Job:
             status=status,
             efficiency=efficiency,
             ranks=ranks,
-            failure=why.explain(status, self.run, timed).cause if failed else None,
+            failure=why.explain(status, self.run, timed, endings).cause if failed else None,
             timeline=build_timeline(timed, ranks, asked.created_at_s if asked else None) if timed else None,
             disagreements=find_disagreements(timed, ranks) if timed else (),
             audit=audit_job(timed, ranks, asked.job if asked else None),

@@ -247,7 +247,7 @@ def _check_tasks(array: str | None, counts: list[int]) -> None:
     if len(set(counts)) != 1 or not numbers or max(numbers) >= counts[0]:
         raise UsageError(
             f"array: {array!r} names tasks beside the {counts[0]} in tasks or task_env",
-            f"write array = \"0-{counts[0] - 1}\"",
+            f'write array = "0-{counts[0] - 1}"',
         )
 
 

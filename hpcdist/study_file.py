@@ -244,7 +244,9 @@ def _check_figures(study: Study) -> None:
             (study.limits.max_gpu_hours > 0, ("limits", "max_gpu_hours"), study.limits.max_gpu_hours, "more than 0")
         )
     counts = [len(study.layouts), *map(len, study.grid.values()), *map(len, list(study.zip.values())[:1]), study.repeat]
-    told.append((math.prod(counts) <= _MOST_TRIALS, ("repeat",), f"{math.prod(counts)} trials", f"at most {_MOST_TRIALS}"))
+    told.append(
+        (math.prod(counts) <= _MOST_TRIALS, ("repeat",), f"{math.prod(counts)} trials", f"at most {_MOST_TRIALS}")
+    )
     for holds, path, value, expected in told:
         if not holds:
             raise StudyFault(f"{path[-1]} is {value}, expected {expected}", "change it", path)

@@ -112,7 +112,9 @@ def test_a_fault_is_told_with_its_file_line_and_key(text, line, words, hint):
 
 
 def test_a_line_is_found_past_text_that_only_looks_like_keys():
-    text = 'name = "s" # layouts = 1\nlayouts = ["1x1"]\n[options]\nsetup = ["""\nepochs = 1\n[grid]\n"""]\nepochs = 0\n'
+    text = (
+        'name = "s" # layouts = 1\nlayouts = ["1x1"]\n[options]\nsetup = ["""\nepochs = 1\n[grid]\n"""]\nepochs = 0\n'
+    )
     with pytest.raises(UsageError, match="line 8: epochs is 0"):
         parse_study(text, "s.toml")
 

@@ -128,7 +128,9 @@ def submit(
     from hpcdist.backends.submission import submit_slurm
 
     try:
-        return submit_slurm(run_dir / "logs", script, sbatch_command(run_dir, os.environ, array=array, after=after), tasks)
+        return submit_slurm(
+            run_dir / "logs", script, sbatch_command(run_dir, os.environ, array=array, after=after), tasks
+        )
     except SubmitError as error:
         if not any(sign in error.message for sign in UNANSWERED):
             raise
