@@ -82,11 +82,12 @@ def make_batches(
     for trial in missing:
         attempt = attempts[trial.variant, trial.repeat, trial.digest]
         groups.setdefault((plans[trial.variant].request, attempt), []).append(trial)
-    found = []
-    for (_, attempt), trials in groups.items():
-        for start in range(0, len(trials), max(1, largest_array)):
-            found.append(_batch(study, plans, trials[start : start + max(1, largest_array)], attempt))
-    return tuple(found)
+    size = max(1, largest_array)
+    return tuple(
+        _batch(study, plans, trials[start : start + size], attempt)
+        for (_, attempt), trials in groups.items()
+        for start in range(0, len(trials), size)
+    )
 
 
 def _plan(variant: Variant, own: dict[str, Any]) -> _Plan:

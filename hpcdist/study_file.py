@@ -14,7 +14,7 @@ from hpcdist.privacy import is_secret
 from hpcdist.spec import JOB_KEYS, LAYOUT_KEYS, TRAINING_KEYS, JobSpec, Layout, Training, check_keys, check_name
 from hpcdist.study import Limits, Prices, Scaling, Study
 from hpcdist.study_lines import Path, find_lines, line_of
-from hpcdist.variants import TABLES, StudyFault, expand, find_baseline
+from hpcdist.variants import TABLES, StudyError, expand, find_baseline
 
 KEYS = ("name", "repeat", "scaling", "baseline", "target_accuracy")
 SECTIONS = ("layouts", "options", "grid", "zip", "prices", "limits")
@@ -51,7 +51,7 @@ def parse_study(text: str, where: str, defaults: Mapping[str, Any] | None = None
     try:
         study = _read(_with_underscores(values))
         baseline = find_baseline(study, expand(study, defaults or {}))
-    except StudyFault as fault:
+    except StudyError as fault:
         line = line_of(lines, fault.path)
         raise UsageError(f"{where}{f', line {line}' if line else ''}: {fault.message}", fault.hint) from None
     return msgspec.structs.replace(study, baseline=baseline)
@@ -78,19 +78,21 @@ def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
 def _read(values: dict[str, Any]) -> Study:
     for key in values:
         if key not in (*KEYS, *SECTIONS):
-            raise StudyFault(*_unknown(key, (*KEYS, *SECTIONS)), (key,))
+            raise StudyError(*_unknown(key, (*KEYS, *SECTIONS)), (key,))
     if "layouts" not in values:
-        raise StudyFault("layouts is missing: this is no study", 'write layouts = ["1x1", "2x1"]', ())
+        raise StudyError(
+            "layouts is missing: this is no study", 'write layouts = ["1x1", "2x1"]; a job: hpcdist submit FILE', ()
+        )
     if "name" not in values:
-        raise StudyFault("name is missing", 'write name = "mnist-layouts"', ())
+        raise StudyError("name is missing", 'write name = "mnist-layouts"', ())
     options = _read_options(_table(values, "options"), ("options",))
     grid, together = (_read_sweep(_table(values, key), (key,)) for key in ("grid", "zip"))
     if twice := [key for key in together if key in grid]:
-        raise StudyFault(f"{twice[0]} is swept twice", "keep it under [grid] or under [zip]", ("zip", twice[0]))
+        raise StudyError(f"{twice[0]} is swept twice", "keep it under [grid] or under [zip]", ("zip", twice[0]))
     _check_lengths(together)
     layouts = _read_layouts(values["layouts"])
     if ("args" in grid or "args" in together) and not _has_command(options, layouts, grid, together):
-        raise StudyFault(
+        raise StudyError(
             "args are added to a command, and there is none",
             'write command = ["python", "train.py"] under [options]',
             ("grid" if "args" in grid else "zip", "args"),
@@ -118,12 +120,12 @@ def _read_name(value: Any) -> str:
         check_name(name)
         return check_study_name(name)
     except UsageError as error:
-        raise StudyFault(error.message, error.hint, ("name",)) from None
+        raise StudyError(error.message, error.hint, ("name",)) from None
 
 
 def _read_layouts(value: Any) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value:
-        raise StudyFault("layouts is no list of layouts", 'write layouts = ["1x1", "2x1"]', ("layouts",))
+        raise StudyError("layouts is no list of layouts", 'write layouts = ["1x1", "2x1"]', ("layouts",))
     return tuple(_read_layout(one, ("layouts", number)) for number, one in enumerate(value))
 
 
@@ -133,7 +135,7 @@ def _read_layout(value: Any, path: Path) -> dict[str, Any]:
     nodes, cross, gpus = value.partition("x") if isinstance(value, str) else ("", "", "")
     is_cpu, gpus = gpus.endswith("cpu"), gpus.removesuffix("cpu")
     if not (cross and all(part.isascii() and part.isdecimal() and len(part) < 7 for part in (nodes, gpus))):
-        raise StudyFault(
+        raise StudyError(
             f"layouts: {_show(value)} is no layout", 'write "2x1" (nodes x GPUs per node), "2x3cpu", or a table', path
         )
     if is_cpu:
@@ -148,15 +150,15 @@ def _read_options(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _read_option(key: str, value: Any, path: Path) -> Any:
     if key in _NOT_HERE:
-        raise StudyFault(f"{key}: {_NOT_HERE[key][0]}", _NOT_HERE[key][1], path)
+        raise StudyError(f"{key}: {_NOT_HERE[key][0]}", _NOT_HERE[key][1], path)
     try:
         check_keys([key], str(path[0]), site=False)
     except UsageError as error:
-        raise StudyFault(error.message, error.hint, path) from None
+        raise StudyError(error.message, error.hint, path) from None
     if key in TABLES and isinstance(value, dict):
         value = {name: _as_text(inner, (*path, name)) for name, inner in value.items()}
         if key == "env" and (secrets := [name for name in value if is_secret(name)]):
-            raise StudyFault(
+            raise StudyError(
                 f"env: {secrets[0]} is a secret, and a study's file is kept",
                 f'export it, and write secret-env = ["{secrets[0]}"] under [options]',
                 path,
@@ -179,7 +181,7 @@ def _read_sweep(table: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ..
 
 def _read_values(key: str, values: Any, path: Path) -> tuple[Any, ...]:
     if not isinstance(values, list) or not values:
-        raise StudyFault(f"{key} is {_show(values)}, expected a list of values", f"write {key} = [...]", path)
+        raise StudyError(f"{key} is {_show(values)}, expected a list of values", f"write {key} = [...]", path)
     table, dot, name = key.partition(".")
     if dot and table in TABLES:
         found = [_read_option(table, {name: value}, path)[name] for value in values]
@@ -189,13 +191,13 @@ def _read_values(key: str, values: Any, path: Path) -> tuple[Any, ...]:
         found = [_read_option(key, value, (*path, number)) for number, value in enumerate(values)]
     for number, value in enumerate(found):
         if value in found[:number]:
-            raise StudyFault(f"{key} has {_show(value)} twice", "give each value once", (*path, number))
+            raise StudyError(f"{key} has {_show(value)} twice", "give each value once", (*path, number))
     return tuple(found)
 
 
 def _read_words(value: Any, path: Path) -> list[str]:
     if not isinstance(value, list):
-        raise StudyFault(f"args has {_show(value)}, expected a list of words", 'write args = [["--lr", "0.1"]]', path)
+        raise StudyError(f"args has {_show(value)}, expected a list of words", 'write args = [["--lr", "0.1"]]', path)
     return [_as_text(word, path) for word in value]
 
 
@@ -204,7 +206,7 @@ def _as_text(value: Any, path: Path) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise StudyFault(f"{path[-1]} is {_show(value)}, expected a text", 'write it in quotes: "..."', path)
+    raise StudyError(f"{path[-1]} is {_show(value)}, expected a text", 'write it in quotes: "..."', path)
 
 
 def _has_command(*tables: Any) -> bool:
@@ -215,7 +217,7 @@ def _check_lengths(together: Mapping[str, tuple[Any, ...]]) -> None:
     lengths = {key: len(values) for key, values in together.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{key} has {length}" for key, length in lengths.items())
-        raise StudyFault(f"zip: unequal lengths: {told}", "what goes together has as many values", ("zip",))
+        raise StudyError(f"zip: unequal lengths: {told}", "what goes together has as many values", ("zip",))
 
 
 def _check_figures(study: Study) -> None:
@@ -234,7 +236,7 @@ def _check_figures(study: Study) -> None:
         most = study.limits.max_concurrent
         told.append((most >= 1, ("limits", "max_concurrent"), most, "1 or more"))
         if any("dependency" in table for table in (study.options, *study.layouts, study.grid, study.zip)):
-            raise StudyFault(
+            raise StudyError(
                 "max_concurrent makes jobs wait for each other, and dependency has them wait for others",
                 "keep one of them",
                 ("limits", "max_concurrent"),
@@ -249,13 +251,13 @@ def _check_figures(study: Study) -> None:
     )
     for holds, path, value, expected in told:
         if not holds:
-            raise StudyFault(f"{path[-1]} is {value}, expected {expected}", "change it", path)
+            raise StudyError(f"{path[-1]} is {value}, expected {expected}", "change it", path)
 
 
 def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     table = values.get(key, {})
     if not isinstance(table, dict):
-        raise StudyFault(f"{key} is {_show(table)}, expected a table", f"write [{key}] on a line of its own", (key,))
+        raise StudyError(f"{key} is {_show(table)}, expected a table", f"write [{key}] on a line of its own", (key,))
     return table
 
 
@@ -264,7 +266,7 @@ def _read_section(values: Mapping[str, Any], key: str, kind: type) -> Any:
     fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
     for name in table:
         if name not in fields:
-            raise StudyFault(*_unknown(name, tuple(fields)), (key, name))
+            raise StudyError(*_unknown(name, tuple(fields)), (key, name))
     return kind(**{name: _convert(value, fields[name], (key, name)) for name, value in table.items()})
 
 
@@ -283,7 +285,7 @@ def _convert(value: Any, kind: Any, path: Path) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         key = next(str(part) for part in reversed(path) if isinstance(part, str))
-        raise StudyFault(f"{key} is {_show(value)}: {str(error).replace('`', '')}", _FORM, path) from None
+        raise StudyError(f"{key} is {_show(value)}: {str(error).replace('`', '')}", _FORM, path) from None
 
 
 def _show(value: Any) -> str:

@@ -24,7 +24,7 @@ _SCHEDULING = frozenset(
 )
 
 
-class StudyFault(UsageError):
+class StudyError(UsageError):
     """A fault of a study.
 
     Attributes:
@@ -104,7 +104,7 @@ def expand(study: Study, defaults: Mapping[str, Any]) -> tuple[Variant, ...]:
     for choice, layout, own in zip(choices, layouts, options, strict=True):
         label = " ".join([layout.name, *marks[choice.layout], *map(_format_pair, *_columns(choice.settings))])
         if label in variants:
-            raise StudyFault(
+            raise StudyError(
                 f"two variants are {label!r}", "give each layout and each swept value once", ("layouts", choice.layout)
             )
         variants[label] = Variant(label=label, layout=layout, settings=choice.settings, options=own)
@@ -117,13 +117,13 @@ def _build_layout(study: Study, choice: Choice, options: Mapping[str, Any]) -> L
         if not job.command:
             _check_batch(study, options)
         return job.layout
-    except StudyFault:
+    except StudyError:
         raise
     except UsageError as error:
         # Such a message begins with the option's name.
         key = error.message.replace("(", " ").replace(":", " ").split(" ")[0]
         key = "mem" if key == "memory" else key
-        raise StudyFault(error.message, error.hint, _place(study, choice.layout, key)) from None
+        raise StudyError(error.message, error.hint, _place(study, choice.layout, key)) from None
 
 
 def _check_batch(study: Study, options: Mapping[str, Any]) -> None:
@@ -134,7 +134,7 @@ def _check_batch(study: Study, options: Mapping[str, Any]) -> None:
             'give batch-size under [options], or write scaling = "weak"',
         )
     if study.scaling == "weak" and options.get("batch_size_per_rank") is None:
-        raise StudyFault(
+        raise StudyError(
             "weak scaling needs the batch per rank"
             + (", and batch_size is over all ranks" if options.get("batch_size") is not None else ""),
             "give batch-size-per-rank under [options]",
@@ -201,7 +201,7 @@ def find_baseline(study: Study, variants: Sequence[Variant]) -> str | None:
 
     near = difflib.get_close_matches(study.baseline, labels, n=1, cutoff=0.3)
     hint = f"did you mean {near[0]!r}?" if near else f"the variants are: {', '.join(labels)}"
-    raise StudyFault(f"baseline is {study.baseline!r}, and no variant is called so", hint, ("baseline",))
+    raise StudyError(f"baseline is {study.baseline!r}, and no variant is called so", hint, ("baseline",))
 
 
 def list_trials(study: Study, variants: Sequence[Variant]) -> tuple[Trial, ...]:
