@@ -55,6 +55,7 @@ def make_plan(
     study: Study,
     variants: Sequence[Variant],
     trials: Sequence[Trial],
+    *,
     answers: Mapping[str, tuple[str | None, str | None]],
     records: Sequence[tuple[Trial, JobRecord | None]] = (),
     predictions: Sequence[Prediction] = (),
@@ -80,7 +81,7 @@ def make_plan(
         wall = walls.get(variant.label)
         guess = None if wall else predicted.get(variant.label)
         start, refusal = answers.get(variant.label, (None, None))
-        starts = 1 if hours is None or not limit_s else hours * 3600 / (count_gpus(job.layout) * limit_s)
+        longest_s = None if hours is None else hours * 3600 / count_gpus(job.layout) * len(own)
         rows.append(
             PlanRow(
                 label=variant.label,
@@ -90,7 +91,7 @@ def make_plan(
                 refusal=refusal,
                 time_limit_s=limit_s,
                 gpu_hours=None if hours is None else hours * len(own),
-                cost=price_of(study.prices, job, None if limit_s is None else limit_s * starts * len(own)),
+                cost=price_of(study.prices, job, longest_s),
                 wall_s=wall,
                 likely_cost=_prices(study.prices, job, wall, len(own)),
                 predicted=guess,

@@ -1,6 +1,6 @@
 """A study's trials: where they are and what happened to them, Slurm being asked a few times for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -136,3 +136,12 @@ def read_figures(state: StudyState, runs: dict[str, KnownRun] | None = None) -> 
             except HpcdistError:
                 continue
     return found
+
+
+def iter_figures_of_trials(state: StudyState) -> Iterator[Efficiency | None]:
+    """What each trial used, in their order and named after their variants; None of one without figures."""
+    runs = find_runs(state)
+    figures = read_figures(state, runs)
+    for trial in state.trials:
+        found = figures.get(_id(trial, runs) or "")
+        yield msgspec.structs.replace(found, name=trial.variant) if found else None

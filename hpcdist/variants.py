@@ -58,7 +58,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 def choose(study: Study) -> list[Choice]:
     """Every choice, layout by layout, in the order of the file."""
-    common = merge_options({"max_requeues": 0} if study.limits.max_gpu_hours is not None else {}, study.options)
+    # A trial that began again at its time limit would be compared with others that did not, and its limit no limit.
+    common = merge_options({"max_requeues": 0}, study.options)
     found = []
     for number, layout in enumerate(study.layouts):
         for settings in _sweeps(study):

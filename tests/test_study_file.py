@@ -229,7 +229,7 @@ def test_another_time_limit_or_price_makes_no_other_trial_but_another_option_doe
     assert former == sent
 
 
-def test_a_limit_on_gpu_hours_lets_no_job_begin_again_by_itself():
-    limited = parse_study(PLAIN + "[limits]\nmax-gpu-hours = 1\n", "s.toml")
-    assert {choice.options["max_requeues"] for choice in choose(limited)} == {0}
-    assert "max_requeues" not in choose(parse_study(PLAIN, "s.toml"))[0].options
+def test_no_trial_begins_again_by_itself_unless_the_file_says_so():
+    assert {choice.options["max_requeues"] for choice in choose(parse_study(PLAIN, "s.toml"))} == {0}
+    asked = choose(parse_study(PLAIN + "[options]\nmax-requeues = 2\n", "s.toml"))
+    assert {choice.options["max_requeues"] for choice in asked} == {2}

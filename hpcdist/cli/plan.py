@@ -47,7 +47,8 @@ def plan(file: Path, *, backend: str | None, as_json: bool) -> None:
     records = _records(trials, read_records(known) if known else [])
     chosen = choose_backend(backend)  # type: ignore[arg-type]
     answers = _ask_slurm(study, variants, trials, project) if chosen == "slurm" else {}
-    rows = make_plan(study, variants, trials, answers, records, predict_unmeasured(study, variants, records, chosen))
+    predictions = predict_unmeasured(study, variants, records, chosen)
+    rows = make_plan(study, variants, trials, answers=answers, records=records, predictions=predictions)
     if as_json:
         print_json({"study": study.name, "currency": study.prices.currency, "rows": rows})
         return
@@ -86,6 +87,7 @@ def _ask_slurm(
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "script.sbatch")
             path.write_text(script)
+            answer: tuple[str | None, str | None]
             try:
                 answer = (parse_start(slurm.test_only(path)), None)
             except SubmitError as error:
