@@ -208,7 +208,7 @@ def check_gpu_hours(study: Study, variants: Sequence[Variant], trials: Sequence[
             f"max-gpu-hours: {unlimited[0]} has no time limit, so it may take any time", 'add time = "30" to [options]'
         )
     most = sum(hours[trial.variant] or 0 for trial in trials) + former_hours
-    if most > limit:
+    if most > limit * (1 + 1e-9):  # sums of tenths are not exact
         earlier = f", {former_hours:.2f} of them in former trials" if former_hours else ""
         raise UsageError(
             f"{study.name} may take {most:.2f} GPU-hours by its time limits{earlier}; max-gpu-hours is {limit:g}",

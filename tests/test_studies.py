@@ -108,7 +108,8 @@ def test_run_again_sends_nothing_twice(slurm):
 def test_an_edited_file_sends_only_what_is_new(slurm):
     run_here(TWO)
     state = run_here(TWO.replace("repeat = 3", "repeat = 4").replace('"2x1"', '"1x2", "2x1"'))
-    assert [job["array"] for job in list(slurm.jobs().values())[2:]] == [None, "0-3", None]
+    # The new layout's four repeats, and a fourth of each of the others.
+    assert [job["array"] for job in list(slurm.jobs().values())[2:]] == ["0-3", None, None]
     assert slurm.tasks() == 12 == len({(trial.run, trial.task) for trial in state.trials})
     fewer = run_here(TWO.replace('"1x1", ', "").replace("repeat = 3", "repeat = 1"))
     assert (len(fewer.trials), len(fewer.former), len(slurm.jobs())) == (1, 11, 5)
@@ -383,7 +384,9 @@ def test_a_study_is_no_job_and_a_job_no_study(project):
     assert (done.code, done.err.splitlines()[1]) == (2, "hint: hpcdist study run s.toml")
     done = run_hpcdist("study", "run", write("nodes = 2\n", "job.toml"))
     assert done.code == 2
-    assert "hpcdist submit" in done.err or "[options]" in done.err
+    assert "nodes is an option of the jobs" in done.err
+    done = run_hpcdist("study", "run", write('name = "x"\n', "job.toml"))
+    assert (done.code, "a job: hpcdist submit FILE" in done.err) == (2, True)
 
 
 def test_here_trials_run_one_after_the_other(project):
