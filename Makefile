@@ -43,7 +43,10 @@ soak: $(INSTALLED)
 
 studies: $(INSTALLED)
 	$(BIN)/hpcdist data fetch mnist
-	for file in jobs/*.toml; do $(BIN)/hpcdist submit "$$file" --wait || exit 1; done
+	for file in jobs/*.toml; do \
+	  if grep -qE '^(layouts *=|\[\[layouts\]\])' "$$file"; then $(BIN)/hpcdist study run "$$file" --wait; \
+	  else $(BIN)/hpcdist submit "$$file" --wait; fi || exit 1; \
+	done
 
 bench: $(INSTALLED)
 	$(BIN)/hpcdist data fetch mnist

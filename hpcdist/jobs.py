@@ -11,9 +11,11 @@ from hpcdist import accounting, provenance, statuses, why
 from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
+from hpcdist.ending import Ending
 from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
 from hpcdist.joined import JobRecord
-from hpcdist.prepare import Prepared, merge_options, prepare
+from hpcdist.merging import merge_options
+from hpcdist.prepare import Prepared, prepare
 from hpcdist.privacy import exported, require_secrets
 from hpcdist.project import find_project
 from hpcdist.record import Efficiency, JobStatus, Progress
@@ -81,8 +83,12 @@ def rerun(job: "Job", run: str | None = None, **changes: Any) -> "Job":
     return submit_prepared(again.prepared)
 
 
-def submit_prepared(prepared: Prepared) -> "Job":
+def submit_prepared(prepared: Prepared, *, after: Sequence[str] = ()) -> "Job":
     """Sends what `prepare` made; a run that was sent before is returned, never sent twice.
+
+    Args:
+        prepared: What to send.
+        after: Slurm jobs that must be over before it starts, however they end.
 
     Raises:
         SubmitError: The scheduler refused.
@@ -104,12 +110,39 @@ def submit_prepared(prepared: Prepared) -> "Job":
         record = run.record()
         if record.job_id is None:
             with exported(prepared.secrets):
-                record = _send(prepared, run, record, store, config, again=known)
+                record = _send(prepared, run, record, store, config, again=known, after=after)
     return Job(run)
 
 
+def find_sent(run: Run) -> str | None:
+    """The id of a run's job, looked for in Slurm where nobody wrote it down; None of one that was never sent.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    try:
+        record = run.record()
+    except NotFoundError:
+        return None
+    if record.job_id is not None or record.backend == "local":
+        return record.job_id
+    with run.locked():
+        job_id = slurm.find_by_run(run.name, record.workdir)
+        if job_id is not None:
+            cluster = slurm.read_config().get("ClusterName")
+            run.write_record(msgspec.structs.replace(record, job_id=job_id, cluster=cluster, refused=None))
+    return job_id
+
+
 def _send(
-    prepared: Prepared, run: Run, record: RunRecord, store: Store, config: Mapping[str, str], *, again: bool
+    prepared: Prepared,
+    run: Run,
+    record: RunRecord,
+    store: Store,
+    config: Mapping[str, str],
+    *,
+    again: bool,
+    after: Sequence[str],
 ) -> RunRecord:
     if prepared.backend == "local":
         record = msgspec.structs.replace(record, job_id=store.next_local_id())
@@ -127,6 +160,7 @@ def _send(
             prepared.script,
             tasks=layout.world_size,
             array=prepared.spec.array is not None,
+            after=after,
         )
     except SubmitError as error:
         run.write_record(msgspec.structs.replace(record, refused=error.message))
@@ -147,6 +181,7 @@ def _describe(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRe
         python=prepared.place.python,
         template=prepared.template,
         rerun_of=prepared.rerun_of,
+        study=prepared.study,
         git_commit=provenance.read_git_commit(prepared.place.workdir),
         versions=provenance.read_versions(),
         slurm_version=config.get("SLURM_VERSION"),
@@ -254,12 +289,18 @@ class Job:
         self.folder.write("record.json", record)
         return record
 
-    def join(self, efficiency: Efficiency | None, status: JobStatus | None = None) -> JobRecord:
+    def join(
+        self,
+        efficiency: Efficiency | None,
+        status: JobStatus | None = None,
+        endings: Sequence[Ending] | None = None,
+    ) -> JobRecord:
         """Figures that are known already, joined with what the ranks measured; nothing is written.
 
         Args:
             efficiency: What Slurm or the ranks accounted.
             status: Where the job is; None takes the state in the figures.
+            endings: How its attempts ended, where Slurm was asked already; None asks it about a job that failed.
         """
         if status is None:
             state = (efficiency.state if efficiency else None) or "UNKNOWN"
@@ -277,7 +318,7 @@ class Job:
             status=status,
             efficiency=efficiency,
             ranks=ranks,
-            failure=why.explain(status, self.run, timed).cause if failed else None,
+            failure=why.explain(status, self.run, timed, endings).cause if failed else None,
             timeline=build_timeline(timed, ranks, asked.created_at_s if asked else None) if timed else None,
             disagreements=find_disagreements(timed, ranks) if timed else (),
             audit=audit_job(timed, ranks, asked.job if asked else None),

@@ -8,13 +8,11 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
+from hpcdist.merging import merge_options
 from hpcdist.privacy import part_secrets
 from hpcdist.project import Project, read_templates
 from hpcdist.render import Place, render
 from hpcdist.spec import Backend, JobSpec, Site, build_job, check_run_name
-
-# Of each pair one may be given; a later source's choice replaces the other of an earlier source.
-EXCLUSIVE = (("mem", "mem_per_cpu"), ("batch_size", "batch_size_per_rank"))
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +25,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
         backend: What would run it.
         template: The template file it was made from; None is the layout's own.
         rerun_of: The run that this one repeats, if it repeats one.
+        study: The study that it is of, if it is of one.
         script: The script's text.
         secrets: Values of secret variables that were given with the options.
         note: What a person should know before, if anything.
@@ -38,29 +37,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     backend: Backend
     template: str | None = None
     rerun_of: str | None = None
+    study: str | None = None
     script: str
     secrets: dict[str, str] = {}
     note: str = ""
-
-
-def merge_options(*sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of several sources, later ones winning: tables are merged by key, setup lines are added."""
-    merged: dict[str, Any] = {}
-    for source in sources:
-        given = {key: value for key, value in source.items() if value is not None}
-        for pair in EXCLUSIVE:
-            for key, other in (pair, pair[::-1]):
-                if key in given and other not in given:
-                    merged.pop(other, None)
-        for key, value in given.items():
-            old = merged.get(key)
-            if isinstance(old, Mapping) and isinstance(value, Mapping):
-                merged[key] = {**old, **value}
-            elif key == "setup" and old:
-                merged[key] = [*old, *value]
-            else:
-                merged[key] = value
-    return merged
 
 
 def prepare(

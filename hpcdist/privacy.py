@@ -35,7 +35,14 @@ def is_secret(name: str, listed: Collection[str] = ()) -> bool:
 
 
 def part_secrets(job: JobSpec, listed: Collection[str]) -> tuple[JobSpec, dict[str, str]]:
-    """The job with its secrets by name only, and their values as far as they were given with it."""
+    """The job with its secrets by name only, and their values as far as they were given with it.
+
+    Raises:
+        UsageError: An array's task has a secret of its own, which would have to stand in the script.
+    """
+    for name in (name for env in job.task_env for name in env):
+        if is_secret(name, listed):
+            raise UsageError(f"task_env: {name} is a secret, and the script would hold its value", "keep it in --env")
     values = {name: value for name, value in job.env.items() if is_secret(name, listed)}
     plain = {name: value for name, value in job.env.items() if name not in values}
     names = tuple(sorted({*job.secret_env, *values}))

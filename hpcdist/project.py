@@ -69,6 +69,8 @@ def read_options(path: Path, *, site: bool) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}", "see https://toml.io for the format") from None
     options = {key.replace("-", "_"): value for key, value in options.items()}
+    if "layouts" in options:
+        raise UsageError(f"{path} has layouts: it is a study, not a job", f"hpcdist study run {path}")
     check_keys(options, str(path), site=site)
     return options
 

@@ -145,20 +145,26 @@ def task_command(job: JobSpec, place: Place) -> list[list[str]]:
     if job.command:
         return [list(job.command)]
     train = [place.python, "-m", "hpcdist.train"]
-    return [train, *_flags(job.layout), *_flags(job.training)]
+    # What every task of an array says for itself would only mislead in the common line.
+    own = set.intersection(*(set(words) for words in job.tasks)) if job.tasks else set()
+    flags = [*_flags(job.layout), *_flags(job.training)]
+    return [train, *(words for words in flags if words[0] not in own)]
 
 
 def _flags(options: Layout | Training) -> Iterator[list[str]]:
     for name in options.__struct_fields__:
         value = getattr(options, name)
         # Memory and time are the scheduler's business, not the training's.
-        if value is None or name in ("mem", "mem_per_cpu", "time"):
-            continue
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            yield [f"--{option}" if value else f"--no-{option}"]
-        else:
-            yield [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
+        if value is not None and name not in ("mem", "mem_per_cpu", "time"):
+            yield flag_words(name, value)
+
+
+def flag_words(name: str, value: object) -> list[str]:
+    """An option of the built-in training as the words of its command line."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
 
 
 def _options(job: JobSpec) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.prepare import EXCLUSIVE, Prepared, prepare_spec
+from hpcdist.merging import EXCLUSIVE
+from hpcdist.prepare import Prepared, prepare_spec
 from hpcdist.privacy import part_secrets
 from hpcdist.render import Place
 from hpcdist.spec import JOB_KEYS, JobSpec, Layout, Training, build_job, check_keys

@@ -166,6 +166,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             training does.
         max_requeues: How often a run that can go on is requeued when it was stopped before its end.
         replace_bad_node: Whether a node that the preflight blames is left out and the job requeued.
+        tasks: Arguments that each task of the array adds to what is run, the task's number being the place here; empty
+            where all tasks run the same.
+        task_env: Environment variables of each task of the array, likewise.
         partition, account, qos, constraint, nodelist, exclude, exclusive, reservation, array, dependency, comment,
             mail_type, mail_user: As sbatch's options of those names (man sbatch).
     """
@@ -183,6 +186,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     resumable: bool = False
     max_requeues: int = 10
     replace_bad_node: bool = False
+    tasks: tuple[tuple[str, ...], ...] = ()
+    task_env: tuple[dict[str, str], ...] = ()
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -199,7 +204,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for key in (*self.env, *self.secret_env):
+        for key in (*self.env, *self.secret_env, *(name for env in self.task_env for name in env)):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise UsageError(f"env: {key!r} is not a variable name", "write --env NAME=VALUE")
         for table in (self.sbatch, self.srun):
@@ -210,6 +215,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                     )
         if self.array is not None and not re.fullmatch(r"[0-9,:-]+(%[0-9]+)?", self.array):
             raise UsageError(f"array: {self.array!r} is not a list of task ids", "write for example --array 0-9%3")
+        if self.tasks or self.task_env:
+            _check_tasks(self.array, [len(values) for values in (self.tasks, self.task_env) if values])
         _require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
         if self.replace_bad_node and (self.command or not self.training.preflight):
             raise UsageError(
@@ -232,6 +239,16 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def slug(self) -> str:
         """The name as a folder name: letters, digits, `.`, `_` and `-`, not starting with a dot."""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip(".-")[:60] or "job"
+
+
+def _check_tasks(array: str | None, counts: list[int]) -> None:
+    """Compares the tasks of an array with what each of them is to do."""
+    numbers = [int(number) for number in re.findall(r"[0-9]+", (array or "").partition("%")[0].partition(":")[0])]
+    if len(set(counts)) != 1 or not numbers or max(numbers) >= counts[0]:
+        raise UsageError(
+            f"array: {array!r} names tasks beside the {counts[0]} in tasks or task_env",
+            f'write array = "0-{counts[0] - 1}"',
+        )
 
 
 # Lightning takes a job of such a name for an interactive one and ignores Slurm.

@@ -35,6 +35,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         python: Interpreter that starts in the job; None in records of hpcdist before 0.2.
         template: Template file that was given in place of the layout's own; None without one.
         rerun_of: Run that this one repeats; None of a first one.
+        study: Study that it is of; None of any other run.
         created_at_s: Seconds since the epoch.
         git_commit: Commit of the working folder, with `+changes` when it had any; None outside a checkout.
         versions: Versions of Python, hpcdist, torch and the like.
@@ -52,6 +53,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     python: str | None = None
     template: str | None = None
     rerun_of: str | None = None
+    study: str | None = None
     created_at_s: float
     git_commit: str | None = None
     versions: dict[str, str] = {}

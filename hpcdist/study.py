@@ -93,9 +93,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         repeat: From 1.
         run: Name of the run that it is, or is a task of; None before it is sent.
         task: The array task's number; None where the run is no array.
+        digest: Of what it runs: a trial whose options were changed is another one.
     """
 
     variant: str
     repeat: int
     run: str | None = None
     task: str | None = None
+    digest: str = ""

@@ -29,15 +29,21 @@ LONGEST_LINE = 500
 MOST_LOGS = 4096  # ranks
 
 
-def explain(status: JobStatus, run: Run | None = None, usage: Efficiency | None = None) -> Verdict:
+def explain(
+    status: JobStatus,
+    run: Run | None = None,
+    usage: Efficiency | None = None,
+    endings: Sequence[Ending] | None = None,
+) -> Verdict:
     """Why a job or array task is where it is.
 
     Args:
         status: Where it is.
         run: Its run; None for a job that hpcdist did not submit.
         usage: Its accounting where the caller has it; None asks for it.
+        endings: How its attempts ended, where the caller has asked Slurm, which is then asked nothing more.
     """
-    attempts = collect(status, run, usage)
+    attempts = collect(status, run, usage, endings)
     causes = [judge(evidence) for evidence in attempts]
     earlier = zip(attempts[:-1], causes[:-1], strict=True)
     return Verdict(
@@ -49,12 +55,14 @@ def explain(status: JobStatus, run: Run | None = None, usage: Efficiency | None 
     )
 
 
-def collect(status: JobStatus, run: Run | None, usage: Efficiency | None = None) -> list[Evidence]:
+def collect(
+    status: JobStatus, run: Run | None, usage: Efficiency | None = None, known: Sequence[Ending] | None = None
+) -> list[Evidence]:
     """The evidence about each attempt of a job or array task, oldest first."""
     task = (status.job_id or "").partition("_")[2] or None
     job, ranks, logs = _job(run), run.task(task).ranks() if run else [], read_logs(run, task) if run else []
-    endings = _endings(status, run)
-    used = usage or _usage(status, run, job, ranks)
+    endings = _endings(status, run, known)
+    used = usage or (_usage(status, run, job, ranks) if known is None else None)
     # Accounting may have forgotten attempts, and is behind where it shows fewer than the ranks have seen.
     last = max([len(endings) - 1, *(rank.restart_count for rank in ranks)])
     found = []
@@ -80,7 +88,7 @@ def _job(run: Run | None) -> JobSpec | None:
         return None
 
 
-def _endings(status: JobStatus, run: Run | None) -> list[Ending]:
+def _endings(status: JobStatus, run: Run | None, known: Sequence[Ending] | None) -> list[Ending]:
     """How each attempt ended; of the last what the status says, where accounting lags behind it."""
     now = Ending(
         state=status.state,
@@ -92,7 +100,8 @@ def _endings(status: JobStatus, run: Run | None) -> list[Ending]:
     if status.job_id is None or (run and run.is_local):
         state = local.query(run) if run and run.is_local else None
         return [msgspec.structs.replace(now, ended_at_s=state.ended_at_s if state else None)]
-    endings = [_named(ending) for ending in slurm.query_endings(status.job_id)]
+    told = slurm.query_endings(status.job_id) if known is None else known
+    endings = [_named(ending) for ending in told]
     if not endings:
         return [now]
     last = endings[-1]

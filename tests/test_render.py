@@ -13,7 +13,7 @@ from hpcdist.errors import UsageError
 from hpcdist.prepare import prepare
 from hpcdist.project import Project, read_templates
 from hpcdist.render import quote_sbatch, quote_shell
-from hpcdist.spec import Site
+from hpcdist.spec import Site, build_job
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = "/home/ada/mnist study"
@@ -51,6 +51,29 @@ CASES: dict[str, tuple[dict, dict]] = {
     "2x2-torchrun": ({"nodes": 2, "gpus": 2, "launcher": "torchrun", "command": ["python", "t.py"]}, {}),
     "2x3cpu": ({"nodes": 2, "gpus": 0, "tasks_per_node": 3, "cpus_per_task": 1}, {}),
     "4x1-array": ({"nodes": 4, "array": "0-3%2"}, {}),
+    "2x1-tasks": (
+        {
+            "nodes": 2,
+            "array": "0-3%1",
+            "tasks": [
+                ["--batch-size", "128", "--seed", "1"],
+                ["--batch-size", "512", "--seed", "1"],
+                ["--batch-size", "128", "--seed", "2"],
+                ["--batch-size", "512", "--seed", "2"],
+            ],
+        },
+        {"run": "batch-size-2x1-0f3a99c1"},
+    ),
+    "1x2-tasks-command": (
+        {
+            "gpus": 2,
+            "array": "0-2",
+            "command": ["python", "train.py"],
+            "tasks": [["--note", "it's $HOME"], [], ["--lr", "0.1"]],
+            "task_env": [{"NCCL_ALGO": "Ring"}, {"NCCL_ALGO": "Tree", "NOTE": "a 'b'"}, {}],
+        },
+        {},
+    ),
     "4x2-exclusive": ({"nodes": 4, "gpus": 2, "exclusive": True}, {}),
     "hostile-name": ({"name": "a 'b' \"c\" \\d $(id) #e %j é", "mail_type": "END", "mail_user": "ada@uni.edu"}, {}),
     "odd-nodes": ({"nodes": 2, "nodelist": "rack[0-1]n[3]", "exclude": "n7", "reservation": "class"}, {}),
@@ -125,6 +148,33 @@ def test_an_sbatch_value_is_read_back_or_refused(text):
         assert any(not character.isprintable() for character in text)
         return
     assert parse_directive(quoted) == text
+
+
+def test_an_array_s_task_gets_its_own_words_and_variables():
+    script = render_case("1x2-tasks-command")
+    block = script[script.index("case ") : script.index("esac") + 4]
+    for task, expected in (("0", ["Ring", "--note", "it's $HOME"]), ("1", ["Tree"]), ("2", ["", "--lr", "0.1"])):
+        shell = f'set -u; SLURM_ARRAY_TASK_ID={task}\n{block}\nprintf "%s\\n" "${{NCCL_ALGO-}}" "$@"'
+        done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[:-1] == expected
+    shell = f"SLURM_ARRAY_TASK_ID=3\n{block}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "there is no task 3 in this job\n")
+
+
+@pytest.mark.parametrize("array", [None, "0-2", "1-2%1", "5"])
+def test_tasks_that_do_not_fit_the_array_are_refused(array):
+    with pytest.raises(UsageError, match="2 in tasks") as caught:
+        build_job({"array": array, "tasks": [["a"], ["b"]]})
+    assert 'array = "0-1"' in caught.value.hint
+    assert build_job({"array": "0-1%1", "tasks": [["a"], ["b"]]}).tasks == (("a",), ("b",))
+
+
+def test_a_secret_of_one_task_is_refused():
+    project = Project(root=Path(ROOT), config=None, site=Site(), defaults={})
+    options = {"array": "0-0", "task_env": [{"HF_TOKEN": "hf_not_to_be_seen"}]}
+    with pytest.raises(UsageError, match="HF_TOKEN is a secret"):
+        prepare(options, project, backend="slurm", run=None)
 
 
 def test_a_template_of_ones_own_overrides_a_block(tmp_path):

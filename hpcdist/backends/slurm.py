@@ -101,16 +101,22 @@ def nested_variables(env: Mapping[str, str]) -> list[str]:
     return sorted(name for name in env if name not in USERS_OWN and (name in by_slurm or name.startswith(prefixes)))
 
 
-def sbatch_command(run_dir: Path, env: Mapping[str, str], *, array: bool) -> list[str]:
-    """Sbatch with the options that submission adds to the script: only where the batch log goes."""
+def sbatch_command(run_dir: Path, env: Mapping[str, str], *, array: bool, after: Sequence[str] = ()) -> list[str]:
+    """Sbatch with the options that submission adds to the script: where the batch log goes, what to wait for.
+
+    The jobs to wait for are no part of the script, which stays the same when they are other ones.
+    """
     log = "%A_%a_batch.out" if array else "%j_batch.out"
     drop = [word for name in nested_variables(env) for word in ("-u", name)]
     # A percent sign of the path itself would be taken for a pattern.
     output = f"{str(run_dir / 'logs').replace('%', '%%')}/{log}"
-    return [*(["env", *drop] if drop else []), "sbatch", f"--output={output}"]
+    wait = [f"--dependency=afterany:{':'.join(after)}"] if after else []
+    return [*(["env", *drop] if drop else []), "sbatch", f"--output={output}", *wait]
 
 
-def submit(run: str, run_dir: Path, workdir: str, script: str, *, tasks: int, array: bool) -> str:
+def submit(
+    run: str, run_dir: Path, workdir: str, script: str, *, tasks: int, array: bool, after: Sequence[str] = ()
+) -> str:
     """Sends a run's script; returns the job id.
 
     A submission that got no answer may have succeeded: the job is then looked for by the run's name.
@@ -122,7 +128,9 @@ def submit(run: str, run_dir: Path, workdir: str, script: str, *, tasks: int, ar
     from hpcdist.backends.submission import submit_slurm
 
     try:
-        return submit_slurm(run_dir / "logs", script, sbatch_command(run_dir, os.environ, array=array), tasks)
+        return submit_slurm(
+            run_dir / "logs", script, sbatch_command(run_dir, os.environ, array=array, after=after), tasks
+        )
     except SubmitError as error:
         if not any(sign in error.message for sign in UNANSWERED):
             raise

@@ -34,7 +34,9 @@ def iter_figures(request: Request, answer: "Answer | None" = None) -> Iterator[E
         HpcdistError: As the place they come from says.
     """
     found: Iterable[Efficiency]
-    if request.text is not None:
+    if request.study is not None:
+        found = _iter_study(request.study)
+    elif request.text is not None:
         found = _iter_text(request.text)
     elif request.sacct_file is not None:
         found = _iter_sacct_file(request.sacct_file, streamed=request.is_streamed)
@@ -81,6 +83,21 @@ def _iter_named(request: Request, answer: "Answer | None") -> Iterator[Efficienc
         yield from accounting.iter_slurm(ids, answer)
     else:
         yield from accounting.query_slurm(ids, cast("Source", request.source or "sacct"))
+
+
+def _iter_study(name: str) -> Iterator[Efficiency]:
+    """The jobs of a study's trials in their order; trials without figures are counted on standard error."""
+    from hpcdist.project import find_project
+    from hpcdist.study_state import load_study
+    from hpcdist.trials import iter_figures_of_trials
+
+    silent = 0
+    for one in iter_figures_of_trials(load_study(name, find_project(Path.cwd()).root)):
+        silent += one is None
+        if one is not None:
+            yield one
+    if silent:
+        click.echo(f"{silent} trial(s) have no figures yet; hpcdist study status {name} lists all", err=True)
 
 
 def _slurm_id(token: str) -> str | None:

@@ -14,6 +14,7 @@ class Request(NamedTuple):
     """What `hpcdist seff` was asked: its arguments and options as they were typed."""
 
     jobs: tuple[str, ...] = ()
+    study: str | None = None
     since: str | None = None
     user: str | None = None
     state: str | None = None
@@ -36,7 +37,7 @@ class Request(NamedTuple):
     @property
     def is_by_time(self) -> bool:
         """Whether Slurm is asked for the jobs of a time, not for named ones."""
-        from_slurm = not (self.jobs or self.text or self.sacct_file)
+        from_slurm = not (self.jobs or self.study or self.text or self.sacct_file)
         return from_slurm and any(word is not None for word in (self.since, self.user, self.state))
 
     def check(self) -> None:
@@ -45,15 +46,16 @@ class Request(NamedTuple):
         Raises:
             UsageError: Options that exclude each other were given.
         """
-        given = [
-            name for name, on in (("JOB", self.jobs), ("--text", self.text), ("--sacct-file", self.sacct_file)) if on
-        ]
+        places = {"JOB": self.jobs, "--study": self.study, "--text": self.text, "--sacct-file": self.sacct_file}
+        given = [name for name, on in places.items() if on]
         if len(given) > 1:
             raise UsageError(f"{' and '.join(given)} exclude each other", "ask for one of them at a time")
         if given and self.since is not None:
             raise UsageError(f"{given[0]} and --since exclude each other", "leave out one of them")
         if self.jobs and self.user is not None:
             raise UsageError("JOB and --user exclude each other", "leave out one of them")
+        if self.study and (self.user is not None or self.source is not None):
+            raise UsageError("--study excludes --user and --source", "leave out one of them")
         forms = {"--parsable": self.parsable, "--json": self.as_json, "--jsonl": self.jsonl, "--watch": self.watch}
         chosen = [name for name, on in forms.items() if on]
         if len(chosen) > 1:
@@ -69,7 +71,13 @@ def start(request: Request) -> Answer | None:
         UsageError: A word of the request can't be used.
         NotReadyError: There is no sacct.
     """
-    if not request.is_streamed or request.text or request.sacct_file or request.source in {"seff", "ranks"}:
+    if (
+        not request.is_streamed
+        or request.text
+        or request.sacct_file
+        or request.study
+        or request.source in {"seff", "ranks"}
+    ):
         return None
     if request.is_by_time:
         return ask(request)

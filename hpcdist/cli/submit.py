@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from hpcdist.cli.options import JobCommand, collect_options, job_options
-from hpcdist.prepare import merge_options, prepare
+from hpcdist.merging import merge_options
+from hpcdist.prepare import prepare
 from hpcdist.project import find_project, packaged_templates
 
 BACKEND = click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where to run [Slurm if it is there].")

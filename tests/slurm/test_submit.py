@@ -55,6 +55,8 @@ def test_slurm_accepts_every_golden_script(testbed, name, tmp_path):
 # other clusters.
 MET_HERE = {
     "1x1",
+    "1x2-tasks-command",
+    "2x1-tasks",
     "1x1cpu",
     "1x2-small",
     "2x1",
@@ -100,7 +102,7 @@ NOT_HERE = {
 def _arguments(options):
     for key, value in options.items():
         flag = f"--{key.replace('_', '-')}"
-        if key == "command":
+        if key in ("command", "tasks", "task_env"):  # the last two have no option
             continue
         if value is True:
             yield flag

@@ -1,0 +1,111 @@
+"""Many jobs and array tasks at once: a few of Slurm's commands, however many they are."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from hpcdist.backends import slurm
+from hpcdist.ending import Ending
+from hpcdist.errors import HpcdistError
+from hpcdist.record import JobStatus
+from hpcdist.sacct_question import TIME_ENVIRONMENT, batch_job_ids, expand_job_id
+from hpcdist.status_rows import (
+    ACCOUNTING_FIELDS,
+    ENDING_FIELDS,
+    QUEUE_FORMAT,
+    SEPARATOR,
+    parse_accounting,
+    parse_controller,
+    parse_endings,
+    parse_queue,
+)
+
+# The tasks of a row in full, where it would be cut at 64 characters (squeue(1), sacct(1)).
+WHOLE_TASK_LISTS = {"SLURM_BITSTR_LEN": "0"}
+_ROWS = ["-n", "-P", f"--delimiter={SEPARATOR}"]
+
+
+def query_tasks(wanted: Sequence[str]) -> dict[str, JobStatus]:
+    """Where jobs and array tasks are, by their own ids; those that nobody knows are missing.
+
+    Unlike `slurm.query`, which is about whole jobs, an array's tasks are found also when they left the queue before
+    the others.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    jobs = list(dict.fromkeys(job_id.partition("_")[0] for job_id in wanted))
+    queued: dict[str, JobStatus] = {}
+    accounted: dict[str, JobStatus] = {}
+    for batch in batch_job_ids(jobs):
+        queued |= _by_task(_query_queue(batch))
+        accounted |= _by_task(_query_accounting(batch))
+    found = {}
+    for job_id in wanted:
+        status = _settle(queued.get(job_id), accounted.get(job_id))
+        if status is not None:
+            found[job_id] = status
+    for job in dict.fromkeys(job_id.partition("_")[0] for job_id in wanted if job_id not in found):
+        # Accounting is off, or behind: for a moment it shows an array as one job.
+        told = _by_task(_query_controller(job))
+        found |= {job_id: told[job_id] for job_id in wanted if job_id not in found and job_id in told}
+    return found
+
+
+def _settle(queued: JobStatus | None, accounted: JobStatus | None) -> JobStatus | None:
+    """What to believe of one job: the queue while it lives, then accounting, which knows how it ended."""
+    if queued is not None and not queued.is_over:
+        return queued
+    if accounted is not None and accounted.is_over:
+        return accounted
+    return queued or accounted
+
+
+def _by_task(statuses: Iterable[JobStatus]) -> dict[str, JobStatus]:
+    """Statuses by the ids of their jobs or tasks; tasks that never ran are one row, `123_[4-9]`."""
+    found = {}
+    for status in statuses:
+        try:
+            names = expand_job_id(status.job_id or "")
+        except HpcdistError:
+            continue
+        for name in names:
+            found[name] = status if name == status.job_id else msgspec.structs.replace(status, job_id=name)
+    return found
+
+
+def _query_queue(jobs: Sequence[str]) -> list[JobStatus]:
+    try:
+        arguments = ["squeue", "-h", "-a", "-r", "-t", "all", "-j", ",".join(jobs), "-o", QUEUE_FORMAT]
+        return parse_queue(slurm.run_command(arguments))
+    except HpcdistError as error:
+        if "Invalid job id" in error.message:
+            return []
+        raise
+
+
+def _query_accounting(jobs: Sequence[str]) -> list[JobStatus]:
+    try:
+        arguments = ["sacct", "-X", *_ROWS, f"--format={ACCOUNTING_FIELDS}", "-j", ",".join(jobs)]
+        return parse_accounting(slurm.run_command(arguments, WHOLE_TASK_LISTS))
+    except HpcdistError:
+        return []  # accounting is off
+
+
+def _query_controller(job: str) -> list[JobStatus]:
+    try:
+        return parse_controller(slurm.show_job(job), job)
+    except HpcdistError:
+        return []
+
+
+def query_endings(job_ids: Sequence[str]) -> dict[str, list[Ending]]:
+    """How each attempt of jobs and array tasks ended, by their ids; nothing where accounting is off."""
+    found: dict[str, list[Ending]] = {}
+    for batch in batch_job_ids(job_ids):
+        arguments = ["sacct", "-D", *_ROWS, f"--format={ENDING_FIELDS}", "-j", ",".join(batch)]
+        try:
+            found |= parse_endings(slurm.run_command(arguments, TIME_ENVIRONMENT))
+        except HpcdistError:
+            return {}
+    return found

@@ -1,0 +1,143 @@
+"""What `hpcdist study` shows while a study is sent, runs here, or is waited for. All of it on standard error."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import click
+
+from hpcdist.batches import Batch
+from hpcdist.cli.following import describe, warn_of_exposed_secret, warn_of_missing_data
+from hpcdist.prepare import Prepared
+from hpcdist.printable import printable_line
+from hpcdist.record import JobStatus, Progress
+from hpcdist.studies import Watch
+from hpcdist.study import Trial
+from hpcdist.study_state import StudyState
+from hpcdist.trials import NOT_SUBMITTED, query_trials
+
+POLL_INTERVAL_S = 2.0
+LINE_INTERVAL_S = 10.0
+# Sending that is over sooner needs no line.
+QUICK_S = 2.0
+
+
+class OneLine:
+    """One line that is rewritten on a terminal; elsewhere a new line when its key changed or time passed."""
+
+    def __init__(self) -> None:
+        self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.key = ""
+        self.text = ""
+        self.shown_at = 0.0
+
+    def show(self, text: str, key: str) -> None:
+        """Shows a text; `key` says whether it is news."""
+        text = printable_line(text)
+        now = time.monotonic()
+        if self.is_terminal:
+            sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
+            sys.stderr.flush()
+        elif key != self.key or (text != self.text and now - self.shown_at >= LINE_INTERVAL_S):
+            click.echo(text, err=True)
+            self.shown_at = now
+        self.key, self.text = key, text
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.is_terminal and self.text:
+            sys.stderr.write("\r\x1b[K")
+        click.echo(printable_line(text), err=True)
+
+    def close(self) -> None:
+        """Leaves the last line standing."""
+        if self.is_terminal and self.text:
+            sys.stderr.write("\n")
+        self.text = ""
+
+
+class RunWatch(Watch):
+    """Progress of `study run`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.line = OneLine()
+        self.began_at = time.monotonic()
+        self.done: dict[tuple[str, int], str] = {}
+
+    def prepared(self, prepared: Sequence[Prepared]) -> None:
+        """Says before anything is sent what is amiss with it, each thing once."""
+        seen: set[object] = set()
+        for one in prepared:
+            if one.spec.training.data_dir not in seen:
+                seen.add(one.spec.training.data_dir)
+                warn_of_missing_data(one)
+            if one.spec.command not in seen:
+                seen.add(one.spec.command)
+                warn_of_exposed_secret(one)
+            if one.note and one.note not in seen:
+                seen.add(one.note)
+                click.echo(one.note, err=True)
+
+    def sent(self, batch: Batch, done: int, total: int, refusal: str | None) -> None:
+        """Counts what was sent."""
+        if refusal:
+            first = batch.trials[0].variant
+            self.line.say(f"error: {first}{' and others' if len(batch.trials) > 1 else ''} was refused: {refusal}")
+        elif time.monotonic() - self.began_at > QUICK_S:
+            self.line.show(f"{self.name}: sent {done} of {total} jobs", "sending")
+
+    def running(self, trial: Trial, done: int, total: int, status: JobStatus, progress: Progress | None) -> None:
+        """Shows the trial that runs here."""
+        what = f"{trial.variant}, repeat {trial.repeat} ({done + 1} of {total})"
+        self.line.show(f"{what}: {describe(status, progress)}", f"{what} {status.state}")
+
+    def close(self) -> None:
+        """Leaves the last line standing."""
+        self.line.close()
+
+
+def count_states(statuses: Sequence[tuple[Trial, JobStatus]]) -> dict[str, int]:
+    """How many trials are done, running, pending, failed and not submitted."""
+    counts = dict.fromkeys(("trials", "done", "running", "pending", "failed", "not_submitted"), 0)
+    for _, status in statuses:
+        counts["trials"] += 1
+        counts[_word(status)] += 1
+    return counts
+
+
+def _word(status: JobStatus) -> str:
+    if status.is_over:
+        return "done" if status.state == "COMPLETED" else "failed"
+    if status.state in (NOT_SUBMITTED, "UNKNOWN"):
+        return "not_submitted" if status.state == NOT_SUBMITTED else "pending"
+    return "pending" if status.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD") else "running"
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """`12 trials: 3 done, 1 running, 8 pending`."""
+    told = [f"{count} {word.replace('_', ' ')}" for word, count in counts.items() if count and word != "trials"]
+    return f"{counts['trials']} trials: {', '.join(told)}"
+
+
+def wait_for(state: StudyState) -> list[tuple[Trial, JobStatus]]:
+    """Follows a study's jobs to their end; Ctrl-C leaves them running."""
+    line = OneLine()
+    try:
+        while True:
+            statuses = query_trials(state)
+            counts = count_states(statuses)
+            text = f"{state.study.name}: {describe_counts(counts)}"
+            line.show(text, text)
+            if not counts["running"] and not counts["pending"]:
+                return statuses
+            time.sleep(POLL_INTERVAL_S)
+    except KeyboardInterrupt:
+        line.close()
+        name = state.study.name
+        click.echo(f"detached; the jobs go on. hpcdist study status {name} | cancel {name}", err=True)
+        raise click.exceptions.Exit(130) from None
+    finally:
+        line.close()

@@ -1,0 +1,148 @@
+"""What a study would wait, take and cost, before it is run. Pure.
+
+At most: by the time limits. Likely: as earlier trials of the same variant went, or as a prediction has it.
+"""
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from hpcdist.batches import count_gpus, most_gpu_hours
+from hpcdist.comparison import Prediction, Spread
+from hpcdist.joined import JobRecord
+from hpcdist.spec import JobSpec, build_job
+from hpcdist.study import Prices, Study, Trial, Variant
+from hpcdist.units import parse_slurm_time
+
+_START = re.compile(r"to start at ([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})")
+
+
+class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One variant, before it is run.
+
+    Attributes:
+        label: The variant's.
+        trials: How often it is run.
+        missing: How many of them were not sent yet.
+        start: When Slurm would start one that is submitted now, in its own local time; None where it does not say.
+        refusal: Slurm's words where it would refuse it.
+        time_limit_s: Of each trial; None without one.
+        gpu_hours: Of all its trials at most (of a CPU layout: rank-hours), by the time limit.
+        cost: What those cost at most.
+        wall_s: Wall-clock of earlier trials of this very variant; None before one completed.
+        likely_cost: What all its trials cost if they take as long.
+        predicted: What other variants' trials say of it; None where it was measured, or nothing says anything.
+        predicted_cost: What all its trials cost by that: the predicted time, and its range's ends.
+    """
+
+    label: str
+    trials: int
+    missing: int
+    start: str | None = None
+    refusal: str | None = None
+    time_limit_s: float | None = None
+    gpu_hours: float | None = None
+    cost: float | None = None
+    wall_s: Spread | None = None
+    likely_cost: Spread | None = None
+    predicted: Prediction | None = None
+    predicted_cost: Spread | None = None
+
+
+def make_plan(
+    study: Study,
+    variants: Sequence[Variant],
+    trials: Sequence[Trial],
+    *,
+    answers: Mapping[str, tuple[str | None, str | None]],
+    records: Sequence[tuple[Trial, JobRecord | None]] = (),
+    predictions: Sequence[Prediction] = (),
+) -> tuple[PlanRow, ...]:
+    """One row per variant.
+
+    Args:
+        study: The study.
+        variants: Its variants.
+        trials: Its trials, with the runs of those that were sent.
+        answers: By the variants' labels: when one would start, and Slurm's words where it would refuse it.
+        records: What happened to earlier trials.
+        predictions: For variants that no trial has measured.
+    """
+    walls = measured_walls(records)
+    predicted = {one.variant: one for one in predictions}
+    rows = []
+    for variant in variants:
+        job = build_job(variant.options)
+        own = [trial for trial in trials if trial.variant == variant.label]
+        limit_s = parse_slurm_time(job.layout.time) if job.layout.time else None
+        hours = most_gpu_hours(job)
+        wall = walls.get(variant.label)
+        guess = None if wall else predicted.get(variant.label)
+        start, refusal = answers.get(variant.label, (None, None))
+        longest_s = None if hours is None else hours * 3600 / count_gpus(job.layout) * len(own)
+        rows.append(
+            PlanRow(
+                label=variant.label,
+                trials=len(own),
+                missing=sum(trial.run is None for trial in own),
+                start=start,
+                refusal=refusal,
+                time_limit_s=limit_s,
+                gpu_hours=None if hours is None else hours * len(own),
+                cost=price_of(study.prices, job, longest_s),
+                wall_s=wall,
+                likely_cost=_prices(study.prices, job, wall, len(own)),
+                predicted=guess,
+                predicted_cost=_prices(study.prices, job, _as_spread(guess), len(own)),
+            )
+        )
+    return tuple(rows)
+
+
+def measured_walls(records: Sequence[tuple[Trial, JobRecord | None]]) -> dict[str, Spread]:
+    """Wall-clock seconds of completed trials, by their variants' labels."""
+    found: dict[str, list[float]] = {}
+    for trial, record in records:
+        if record is None or record.status.state != "COMPLETED":
+            continue
+        wall_s = record.efficiency.wall_time_s if record.efficiency else None
+        if wall_s is not None:
+            found.setdefault(trial.variant, []).append(wall_s)
+    return {
+        label: Spread(median=statistics.median(walls), low=min(walls), high=max(walls), count=len(walls))
+        for label, walls in found.items()
+    }
+
+
+def price_of(prices: Prices, job: JobSpec, duration_s: float | None) -> float | None:
+    """What a job costs; None where nothing is charged that is known, or the time is not.
+
+    A node of a named type, which the job's `constraint` says, has that type's price in place of `per_node_hour`.
+    """
+    per_node = prices.node_types.get(job.constraint or "", prices.per_node_hour)
+    if duration_s is None or (per_node is None and prices.per_gpu_hour is None):
+        return None
+    gpus, nodes = job.layout.nodes * job.layout.gpus, job.layout.nodes
+    return (gpus * (prices.per_gpu_hour or 0) + nodes * (per_node or 0)) * duration_s / 3600
+
+
+def _prices(prices: Prices, job: JobSpec, wall: Spread | None, trials: int) -> Spread | None:
+    if wall is None:
+        return None
+    costs = [price_of(prices, job, one * trials) for one in (wall.median, wall.low, wall.high)]
+    median, low, high = costs
+    if median is None or low is None or high is None:
+        return None
+    return Spread(median=median, low=low, high=high, count=wall.count)
+
+
+def _as_spread(guess: Prediction | None) -> Spread | None:
+    return Spread(median=guess.wall_s, low=guess.low_s, high=guess.high_s, count=0) if guess else None
+
+
+def parse_start(words: str) -> str | None:
+    """When a job would start, from what `sbatch --test-only` says."""
+    match = _START.search(words)
+    return match[1].replace("T", " ") if match else None

@@ -1,0 +1,293 @@
+"""A study's file: TOML into a `Study`; every fault is told with its line and key. Pure."""
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from hpcdist.errors import UsageError
+from hpcdist.printable import printable
+from hpcdist.privacy import is_secret
+from hpcdist.spec import JOB_KEYS, LAYOUT_KEYS, TRAINING_KEYS, JobSpec, Layout, Training, check_keys, check_name
+from hpcdist.study import Limits, Prices, Scaling, Study
+from hpcdist.study_lines import Path, find_lines, line_of
+from hpcdist.variants import TABLES, StudyError, expand, find_baseline
+
+KEYS = ("name", "repeat", "scaling", "baseline", "target_accuracy")
+SECTIONS = ("layouts", "options", "grid", "zip", "prices", "limits")
+_KINDS = {field.name: field.type for kind in (Layout, Training, JobSpec) for field in msgspec.structs.fields(kind)}
+_NOT_HERE = {
+    "name": ("the jobs are called as the study is", "leave it out"),
+    "array": ("a study makes job arrays by itself", "repeat = N runs everything N times"),
+    "tasks": ("a study makes job arrays by itself", "sweep the option under [grid], or args for a command"),
+    "task_env": ("a study makes job arrays by itself", 'sweep "env.NAME" under [grid]'),
+    "resume_from": ("trials that go on from a checkpoint can't be compared", "leave it out"),
+}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}")
+# More would be a slip, and hours of submitting.
+_MOST_TRIALS = 20_000
+_FORM = "docs/studies.md shows a whole file"
+
+
+def parse_study(text: str, where: str, defaults: Mapping[str, Any] | None = None) -> Study:
+    """Reads a study's file.
+
+    Args:
+        text: The file's text.
+        where: Its name, for messages.
+        defaults: Options of `hpcdist.toml`, for checks of the whole.
+
+    Raises:
+        UsageError: It has a fault; the message has the line and the key.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: {error}", "see https://toml.io for the format") from None
+    lines = find_lines(text)
+    try:
+        study = _read(_with_underscores(values))
+        baseline = find_baseline(study, expand(study, defaults or {}))
+    except StudyError as fault:
+        line = line_of(lines, fault.path)
+        raise UsageError(f"{where}{f', line {line}' if line else ''}: {fault.message}", fault.hint) from None
+    return msgspec.structs.replace(study, baseline=baseline)
+
+
+def check_study_name(name: str) -> str:
+    """The name itself.
+
+    Raises:
+        UsageError: It can't be a folder's name.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"name: {name[:70]!a} can't name a study",
+            "use up to 60 letters, digits, '.', '_' and '-', not starting with '.' or '-'",
+        )
+    return name
+
+
+def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def _read(values: dict[str, Any]) -> Study:
+    for key in values:
+        if key not in (*KEYS, *SECTIONS):
+            raise StudyError(*_unknown(key, (*KEYS, *SECTIONS)), (key,))
+    if "layouts" not in values:
+        raise StudyError(
+            "layouts is missing: this is no study", 'write layouts = ["1x1", "2x1"]; a job: hpcdist submit FILE', ()
+        )
+    if "name" not in values:
+        raise StudyError("name is missing", 'write name = "mnist-layouts"', ())
+    options = _read_options(_table(values, "options"), ("options",))
+    grid, together = (_read_sweep(_table(values, key), (key,)) for key in ("grid", "zip"))
+    if twice := [key for key in together if key in grid]:
+        raise StudyError(f"{twice[0]} is swept twice", "keep it under [grid] or under [zip]", ("zip", twice[0]))
+    _check_lengths(together)
+    layouts = _read_layouts(values["layouts"])
+    if ("args" in grid or "args" in together) and not _has_command(options, layouts, grid, together):
+        raise StudyError(
+            "args are added to a command, and there is none",
+            'write command = ["python", "train.py"] under [options]',
+            ("grid" if "args" in grid else "zip", "args"),
+        )
+    study = Study(
+        name=_read_name(values["name"]),
+        options=options,
+        layouts=layouts,
+        grid=grid,
+        zip=together,
+        repeat=_convert(values.get("repeat", 1), int, ("repeat",)),
+        scaling=_convert(values.get("scaling", "strong"), Scaling, ("scaling",)),
+        baseline=_convert(values.get("baseline"), str | None, ("baseline",)),
+        target_accuracy=_convert(values.get("target_accuracy"), float | None, ("target_accuracy",)),
+        prices=_read_section(values, "prices", Prices),
+        limits=_read_section(values, "limits", Limits),
+    )
+    _check_figures(study)
+    return study
+
+
+def _read_name(value: Any) -> str:
+    name: str = _convert(value, str, ("name",))
+    try:
+        check_name(name)
+        return check_study_name(name)
+    except UsageError as error:
+        raise StudyError(error.message, error.hint, ("name",)) from None
+
+
+def _read_layouts(value: Any) -> tuple[dict[str, Any], ...]:
+    if not isinstance(value, list) or not value:
+        raise StudyError("layouts is no list of layouts", 'write layouts = ["1x1", "2x1"]', ("layouts",))
+    return tuple(_read_layout(one, ("layouts", number)) for number, one in enumerate(value))
+
+
+def _read_layout(value: Any, path: Path) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return _read_options(value, path)
+    nodes, cross, gpus = value.partition("x") if isinstance(value, str) else ("", "", "")
+    is_cpu, gpus = gpus.endswith("cpu"), gpus.removesuffix("cpu")
+    if not (cross and all(part.isascii() and part.isdecimal() and len(part) < 7 for part in (nodes, gpus))):
+        raise StudyError(
+            f"layouts: {_show(value)} is no layout", 'write "2x1" (nodes x GPUs per node), "2x3cpu", or a table', path
+        )
+    if is_cpu:
+        return {"nodes": int(nodes), "gpus": 0, "tasks_per_node": int(gpus)}
+    return {"nodes": int(nodes), "gpus": int(gpus)}
+
+
+def _read_options(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Options of `hpcdist submit`, each of its own kind."""
+    return {key: _read_option(key, value, (*path, key)) for key, value in _with_underscores(table).items()}
+
+
+def _read_option(key: str, value: Any, path: Path) -> Any:
+    if key in _NOT_HERE:
+        raise StudyError(f"{key}: {_NOT_HERE[key][0]}", _NOT_HERE[key][1], path)
+    try:
+        check_keys([key], str(path[0]), site=False)
+    except UsageError as error:
+        raise StudyError(error.message, error.hint, path) from None
+    if key in TABLES and isinstance(value, dict):
+        value = {name: _as_text(inner, (*path, name)) for name, inner in value.items()}
+        if key == "env" and (secrets := [name for name in value if is_secret(name)]):
+            raise StudyError(
+                f"env: {secrets[0]} is a secret, and a study's file is kept",
+                f'export it, and write secret-env = ["{secrets[0]}"] under [options]',
+                path,
+            )
+    return msgspec.to_builtins(_convert(value, _KINDS[key], path))
+
+
+def _read_sweep(table: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ...]]:
+    found: dict[str, tuple[Any, ...]] = {}
+    for written, values in table.items():
+        option, dot, name = written.partition(".")
+        key = option.replace("-", "_") + dot + name
+        if key in TABLES and isinstance(values, dict):  # env.NAME = [...]
+            for inner, listed in values.items():
+                found[f"{key}.{inner}"] = _read_values(f"{key}.{inner}", listed, (*path, key, inner))
+        else:
+            found[key] = _read_values(key, values, (*path, key))
+    return found
+
+
+def _read_values(key: str, values: Any, path: Path) -> tuple[Any, ...]:
+    if not isinstance(values, list) or not values:
+        raise StudyError(f"{key} is {_show(values)}, expected a list of values", f"write {key} = [...]", path)
+    table, dot, name = key.partition(".")
+    if dot and table in TABLES:
+        found = [_read_option(table, {name: value}, path)[name] for value in values]
+    elif key == "args":
+        found = [_read_words(value, (*path, number)) for number, value in enumerate(values)]
+    else:
+        found = [_read_option(key, value, (*path, number)) for number, value in enumerate(values)]
+    for number, value in enumerate(found):
+        if value in found[:number]:
+            raise StudyError(f"{key} has {_show(value)} twice", "give each value once", (*path, number))
+    return tuple(found)
+
+
+def _read_words(value: Any, path: Path) -> list[str]:
+    if not isinstance(value, list):
+        raise StudyError(f"args has {_show(value)}, expected a list of words", 'write args = [["--lr", "0.1"]]', path)
+    return [_as_text(word, path) for word in value]
+
+
+def _as_text(value: Any, path: Path) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise StudyError(f"{path[-1]} is {_show(value)}, expected a text", 'write it in quotes: "..."', path)
+
+
+def _has_command(*tables: Any) -> bool:
+    return any("command" in one for table in tables for one in (table if isinstance(table, tuple) else (table,)))
+
+
+def _check_lengths(together: Mapping[str, tuple[Any, ...]]) -> None:
+    lengths = {key: len(values) for key, values in together.items()}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{key} has {length}" for key, length in lengths.items())
+        raise StudyError(f"zip: unequal lengths: {told}", "what goes together has as many values", ("zip",))
+
+
+def _check_figures(study: Study) -> None:
+    """Numbers that are numbers, and make no sense."""
+    prices = study.prices
+    priced = {"per_gpu_hour": prices.per_gpu_hour, "per_node_hour": prices.per_node_hour}
+    told: list[tuple[bool, Path, object, str]] = [
+        (study.repeat >= 1, ("repeat",), study.repeat, "1 or more"),
+        *((price is None or price >= 0, ("prices", key), price, "0 or more") for key, price in priced.items()),
+        *((one >= 0, ("prices", "node_types", key), one, "0 or more") for key, one in prices.node_types.items()),
+    ]
+    if study.target_accuracy is not None:
+        fine = 0 < study.target_accuracy <= 1
+        told.append((fine, ("target_accuracy",), study.target_accuracy, "a fraction such as 0.98"))
+    if study.limits.max_concurrent is not None:
+        most = study.limits.max_concurrent
+        told.append((most >= 1, ("limits", "max_concurrent"), most, "1 or more"))
+        if any("dependency" in table for table in (study.options, *study.layouts, study.grid, study.zip)):
+            raise StudyError(
+                "max_concurrent makes jobs wait for each other, and dependency has them wait for others",
+                "keep one of them",
+                ("limits", "max_concurrent"),
+            )
+    if study.limits.max_gpu_hours is not None:
+        told.append(
+            (study.limits.max_gpu_hours > 0, ("limits", "max_gpu_hours"), study.limits.max_gpu_hours, "more than 0")
+        )
+    counts = [len(study.layouts), *map(len, study.grid.values()), *map(len, list(study.zip.values())[:1]), study.repeat]
+    told.append(
+        (math.prod(counts) <= _MOST_TRIALS, ("repeat",), f"{math.prod(counts)} trials", f"at most {_MOST_TRIALS}")
+    )
+    for holds, path, value, expected in told:
+        if not holds:
+            raise StudyError(f"{path[-1]} is {value}, expected {expected}", "change it", path)
+
+
+def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    table = values.get(key, {})
+    if not isinstance(table, dict):
+        raise StudyError(f"{key} is {_show(table)}, expected a table", f"write [{key}] on a line of its own", (key,))
+    return table
+
+
+def _read_section(values: Mapping[str, Any], key: str, kind: type) -> Any:
+    table = _with_underscores(_table(values, key))
+    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
+    for name in table:
+        if name not in fields:
+            raise StudyError(*_unknown(name, tuple(fields)), (key, name))
+    return kind(**{name: _convert(value, fields[name], (key, name)) for name, value in table.items()})
+
+
+def _unknown(key: str, known: tuple[str, ...]) -> tuple[str, str]:
+    import difflib  # only for the error
+
+    if key in LAYOUT_KEYS | TRAINING_KEYS | JOB_KEYS:
+        return f"{key} is an option of the jobs", "put it under [options]"
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else f"the keys are: {', '.join(known)}"
+    return f"unknown key {printable(key)!r}", hint
+
+
+def _convert(value: Any, kind: Any, path: Path) -> Any:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        key = next(str(part) for part in reversed(path) if isinstance(part, str))
+        raise StudyError(f"{key} is {_show(value)}: {str(error).replace('`', '')}", _FORM, path) from None
+
+
+def _show(value: Any) -> str:
+    text = printable(str(value)) if not isinstance(value, str) else repr(printable(value))
+    return text if len(text) <= 60 else text[:57] + "..."

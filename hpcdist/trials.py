@@ -1,0 +1,147 @@
+"""A study's trials: where they are and what happened to them, Slurm being asked a few times for all of them."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from hpcdist import accounting, statuses
+from hpcdist.backends import tasks
+from hpcdist.errors import HpcdistError
+from hpcdist.jobs import Job
+from hpcdist.joined import JobRecord
+from hpcdist.record import Efficiency, JobStatus
+from hpcdist.store import Run, RunRecord, Store
+from hpcdist.study import Trial
+from hpcdist.study_state import StudyState
+
+NOT_SUBMITTED = "NOT SUBMITTED"
+
+
+class KnownRun(Run):
+    """A run whose `job.json` was read: an array's is as long as it has tasks, and each of them would read it again."""
+
+    def __init__(self, path: Path, record: RunRecord) -> None:
+        super().__init__(path)
+        self._record = record
+
+    def record(self) -> RunRecord:
+        """The run's `job.json`, as it was."""
+        return self._record
+
+    @property
+    def job_id(self) -> str | None:
+        """The job's id, without an array task."""
+        return self._record.job_id
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the run was sent to this machine."""
+        return self._record.backend == "local"
+
+
+def find_runs(state: StudyState, trials: Sequence[Trial] | None = None) -> dict[str, KnownRun]:
+    """The runs of a study's trials by their names; those that were never made are missing.
+
+    Args:
+        state: The study.
+        trials: Some of its trials; None is all that its file has now.
+    """
+    store = Store(Path(state.root))
+    found = {}
+    chosen = state.trials if trials is None else trials
+    for name in dict.fromkeys(trial.run for trial in chosen if trial.run is not None):
+        run = store.run(name)
+        try:
+            found[name] = KnownRun(run.path, run.record())
+        except HpcdistError:
+            continue
+    return found
+
+
+def query_trials(state: StudyState, runs: dict[str, KnownRun] | None = None) -> list[tuple[Trial, JobStatus]]:
+    """Where each trial is; one that no job was made for is `NOT SUBMITTED`, or `REFUSED` with Slurm's words.
+
+    Args:
+        state: The study.
+        runs: Its runs, where they were read already.
+    """
+    runs = find_runs(state) if runs is None else runs
+    ids = [_id(trial, runs) for trial in state.trials]
+    silence = None
+    try:
+        answers = tasks.query_tasks([job_id for job_id in ids if job_id and not job_id.startswith("local-")])
+    except HpcdistError as error:
+        answers, silence = {}, error.message.splitlines()[0]
+    found = []
+    for trial, job_id in zip(state.trials, ids, strict=True):
+        run = runs.get(trial.run or "")
+        if run is None or job_id is None:
+            refused = run.record().refused if run else None
+            status = JobStatus(job_id=None, state="REFUSED" if refused else NOT_SUBMITTED, reason=refused)
+        elif run.is_local:
+            status = statuses.query([(run, None)])[0][0]
+        else:
+            status = answers.get(job_id, JobStatus(job_id=job_id, state="UNKNOWN", reason=silence))
+        layout = run.record().job.layout.name if run else None
+        status = msgspec.structs.replace(status, run=trial.run, name=state.study.name, layout=layout)
+        found.append((trial, status))
+    return found
+
+
+def _id(trial: Trial, runs: dict[str, KnownRun]) -> str | None:
+    run = runs.get(trial.run or "")
+    job_id = run.job_id if run else None
+    return f"{job_id}_{trial.task}" if job_id and trial.task is not None else job_id
+
+
+def read_records(state: StudyState) -> list[tuple[Trial, JobRecord | None]]:
+    """What happened to each trial; None of one that was never sent. Nothing is written."""
+    runs = find_runs(state)
+    found = query_trials(state, runs)
+    figures = read_figures(state, runs)
+    failed = [
+        status.job_id
+        for _, status in found
+        if status.is_over and status.state != "COMPLETED" and status.job_id and not status.job_id.startswith("local-")
+    ]
+    endings = tasks.query_endings(failed) if failed else {}
+    records: list[tuple[Trial, JobRecord | None]] = []
+    for trial, status in found:
+        run = runs.get(trial.run or "")
+        if run is None or status.state == NOT_SUBMITTED:
+            records.append((trial, None))
+            continue
+        job = Job(run, trial.task)
+        told = None if run.is_local else endings.get(status.job_id or "", [])
+        records.append((trial, job.join(figures.get(status.job_id or ""), status, told)))
+    return records
+
+
+def read_figures(state: StudyState, runs: dict[str, KnownRun] | None = None) -> dict[str, Efficiency]:
+    """What the jobs of a study used, by their ids; those without figures are missing."""
+    runs = find_runs(state) if runs is None else runs
+    found: dict[str, Efficiency] = {}
+    asked = [run.job_id for run in runs.values() if run.job_id and not run.is_local]
+    try:
+        for one in accounting.iter_slurm(asked, missing_ok=True):
+            if one.state != "PENDING":
+                found |= dict.fromkeys(accounting.names_of(one), one)
+    except HpcdistError:
+        pass  # accounting is off: what there is by now is all
+    for run in runs.values():
+        if run.is_local and run.job_id:
+            try:
+                found[run.job_id] = Job(run).efficiency()
+            except HpcdistError:
+                continue
+    return found
+
+
+def iter_figures_of_trials(state: StudyState) -> Iterator[Efficiency | None]:
+    """What each trial used, in their order and named after their variants; None of one without figures."""
+    runs = find_runs(state)
+    figures = read_figures(state, runs)
+    for trial in state.trials:
+        found = figures.get(_id(trial, runs) or "")
+        yield msgspec.structs.replace(found, name=trial.variant) if found else None
