@@ -20,6 +20,7 @@ COMMANDS = {
     "cancel": ("hpcdist.cli.follow:cancel", "End jobs."),
     "seff": ("hpcdist.cli.efficiency:seff", "CPU, memory and GPU efficiency and wall-clock of jobs."),
     "advise": ("hpcdist.cli.advise:advise_command", "Print the next request, right-sized from what jobs used."),
+    "report": ("hpcdist.cli.report:report", "Compare a study's layouts, or some jobs; say what to use and why."),
     "rerun": ("hpcdist.cli.rerun:rerun", "Submit a run again, as it was or with changes."),
     "data": ("hpcdist.cli.data:data", "Put datasets where jobs find them."),
     "completion": ("hpcdist.cli.completion:completion", "Print the line that switches shell completion on."),
