@@ -27,8 +27,7 @@ def make_study(jobs: Sequence[JobSpec]) -> tuple[Study, list[Variant], list[str]
         The study, its variants, and of each job its variant's label.
     """
     options = [_flatten(job) for job in jobs]
-    names = sorted({name for one in options for name in one})
-    swept = [name for name in names if any(one.get(name) != options[0].get(name) for one in options)]
+    swept = _find_swept([job.layout.name for job in jobs], options)
     variants: dict[str, Variant] = {}
     labels = []
     for job, one in zip(jobs, options, strict=True):
@@ -43,6 +42,19 @@ def make_study(jobs: Sequence[JobSpec]) -> tuple[Study, list[Variant], list[str]
         scaling="weak" if per_rank and all(per_rank) else "strong",
     )
     return study, list(variants.values()), labels
+
+
+def _find_swept(shapes: Sequence[str], options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The options whose values differ; CPUs and memory go with the layout, and count only where they differ in one."""
+    found = []
+    for name in sorted({name for one in options for name in one}):
+        of_layout = name in Layout.__struct_fields__
+        first: dict[str, Any] = {}
+        for shape, one in zip(shapes, options, strict=True):
+            if first.setdefault(shape if of_layout else "", one.get(name)) != one.get(name):
+                found.append(name)
+                break
+    return found
 
 
 def _flatten(job: JobSpec) -> dict[str, Any]:

@@ -168,9 +168,15 @@ def settings_key(settings: Mapping[str, Any]) -> bytes:
 
 
 def _layout_key(variant: Variant) -> bytes:
-    """What variants of one layout have in common whatever is swept."""
-    options = {name: value for name, value in variant.options.items() if name not in variant.settings}
-    return msgspec.json.encode((variant.layout, options), order="sorted")
+    """What variants of one layout have in common whatever is swept: an option, a table's entry, a program's words."""
+    swept = variant.settings
+    layout = {name: value for name, value in msgspec.to_builtins(variant.layout).items() if name not in swept}
+    options = {name: value for name, value in variant.options.items() if name not in swept and name not in layout}
+    for table, _, name in (key.partition(".") for key in swept if "." in key):
+        options[table] = {entry: value for entry, value in options.get(table, {}).items() if entry != name}
+    if "args" in swept:
+        options.pop("command", None)
+    return msgspec.json.encode((layout, options), order="sorted")
 
 
 def _add_speedups(rows: Sequence[VariantRow], baselines: Mapping[str, str]) -> list[VariantRow]:

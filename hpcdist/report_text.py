@@ -40,7 +40,7 @@ def format_comparison(comparison: Comparison, width: int | None = None) -> list[
         _wrap_all([f"{label}: {text}" for label, text in list_reasons(comparison)], width),
         _wrap_all([line for fit in comparison.fits if (line := format_fit(fit))], width),
         _wrap_all([format_prediction(one) for one in comparison.predictions], width),
-        _wrap_all([f"not measured: {clause}" for clause in comparison.not_measured], width),
+        _wrap_all(["not measured: " + "; ".join(comparison.not_measured)] if comparison.not_measured else [], width),
         _wrap_all([f"{name}: {text}" for name, text in comparison.conditions.items()], width),
     ]
     lines: list[str] = []

@@ -214,6 +214,6 @@ def _why_no_more(beyond: Sequence[VariantRow]) -> str:
         return ": more was not tried"
     efficiency = format_percent(best.efficiency.median)
     if best.efficiency.median >= EFFICIENCY_LINE:
-        return f"; {best.label} has {efficiency} efficiency in the steady state, but does not end earlier beyond doubt"
+        return f"; {best.label} has {efficiency} efficiency, but does not end earlier beyond doubt"
     line = format_percent(EFFICIENCY_LINE)
     return f"; {best.label} with {name_ranks(ranks(best), best)} has {efficiency}, under the {line} line"

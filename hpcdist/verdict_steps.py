@@ -157,7 +157,8 @@ def _link_s(row: VariantRow) -> float | None:
     """Seconds that the network takes for a step's bytes, by the probe."""
     if row.bytes_per_step is None or row.bandwidth_bytes_per_s is None:
         return None
-    return (row.latency_s or 0.0) + row.bytes_per_step / row.bandwidth_bytes_per_s
+    # Not their sum: the bandwidth was measured with the latency in it.
+    return max(row.latency_s or 0.0, row.bytes_per_step / row.bandwidth_bytes_per_s)
 
 
 def _describe_link(row: VariantRow) -> str:

@@ -141,6 +141,24 @@ def test_each_choice_of_settings_has_its_own_baseline():
     assert [one.is_baseline for one in found.rows] == [True, True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "options"),
+    [
+        ("cpus_per_task", (2, 4), None),
+        ("env.WORKERS", ("1", "2"), lambda value: {"env": {"WORKERS": value, "A": "b"}}),
+        ("args", (("-a",), ("-b",)), lambda value: {"command": ["run", *value]}),
+    ],
+)
+def test_whatever_is_swept_a_layout_stays_the_same(name, values, options):
+    pairs = []
+    for shape in ("1x1", "1x2"):
+        for value in values:
+            layout = {name: value} if name == "cpus_per_task" else {}
+            pairs.append(variant(shape, settings={name: value}, options=options and options(value), **layout))
+    found = report(study(), [(one, [done(one)]) for one in pairs])
+    assert [one.is_baseline for one in found.rows] == [True, True, False, False]
+
+
 def test_one_layout_alone_is_compared_to_its_first_settings():
     few, many = (variant("1x1", settings={"batch_size": size}) for size in (64, 512))
     found = report(study(), [(few, [done(few, images=5_000.0)]), (many, [done(many, images=20_000.0)])])

@@ -32,6 +32,12 @@ def test_what_only_one_job_says_is_a_dash_in_the_others():
     assert labels == ["1x1 precision=-", "1x1 precision=bf16-mixed"]
 
 
+def test_cpus_and_memory_that_differ_with_the_layout_are_part_of_it():
+    few, many = Layout(cpus_per_task=2), Layout(nodes=2, cpus_per_task=4, mem="8G")
+    assert make_study([job(few), job(many)])[2] == ["1x1", "2x1"]
+    assert make_study([job(few), job(Layout(cpus_per_task=4))])[2] == ["1x1 cpus_per_task=-", "1x1 cpus_per_task=4"]
+
+
 def test_a_program_s_training_options_do_not_matter():
     _, _, labels = make_study([job(command=("a",)), job(command=("a",), epochs=9)])
     assert labels == ["1x1", "1x1"]
