@@ -205,37 +205,27 @@ def _figures(row: VariantRow, own_s: float) -> dict[str, float | str]:
 def find_small_batch(row: VariantRow, case: Case) -> Statement | None:
     """A step that is mostly what does not shrink with the batch, or samples that cost more in small batches."""
     batch, split = batch_per_rank(row), row.split
-    if (
-        batch is None
-        or split is None
-        or (row.efficiency and row.efficiency.median >= EFFICIENCY_LINE and ranks(row) > 1)
-    ):
+    on_line = row.efficiency is not None and row.efficiency.median >= EFFICIENCY_LINE
+    if batch is None or split is None or not split.compute_s or (on_line and ranks(row) > 1):
         return None
     fixed_s = split.other_s + (communication_s(row) or 0.0)
     share = fixed_s / split.step_s if split.step_s else 0.0
-    growth = _sample_growth(row, case)
-    if share >= OVERHEAD_SHARE and split.compute_s:
-        why = (
-            f"{format_percent(share)} of each step ({format_s(fixed_s)} of {format_s(split.step_s)}) is work that does "
-        )
-        why += "not shrink with it"
-    elif growth and growth[0] >= COMPUTE_GROWTH:
-        why = (
-            f"a sample takes {growth[0]:.1f} times as long as in {growth[1].label} with {batch_per_rank(growth[1]):.0f}"
-        )
+    growth, other = _sample_growth(row, case) or (1.0, row)
+    if share >= OVERHEAD_SHARE:
+        of = f"{format_s(fixed_s)} of {format_s(split.step_s)}"
+        why = f"{format_percent(share)} of each step ({of}) is work that does not shrink with it"
+    elif growth >= COMPUTE_GROWTH:
+        why = f"a sample takes {growth:.1f} times as long as in {other.label} with {batch_per_rank(other):.0f}"
     else:
         return None
     wanted = find_batch(row, fixed_s)
-    evidence: dict[str, float | str] = {"batch_per_rank": batch, "fixed_share": share, "fixed_s": fixed_s}
-    if growth:
-        evidence["sample_growth"] = growth[0]
     larger = f"a global batch of {wanted:,} or more" if wanted and wanted > ranks(row) * batch else "a larger batch"
     return Statement(
         code="small-batch",
         sentence=f"The batch of {row.label} is too small: with {batch:.0f} samples per rank {why}.",
         variant=row.label,
         advice=f"{larger}, or fewer ranks for this one",
-        evidence=evidence,
+        evidence={"batch_per_rank": batch, "fixed_share": share, "fixed_s": fixed_s, "sample_growth": growth},
     )
 
 
