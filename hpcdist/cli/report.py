@@ -1,0 +1,63 @@
+"""hpcdist report."""
+
+import importlib
+import shutil
+from pathlib import Path
+
+import click
+
+from hpcdist.cli.output import print_json
+from hpcdist.comparison import Comparison
+from hpcdist.disk import write_atomically
+from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.project import find_project
+from hpcdist.report_csv import format_csv
+from hpcdist.report_text import format_comparison, format_markdown
+from hpcdist.reports import report_on
+
+WIDEST = 10_000
+
+
+@click.command(
+    epilog="""Examples:
+
+\b
+  hpcdist report mnist-layouts
+  hpcdist report mnist-layouts --html report.html
+  hpcdist report 1234 1235 1236
+"""
+)
+@click.argument("names", nargs=-1, required=True, metavar="STUDY|JOB...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print a line per variant, base units.")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown.")
+@click.option("--html", metavar="FILE", help="Also write the whole report, plots and scripts, as one HTML file.")
+def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: bool, html: str | None) -> None:
+    """Compare layouts: speedup, efficiency, cost, where the steps go, and a verdict with its evidence.
+
+    A STUDY that was run here, or several JOBs, runs or job ids of this project, compared as if they were one.
+    """
+    if as_json + as_csv + as_markdown > 1:
+        raise UsageError("--json, --csv and --markdown exclude each other", "keep one of them")
+    comparison = report_on(names, find_project(Path.cwd()).root, scripts=html is not None)
+    if html is not None:
+        _write_html(comparison, Path(html))
+    if as_json:
+        print_json(comparison)
+    elif as_csv:
+        click.echo(format_csv(comparison), nl=False)
+    elif as_markdown:
+        click.echo(format_markdown(comparison), nl=False)
+    else:
+        columns = shutil.get_terminal_size((WIDEST, 24)).columns
+        click.echo("\n".join(format_comparison(comparison, None if columns == WIDEST else columns)))
+
+
+def _write_html(comparison: Comparison, path: Path) -> None:
+    # Only now: it draws its plots with matplotlib, which takes a second to load.
+    text: str = importlib.import_module("hpcdist.report_html").render_html(comparison)
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise HpcdistError(f"can't write {path}: {error.strerror}", "choose another file for --html") from None
+    click.echo(f"written: {path}", err=True)

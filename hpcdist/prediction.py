@@ -1,0 +1,259 @@
+"""What a layout that did not run yet would take, from runs of smaller ones and a probe of the network. Pure.
+
+The model: wall-clock = what is no step (start-up, validation, shutdown) + steps x (data + compute + other + exposed
+communication). All but the communication comes from a smaller layout; the communication changes by what the probes
+of both say that the gradients take. The more of it the backward pass hid in the smaller layout, the more it can hide
+in the larger one, but never more than the backward pass lasts.
+"""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from hpcdist.comparison import Prediction, Spread
+from hpcdist.joined import JobRecord
+from hpcdist.link import BACKWARD_SHARE, Link, carry_to_ranks, choose_links, find_exposed_s
+from hpcdist.record import StepSplit, TrainingMetrics
+from hpcdist.scaling import SINGLE_MARGIN, spread
+from hpcdist.steps import mean_split, waiting_s
+from hpcdist.study import Variant
+
+# The preflight all-reduces each size so often.
+PROBE_REPEATS = 3
+# How far the model is off, besides the spread of the runs it rests on: of the communication, and of the whole. Judged,
+# not derived: inside a step an all-reduce also wakes threads and meets other traffic; doubled where it extrapolates.
+COMMUNICATION_ERROR = 0.25
+WHOLE_ERROR = 0.05
+
+
+class _Known(NamedTuple):
+    """What the runs of one layout say; the medians."""
+
+    label: str
+    ranks: int
+    nodes: int
+    runs: int
+    wall: Spread
+    steps: float
+    split: StepSplit
+    waiting_s: float
+    bytes_per_step: int
+    batch: int
+
+    @property
+    def batch_per_rank(self) -> float:
+        return self.batch / self.ranks
+
+    @property
+    def rest_s(self) -> float:
+        """Seconds that are no steady step."""
+        return self.wall.median - self.steps * self.split.step_s
+
+
+class _Guess(NamedTuple):
+    wall_s: float
+    communication_s: float
+    all_reduce_s: float
+
+
+def predict(
+    target: Variant,
+    known: Iterable[tuple[Variant, Sequence[JobRecord]]],
+    links: Iterable[Link] = (),
+    *,
+    weak: bool = False,
+) -> Prediction | None:
+    """What a layout would take.
+
+    The best calibration is a layout with as many ranks on fewer nodes (1x2 for 2x1): its ranks do the same work. Else
+    the one with the most ranks is taken, and its work per rank is carried on to the target's batch per rank along the
+    line through a further layout (1x1).
+
+    Args:
+        target: The layout and its settings.
+        known: Variants that ran, each with its completed jobs; those with other settings are left out.
+        links: Probes besides those at the jobs' start: between as many nodes as the target has, if possible.
+        weak: Whether the batch per rank stays, not the global batch.
+
+    Returns:
+        None where the calibration is missing: no smaller layout of several ranks with a split, no probe between
+        nodes, or no second layout where the batch per rank changes.
+    """
+    runs = [(variant, records) for variant, records in known if variant.settings == target.settings]
+    return _predict(target, _summarize_all(runs), [*links, *find_links(runs)], weak=weak)
+
+
+def predict_measured(
+    known: Iterable[tuple[Variant, Sequence[JobRecord]]], *, weak: bool = False
+) -> tuple[Prediction, ...]:
+    """For each variant that ran, what would have been predicted from the others and its own probe."""
+    groups: dict[bytes, list[tuple[Variant, Sequence[JobRecord]]]] = {}
+    for variant, records in known:
+        groups.setdefault(msgspec.json.encode(variant.settings, order="sorted"), []).append((variant, records))
+    found = []
+    for group in groups.values():
+        summaries, links = _summarize_all(group), find_links(group)
+        for variant, records in group:
+            measured = spread(record.efficiency.wall_time_s for record in records if record.efficiency)
+            prediction = _predict(variant, summaries, links, weak=weak) if measured else None
+            if prediction and measured:
+                found.append(msgspec.structs.replace(prediction, measured_s=measured.median))
+    return tuple(found)
+
+
+def find_links(known: Iterable[tuple[Variant, Sequence[JobRecord]]]) -> list[Link]:
+    """The probes at the start of jobs."""
+    found = []
+    for variant, records in known:
+        for record in records:
+            training = _first_training(record)
+            if training and training.probe and (training.world_size or 0) > 1:
+                ranks = training.world_size or variant.layout.world_size
+                found.append(Link(ranks=ranks, nodes=variant.layout.nodes, probe=training.probe))
+    return found
+
+
+def _predict(target: Variant, known: Sequence[_Known], links: Sequence[Link], *, weak: bool) -> Prediction | None:
+    others = [one for one in known if one.label != target.label]
+    base = _choose_base(target, others)
+    if base is None:
+        return None
+    ranks, nodes = target.layout.world_size, target.layout.nodes
+    here, there = choose_links(links, base.ranks, base.nodes), choose_links(links, ranks, nodes)
+    if not here or not there or (there[0].nodes > 1) != (nodes > 1) or (here[0].nodes > 1) != (base.nodes > 1):
+        return None
+    batch_per_rank = base.batch_per_rank if weak else base.batch / ranks
+    work = _work(base, others, batch_per_rank)
+    if work is None:
+        return None
+    steps = base.steps * base.batch / (batch_per_rank * ranks)
+    sizes = [one.size_bytes for one in there[0].probe]
+    guess = _guess(base, work, steps, (_timer(here, base.ranks), _timer(there, ranks)), sizes)
+    as_probed = (there[0].ranks, there[0].nodes) == (ranks, nodes)
+    return _describe(target, base, guess, steps, as_probed=as_probed)
+
+
+def _timer(links: Sequence[Link], ranks: int) -> Callable[[float], float]:
+    """Seconds of an all-reduce by its size: the median of the links."""
+    return lambda size: statistics.median(carry_to_ranks(link.probe, size, link.ranks, ranks) for link in links)
+
+
+def _summarize_all(runs: Iterable[tuple[Variant, Sequence[JobRecord]]]) -> list[_Known]:
+    return [one for one in (_summarize(variant, records) for variant, records in runs) if one]
+
+
+def _summarize(variant: Variant, records: Sequence[JobRecord]) -> _Known | None:
+    """The medians of one layout's jobs; None where a figure that is needed was not measured."""
+    found = [(record, training) for record in records if (training := _first_training(record)) and training.steps]
+    splits = [split for record, _ in found if (split := mean_split(record.ranks))]
+    wall = spread(record.efficiency.wall_time_s for record, _ in found if record.efficiency)
+    batch = [training.global_batch_size for _, training in found if training.global_batch_size]
+    worlds = {training.world_size for _, training in found}
+    # A job that lacked ranks says nothing about its layout.
+    if wall is None or not splits or not batch or worlds != {variant.layout.world_size}:
+        return None
+    parts = ("data_s", "compute_s", "communication_s", "other_s", "step_s")
+    medians = {name: statistics.median(getattr(split, name) for split in splits) for name in parts}
+    waiting = spread(waiting_s(record.ranks) for record, _ in found)
+    return _Known(
+        label=variant.label,
+        ranks=variant.layout.world_size,
+        nodes=variant.layout.nodes,
+        runs=wall.count,
+        wall=wall,
+        steps=statistics.median(training.steps or 0 for _, training in found),
+        split=StepSplit(steps=min(split.steps for split in splits), **medians),
+        waiting_s=waiting.median if waiting else 0.0,
+        bytes_per_step=max(training.bytes_per_step or 0 for _, training in found),
+        batch=batch[0],
+    )
+
+
+def _first_training(record: JobRecord) -> TrainingMetrics | None:
+    return next((rank.training for rank in record.ranks if rank.training), None)
+
+
+def _choose_base(target: Variant, known: Iterable[_Known]) -> _Known | None:
+    """As many ranks on the fewest nodes; else the most ranks, on the most nodes."""
+    ranks, nodes = target.layout.world_size, target.layout.nodes
+    smaller = [
+        one
+        for one in known
+        if 1 < one.ranks <= ranks and one.nodes <= nodes and (one.ranks, one.nodes) != (ranks, nodes)
+    ]
+    same = [one for one in smaller if one.ranks == ranks]
+    if same:
+        return min(same, key=lambda one: one.nodes)
+    return max(smaller, key=lambda one: (one.ranks, one.nodes), default=None)
+
+
+def _work(base: _Known, known: Iterable[_Known], batch_per_rank: float) -> StepSplit | None:
+    """A step's own work at another batch per rank, along the line through the base and the layout most unlike it."""
+    if batch_per_rank == base.batch_per_rank:
+        return base.split
+    others = [one for one in known if one.batch_per_rank != base.batch_per_rank and one.nodes <= base.nodes]
+    if not others:
+        return None
+    other = max(others, key=lambda one: abs(one.batch_per_rank - base.batch_per_rank))
+    share = (batch_per_rank - base.batch_per_rank) / (other.batch_per_rank - base.batch_per_rank)
+    parts = {
+        name: max(0.0, getattr(base.split, name) + share * (getattr(other.split, name) - getattr(base.split, name)))
+        for name in ("data_s", "compute_s", "other_s")
+    }
+    return msgspec.structs.replace(base.split, **parts)
+
+
+def _guess(
+    base: _Known,
+    work: StepSplit,
+    steps: float,
+    all_reduces: tuple[Callable[[float], float], Callable[[float], float]],
+    sizes: Iterable[float],
+) -> _Guess:
+    """What it will take; the all-reduces are those of the base and of the target, timed by their size."""
+    here, there = all_reduces
+    before_s, after_s = here(base.bytes_per_step), there(base.bytes_per_step)
+    own_s = max(0.0, base.split.communication_s - base.waiting_s)
+    exposed_s = find_exposed_s(own_s, before_s, after_s, BACKWARD_SHARE * work.compute_s, base.bytes_per_step)
+    # What the parts leave of the measured step stays unexplained, as it was.
+    unexplained_s = base.split.step_s - sum(
+        (base.split.data_s, base.split.compute_s, base.split.communication_s, base.split.other_s)
+    )
+    step_s = work.data_s + work.compute_s + work.other_s + base.waiting_s + exposed_s + unexplained_s
+    # The preflight and the first copy of the parameters take the network's time too.
+    starting_s = after_s - before_s
+    starting_s += PROBE_REPEATS * sum(there(size) - here(size) for size in sizes)
+    return _Guess(
+        wall_s=max(0.0, base.rest_s + starting_s) + steps * step_s,
+        communication_s=steps * exposed_s,
+        all_reduce_s=after_s,
+    )
+
+
+def _describe(target: Variant, base: _Known, guess: _Guess, steps: float, *, as_probed: bool) -> Prediction:
+    ranks = target.layout.world_size
+    extrapolated = ranks != base.ranks or not as_probed
+    share = guess.wall_s / base.wall.median if base.wall.median else 1.0
+    once = base.wall.count == 1
+    below = SINGLE_MARGIN * guess.wall_s if once else share * (base.wall.median - base.wall.low)
+    above = SINGLE_MARGIN * guess.wall_s if once else share * (base.wall.high - base.wall.median)
+    error = COMMUNICATION_ERROR * guess.communication_s + WHOLE_ERROR * guess.wall_s
+    error *= 2 if extrapolated else 1
+    runs = "1 run" if base.runs == 1 else f"{base.runs} runs"
+    basis = (
+        f"{base.label}'s step of {1e3 * base.split.step_s:.1f} ms ({runs}) and an all-reduce of "
+        f"{base.bytes_per_step:,} bytes in {1e3 * guess.all_reduce_s:.1f} ms, {steps:,.0f} steps"
+    )
+    if ranks != base.ranks:
+        basis += f"; extrapolated from {base.ranks} to {ranks} ranks"
+    if not as_probed:
+        basis += "; the network was probed in another shape"
+    return Prediction(
+        variant=target.label,
+        wall_s=guess.wall_s,
+        low_s=max(0.0, guess.wall_s - below - error),
+        high_s=guess.wall_s + above + error,
+        basis=basis,
+    )

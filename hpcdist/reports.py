@@ -1,0 +1,120 @@
+"""What a report is made from, gathered: a study's records or some jobs', their scripts, versions and dates."""
+
+import importlib
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from hpcdist.adhoc import make_study
+from hpcdist.comparison import Comparison
+from hpcdist.errors import HpcdistError, NotFoundError
+from hpcdist.jobs import Job
+from hpcdist.joined import JobRecord
+from hpcdist.report import compare
+from hpcdist.store import RunRecord, Store
+from hpcdist.study import Study, Trial, Variant
+
+_VERSIONS = ("python", "hpcdist", "torch", "pytorch-lightning", "numpy")
+Trials = list[tuple[Trial, JobRecord | None]]
+
+
+def report_on(names: Sequence[str], root: Path, *, scripts: bool = False) -> Comparison:
+    """The comparison of a study, or of several jobs.
+
+    Args:
+        names: A study's name, or runs and job ids.
+        root: The project's folder.
+        scripts: Whether to take up each run's script.
+
+    Raises:
+        NotFoundError: No study and no job here is called that.
+    """
+    found = _read_study(names[0], root) if len(names) == 1 else None
+    study, variants, trials = found or _read_jobs(names, root)
+    runs = _read_runs(trials, root)
+    texts = {name: text for name in runs if (text := _read_script(name, root))} if scripts else {}
+    return compare(
+        study,
+        variants,
+        trials,
+        made_at_s=time.time(),
+        conditions=describe_conditions(list(runs.values()), [record for _, record in trials if record]),
+        scripts=texts,
+    )
+
+
+def _read_study(name: str, root: Path) -> tuple[Study, Sequence[Variant], Trials] | None:
+    """A study that was run here; None where none is called that."""
+    if not (root / "jobs" / "studies" / name / "study.json").is_file():
+        return None
+    # By name, because a job's report needs nothing of what runs studies.
+    state = importlib.import_module("hpcdist.study_state").load_study(name, root)
+    return state.study, state.variants, importlib.import_module("hpcdist.trials").read_records(state)
+
+
+def _read_jobs(names: Sequence[str], root: Path) -> tuple[Study, Sequence[Variant], Trials]:
+    """Jobs of this project as a study."""
+    jobs = [task for name in names for task in _find_tasks(name, root)]
+    specs = [job.run.record().job for job in jobs]
+    study, variants, labels = make_study(specs)
+    trials: Trials = []
+    counts: dict[str, int] = {}
+    for job, label in zip(jobs, labels, strict=True):
+        counts[label] = counts.get(label, 0) + 1
+        trial = Trial(variant=label, repeat=counts[label], run=job.run.name, task=job.task)
+        trials.append((trial, job.record()))
+    return study, variants, trials
+
+
+def _find_tasks(name: str, root: Path) -> list[Job]:
+    """The job a person means; of an array all its tasks."""
+    try:
+        job = Job.find(name, root)
+    except NotFoundError:
+        raise NotFoundError(
+            f"no study and no run here is called {name!r}", "hpcdist study list, or hpcdist status for the runs"
+        ) from None
+    if job.task is not None:
+        return [job]
+    tasks = [(status.job_id or "").partition("_")[2] for status in job.statuses()]
+    return [Job(job.run, task) for task in tasks] if tasks and all(tasks) else [job]
+
+
+def _read_runs(trials: Iterable[tuple[Trial, JobRecord | None]], root: Path) -> dict[str, RunRecord]:
+    """What each run was, those without a readable `job.json` left out."""
+    store, found = Store(root), {}
+    for name in dict.fromkeys(trial.run for trial, _ in trials if trial.run):
+        try:
+            found[name] = store.run(name).record()
+        except HpcdistError:
+            continue
+    return found
+
+
+def _read_script(name: str, root: Path) -> str | None:
+    try:
+        return Store(root).run(name).script.read_text(errors="replace")
+    except OSError:
+        return None
+
+
+def describe_conditions(runs: Sequence[RunRecord], records: Sequence[JobRecord]) -> dict[str, str]:
+    """Versions, cluster, nodes, commit and dates, as printed; several values where the runs differ."""
+    found = {name: _join(run.versions.get(name) for run in runs) for name in _VERSIONS}
+    found["Slurm"] = _join(run.slurm_version for run in runs)
+    found["cluster"] = _join("none, run on this machine" if run.backend == "local" else run.cluster for run in runs)
+    found["nodes"] = _join(
+        (record.efficiency.node_list if record.efficiency else None) or record.status.nodes for record in records
+    )
+    found["git commit"] = _join(run.git_commit for run in runs)
+    times_s = [record.efficiency.started_at_s for record in records if record.efficiency]
+    known_s = [one for one in times_s if one is not None]
+    if known_s:
+        days = dict.fromkeys(datetime.fromtimestamp(one).date().isoformat() for one in (min(known_s), max(known_s)))
+        found["run on"] = " to ".join(days)
+    return {name: text for name, text in found.items() if text}
+
+
+def _join(values: Iterable[str | None]) -> str:
+    return ", ".join(dict.fromkeys(value for value in values if value))

@@ -1,0 +1,168 @@
+"""One job of a study in figures: what its record says, what it cost, when it reached the target. Pure."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from hpcdist.comparison import TrialRow
+from hpcdist.joined import JobRecord, Timeline
+from hpcdist.probe import AllReduce
+from hpcdist.record import Efficiency, TrainingMetrics
+from hpcdist.steps import find_straggler, mean_split, waiting_s
+from hpcdist.study import Prices, Study, Trial, Variant
+
+NOT_SUBMITTED = "NOT SUBMITTED"
+_NO_FIGURES = Timeline()
+_HOUR_S = 3600.0
+
+V = TypeVar("V")
+
+
+def build_trial_row(study: Study, variant: Variant, trial: Trial, record: JobRecord | None) -> TrialRow:
+    """The figures of one job.
+
+    Args:
+        study: Its prices and target are used.
+        variant: What was asked for.
+        trial: Which job it is.
+        record: What happened to it; None of a job that was never sent.
+    """
+    if record is None:
+        return TrialRow(repeat=trial.repeat, run=trial.run, state=NOT_SUBMITTED, reason="it was not submitted")
+    efficiency = record.efficiency
+    timeline = record.timeline or _NO_FIGURES
+    paid_s = _sum_paid_s(efficiency)
+    reached_s = _find_time_to_target(efficiency, _trainings(record), study.target_accuracy)
+    price = _price_per_hour(study.prices, variant, efficiency)
+    gpus = _count_gpus(variant, efficiency)
+    return TrialRow(
+        repeat=trial.repeat,
+        run=trial.run,
+        job_id=record.status.job_id,
+        state=record.status.state,
+        reason=_find_reason(record),
+        ranks_worked=_count_ranks(variant, record),
+        wall_s=efficiency.wall_time_s if efficiency else None,
+        starting_s=timeline.starting_s,
+        queued_s=timeline.queued_s,
+        time_to_target_s=reached_s,
+        gpu_hours=None if paid_s is None else (gpus or variant.layout.world_size) * paid_s / _HOUR_S,
+        cost=None if paid_s is None or price is None else price * paid_s / _HOUR_S,
+        cost_to_target=None if reached_s is None or price is None else price * reached_s / _HOUR_S,
+        ettr=timeline.ettr,
+        **_accounted(efficiency),
+        **_measured(record),
+    )
+
+
+def _accounted(efficiency: Efficiency | None) -> dict[str, Any]:
+    """The figures that are the accounting's."""
+    if efficiency is None:
+        return {}
+    busy = efficiency.cpu_efficiency
+    if busy is None and efficiency.cpu_time_s is not None and efficiency.core_walltime_s:
+        busy = efficiency.cpu_time_s / efficiency.core_walltime_s
+    return {
+        "cpu_efficiency": efficiency.cpu_efficiency,
+        "memory_efficiency": efficiency.memory_efficiency,
+        "gpu_efficiency": efficiency.gpu_efficiency,
+        "cpu_busy": busy,
+        "started_at_s": efficiency.started_at_s,
+        "ended_at_s": efficiency.ended_at_s,
+    }
+
+
+def _measured(record: JobRecord) -> dict[str, Any]:
+    """The figures that the ranks measured."""
+    trainings = _trainings(record)
+    probe = _first(trainings, lambda one: one.probe or None) or ()
+    by_size = sorted(probe, key=_size)
+    efficiency = record.efficiency
+    return {
+        "images_per_s": _first(trainings, lambda one: one.images_per_s),
+        "accuracy": _first(trainings, lambda one: one.accuracy),
+        "global_batch_size": _first(trainings, lambda one: one.global_batch_size),
+        "bytes_per_step": _first(trainings, lambda one: one.bytes_per_step),
+        "split": mean_split(record.ranks),
+        "waiting_s": waiting_s(record.ranks),
+        "straggler": find_straggler(record.ranks),
+        "latency_s": by_size[0].latency_s if by_size else None,
+        "bandwidth_bytes_per_s": by_size[-1].bandwidth_bytes_per_s if by_size else None,
+        "tests": _first(trainings, lambda one: one.tests or None) or (),
+        "nodes": (efficiency.node_list if efficiency else None) or record.status.nodes,
+    }
+
+
+def _size(one: AllReduce) -> int:
+    return one.size_bytes
+
+
+def _trainings(record: JobRecord) -> list[TrainingMetrics]:
+    return [rank.training for rank in record.ranks if rank.training]
+
+
+def _first(trainings: Sequence[TrainingMetrics], value: Callable[[TrainingMetrics], V | None]) -> V | None:
+    """What the first rank that knows it says; these figures are the same on every rank."""
+    return next((known for known in map(value, trainings) if known is not None), None)
+
+
+def _find_reason(record: JobRecord) -> str | None:
+    if record.failure:
+        return record.failure.sentence
+    return record.status.reason if record.status.state not in {"COMPLETED", "RUNNING"} else None
+
+
+def _count_ranks(variant: Variant, record: JobRecord) -> int | None:
+    """Ranks that trained together; of those with a GPU each, no more than the GPUs that were busy at all."""
+    audit = record.audit
+    if audit is None:
+        return None
+    ranks = audit.world_size
+    # torchrun starts the ranks, so that what reports is one task per node.
+    if ranks is None and variant.options.get("launcher") != "torchrun":
+        ranks = audit.ranks
+    if ranks is not None and audit.gpus and audit.gpus_used:
+        return min(ranks, audit.gpus_used)
+    return ranks
+
+
+def _count_gpus(variant: Variant, efficiency: Efficiency | None) -> int:
+    """GPUs allocated; where nobody tells, and without Slurm, those asked for."""
+    allocated = efficiency.gpus if efficiency else None
+    return allocated or variant.layout.nodes * variant.layout.gpus
+
+
+def _price_per_hour(prices: Prices, variant: Variant, efficiency: Efficiency | None) -> float | None:
+    """Of the whole job; the price of a named node type goes before that of any node."""
+    nodes = (efficiency.nodes if efficiency else None) or variant.layout.nodes
+    gpus = _count_gpus(variant, efficiency)
+    per_node = prices.node_types.get(str(variant.options.get("constraint")), prices.per_node_hour)
+    parts = [] if per_node is None else [per_node * nodes]
+    if prices.per_gpu_hour is not None and gpus:
+        parts.append(prices.per_gpu_hour * gpus)
+    return sum(parts) if parts else None
+
+
+def _sum_paid_s(efficiency: Efficiency | None) -> float | None:
+    """Seconds that are charged: of a requeued job, its earlier runs too."""
+    if efficiency is None or efficiency.wall_time_s is None:
+        return None
+    return efficiency.wall_time_s + sum(run.wall_time_s or 0.0 for run in efficiency.earlier_runs)
+
+
+def _find_time_to_target(
+    efficiency: Efficiency | None, trainings: Sequence[TrainingMetrics], target: float | None
+) -> float | None:
+    """Seconds from the job's start to the first test that reached the target; a requeued job's waits are left out."""
+    if efficiency is None or target is None or efficiency.started_at_s is None:
+        return None
+    reached = [test.at_s for one in trainings for test in one.tests if test.accuracy >= target]
+    if not reached:
+        return None
+    at_s = min(reached)
+    if at_s >= efficiency.started_at_s:
+        return at_s - efficiency.started_at_s + sum(run.wall_time_s or 0.0 for run in efficiency.earlier_runs)
+    total_s = 0.0
+    for run in efficiency.earlier_runs:
+        if run.started_at_s is not None and run.started_at_s <= at_s:
+            total_s += min(at_s - run.started_at_s, run.wall_time_s or 0.0)
+    return total_s

@@ -1,0 +1,100 @@
+"""The verdict: a few sentences with their evidence, the answers first, then why. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from hpcdist.comparison import Statement, VariantRow
+from hpcdist.scaling import EFFICIENCY_LINE
+from hpcdist.study import Study
+from hpcdist.verdict_answers import answer
+from hpcdist.verdict_runs import explain_runs
+from hpcdist.verdict_steps import (
+    find_communication,
+    find_data_starvation,
+    find_oversubscription,
+    find_small_batch,
+    find_straggler_cost,
+    is_mostly_network,
+)
+from hpcdist.verdict_words import Case, build_case, format_percent, format_s, name_ranks, ranks
+
+MOST_PER_RULE = 3
+"""A rule that fires for every variant of a large sweep says the same each time."""
+
+
+def judge(rows: Sequence[VariantRow], study: Study) -> tuple[Statement, ...]:
+    """What a study's rows say.
+
+    Args:
+        rows: The variants, with their speedups.
+        study: What was asked.
+
+    Returns:
+        What to use for the fastest result, for the cheapest and how much at most; then why more did not help, and
+        what would.
+    """
+    case = build_case(rows, study)
+    reasons = [statement for row in case.done for statement in explain_row(row, case)]
+    reasons += explain_runs(case)
+    return (*answer(case), *_cut(reasons))
+
+
+def explain_row(row: VariantRow, case: Case) -> list[Statement]:
+    """What the steps of one variant explain."""
+    found = [find_data_starvation(row), find_straggler_cost(row)]
+    crowded = find_oversubscription(row, case)
+    communication = find_communication(row, case)
+    # Ranks without a core of their own answer late: then the network is named only where the probe alone convicts it.
+    if communication and (crowded is None or is_mostly_network(row)):
+        found.append(communication)
+    found.append(crowded)
+    # What either explains would look like a batch too small for its step.
+    if not crowded and not communication:
+        found.append(find_small_batch(row, case))
+    statements = [statement for statement in found if statement]
+    if not statements and (unexplained := find_unexplained(row, case)):
+        statements.append(unexplained)
+    return statements
+
+
+def find_unexplained(row: VariantRow, case: Case) -> Statement | None:
+    """Under the 75 % line, and no rule says why: where the steps go, for the reader to judge."""
+    split, efficiency = row.split, row.efficiency
+    if split is None or efficiency is None or efficiency.median >= EFFICIENCY_LINE or not case.smaller(row):
+        return None
+    parts = f"compute {format_s(split.compute_s)}, communication {format_s(split.communication_s)}"
+    if row.waiting_s:
+        parts += f" (of it waiting for slower ranks {format_s(row.waiting_s)})"
+    parts += f", data {format_s(split.data_s)}, other {format_s(split.other_s)}"
+    return Statement(
+        code="unexplained",
+        sentence=f"{row.label} has {format_percent(efficiency.median)} efficiency with "
+        f"{name_ranks(ranks(row), row)}, and no single cause stands out: of each step of {format_s(split.step_s)} "
+        f"{parts}.",
+        variant=row.label,
+        evidence={
+            "efficiency": efficiency.median,
+            "step_s": split.step_s,
+            "compute_s": split.compute_s,
+            "communication_s": split.communication_s,
+            "data_s": split.data_s,
+            "other_s": split.other_s,
+        },
+    )
+
+
+def _cut(statements: Iterable[Statement]) -> list[Statement]:
+    """The first statements of each kind; the last of them says how many more there are."""
+    by_code: dict[str, list[Statement]] = {}
+    for statement in statements:
+        by_code.setdefault(statement.code, []).append(statement)
+    found: list[Statement] = []
+    for several in by_code.values():
+        shown, more = several[:MOST_PER_RULE], len(several) - MOST_PER_RULE
+        if more > 0:
+            last = shown[-1]
+            noun = "variant" if more == 1 else "variants"
+            shown[-1] = msgspec.structs.replace(last, sentence=f"{last.sentence} ({more} more {noun} likewise.)")
+        found += shown
+    return found

@@ -1,0 +1,219 @@
+"""The verdict's answers: what to use for the fastest result, for the cheapest, and how many GPUs to ask for. Pure."""
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+
+from hpcdist.comparison import Spread, Statement, VariantRow
+from hpcdist.scaling import EFFICIENCY_LINE, compare_spreads, is_less
+from hpcdist.verdict_words import (
+    Case,
+    format_accuracy,
+    format_hours,
+    format_percent,
+    format_s,
+    format_spread,
+    join_names,
+    name_ranks,
+    ranks,
+    size,
+)
+
+Figure = Callable[[VariantRow], Spread | None]
+
+
+def answer(case: Case) -> list[Statement]:
+    """The answers, as far as the figures give any."""
+    if not case.done:
+        return [
+            Statement(code="nothing-completed", sentence="No job of the study completed: there is nothing to compare.")
+        ]
+    found = [_target_missed(case), _fastest(case), _equal(case), _cheapest(case), _most_ranks(case)]
+    return [statement for statement in found if statement]
+
+
+def _reached(case: Case) -> list[VariantRow]:
+    """The rows of which every completed job reached the target accuracy."""
+    return [
+        row
+        for row in case.done
+        if row.time_to_target_s and row.wall_s and row.time_to_target_s.count == row.wall_s.count
+    ]
+
+
+def _target_missed(case: Case) -> Statement | None:
+    target = case.study.target_accuracy
+    known = [row for row in case.done if row.accuracy]
+    if target is None or not known or _reached(case):
+        return None
+    best = max(known, key=lambda row: row.accuracy.median if row.accuracy else 0.0)
+    accuracy = best.accuracy.median if best.accuracy else 0.0
+    return Statement(
+        code="target-missed",
+        sentence=f"No layout reached the target of {format_accuracy(target)} test accuracy in all its runs; the best, "
+        f"{best.label}, ended at {format_accuracy(accuracy)}.",
+        variant=best.label,
+        advice="train longer, or lower the target",
+        evidence={"target_accuracy": target, "accuracy": accuracy},
+    )
+
+
+def _speed(case: Case) -> tuple[list[VariantRow], Figure, str]:
+    """What is compared for speed: the rows, the figure, and what it is."""
+    target = case.study.target_accuracy
+    if target is not None and (reached := _reached(case)):
+        return reached, attrgetter("time_to_target_s"), f"to {format_accuracy(target)} test accuracy"
+    return list(case.done), attrgetter("wall_s"), "from start to end"
+
+
+def choose(rows: Sequence[VariantRow], figure: Figure) -> tuple[VariantRow, VariantRow] | None:
+    """The row to recommend for the least of a figure, and the row that had the least.
+
+    They differ where a smaller layout can't be told from the one with the least.
+    """
+    known = [(row, value) for row in rows if (value := figure(row))]
+    if not known:
+        return None
+    best, least = min(known, key=lambda pair: (pair[1].median, size(pair[0])))
+    equals = [row for row, value in known if not is_less(least, value)]
+    return min(equals, key=size), best
+
+
+def _fastest(case: Case) -> Statement | None:
+    rows, figure, what = _speed(case)
+    chosen = choose(rows, figure)
+    if chosen is None:
+        return None
+    recommended, best = chosen
+    spread, least = figure(recommended), figure(best)
+    if spread is None or least is None:
+        return None
+    sentence = f"For the fastest result use {recommended.label}: {format_spread(spread, format_s)} {what}"
+    sentence += _compare_to_base(case, recommended, figure)
+    if recommended.label != best.label:
+        sentence += f"; {best.label} is no faster beyond doubt: {format_spread(least, format_s)}"
+    return Statement(
+        code="fastest",
+        sentence=sentence + "." + _caution(spread),
+        variant=recommended.label,
+        evidence={
+            "seconds": spread.median,
+            "seconds_low": spread.low,
+            "seconds_high": spread.high,
+            "runs": spread.count,
+        },
+    )
+
+
+def _compare_to_base(case: Case, row: VariantRow, figure: Figure) -> str:
+    """`, 1.8 times as fast as 1x1`."""
+    base = next((one for one in case.group(row) if one.is_baseline), None)
+    if base is None or base.label == row.label:
+        return ""
+    own, others = figure(row), figure(base)
+    if own is None or others is None or not own.median:
+        return ""
+    return f", {others.median / own.median:.2f} times as fast as {base.label}"
+
+
+def _caution(spread: Spread) -> str:
+    return " It ran once, so nobody knows its spread." if spread.count == 1 else ""
+
+
+def _equal(case: Case) -> Statement | None:
+    """The rows that can't be told from the fastest."""
+    rows, figure, what = _speed(case)
+    known = [(row, value) for row in rows if (value := figure(row))]
+    if not known:
+        return None
+    best, least = min(known, key=lambda pair: pair[1].median)
+    equals = [row for row, value in known if row is not best and compare_spreads(least, value) == "equal"]
+    if not equals:
+        return None
+    shown = ", ".join(
+        f"{row.label} {format_spread(value, format_s)}" for row, value in known if row in (best, *equals[:2])
+    )
+    return Statement(
+        code="equal",
+        sentence=f"{best.label} and {join_names(row.label for row in equals)} are called equal: their spreads "
+        f"{what} overlap ({shown}).",
+        variant=best.label,
+        advice="more repeats would tell them apart, if anything does; until then the smaller one is enough",
+        evidence={"variants": ", ".join(row.label for row in (best, *equals))},
+    )
+
+
+def _price(case: Case) -> tuple[list[VariantRow], Figure, Callable[[float], str]] | None:
+    """What is compared for cost: money to the target, money, else hours."""
+    currency = case.study.prices.currency
+    reached = [row for row in _reached(case) if row.cost_to_target]
+    if case.study.target_accuracy is not None and reached:
+        return reached, attrgetter("cost_to_target"), lambda cost: f"{cost:.3g} {currency}"
+    if any(row.cost for row in case.done):
+        return list(case.done), attrgetter("cost"), lambda cost: f"{cost:.3g} {currency}"
+    # An hour of a GPU and one of a CPU rank are different things.
+    if len({bool(row.layout.gpus) for row in case.done}) != 1:
+        return None
+    of = "GPU" if case.done[0].layout.gpus else "rank"
+    return list(case.done), attrgetter("gpu_hours"), lambda hours: format_hours(hours, of)
+
+
+def _cheapest(case: Case) -> Statement | None:
+    priced = _price(case)
+    chosen = choose(priced[0], priced[1]) if priced else None
+    if priced is None or chosen is None:
+        return None
+    rows, figure, form = priced
+    recommended, best = chosen
+    spread, least = figure(recommended), figure(best)
+    if spread is None or least is None:
+        return None
+    dearest = max((value.median for row in rows if (value := figure(row))), default=spread.median)
+    sentence = f"For the cheapest result use {recommended.label}: {format_spread(spread, form)}"
+    if recommended.label != best.label:
+        sentence += f"; {best.label} is no cheaper beyond doubt: {format_spread(least, form)}"
+    if dearest > spread.median:
+        sentence += f"; the dearest takes {form(dearest)}"
+    return Statement(
+        code="cheapest",
+        sentence=sentence + ".",
+        variant=recommended.label,
+        evidence={"least": spread.median, "most": dearest, "unit": form(1.0).split(" ")[1]},
+    )
+
+
+def _most_ranks(case: Case) -> Statement | None:
+    """The largest layout on the 75 % line that also ends earlier than the smaller ones; of the fastest's settings."""
+    chosen = choose(*_speed(case)[:2])
+    if chosen is None:
+        return None
+    group = sorted((row for row in case.group(chosen[0]) if row.efficiency), key=size)
+    if len({size(row) for row in group}) < 2:
+        return None
+    figure = _speed(case)[1]
+    worth = group[0]
+    for row in group[1:]:
+        own, others = figure(row), figure(worth)
+        on_line = row.efficiency is not None and row.efficiency.median >= EFFICIENCY_LINE
+        if on_line and ranks(row) > ranks(worth) and own and others and is_less(own, others):
+            worth = row
+    beyond = [row for row in group if ranks(row) > ranks(worth)]
+    sentence = f"The most worth asking for is {name_ranks(ranks(worth), worth)} ({worth.label})"
+    evidence: dict[str, float | str] = {"ranks": ranks(worth), "efficiency_line": EFFICIENCY_LINE}
+    if worth.efficiency and not worth.is_baseline:
+        sentence += f", at {format_percent(worth.efficiency.median)} parallel efficiency"
+        evidence["efficiency"] = worth.efficiency.median
+    return Statement(
+        code="most-ranks", sentence=sentence + _why_no_more(beyond) + ".", variant=worth.label, evidence=evidence
+    )
+
+
+def _why_no_more(beyond: Sequence[VariantRow]) -> str:
+    """Of the best of the larger layouts, what speaks against it."""
+    best = max(beyond, key=lambda row: row.efficiency.median if row.efficiency else 0.0, default=None)
+    if best is None or best.efficiency is None:
+        return ": more was not tried"
+    efficiency = format_percent(best.efficiency.median)
+    if best.efficiency.median >= EFFICIENCY_LINE:
+        return f"; {best.label} has {efficiency} efficiency, but does not end earlier beyond doubt"
+    line = format_percent(EFFICIENCY_LINE)
+    return f"; {best.label} with {name_ranks(ranks(best), best)} has {efficiency}, under the {line} line"

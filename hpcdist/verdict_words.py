@@ -1,0 +1,166 @@
+"""What the verdict's rules share: the completed rows, which of them are smaller, how figures are worded. Pure."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from hpcdist.comparison import Spread, VariantRow
+from hpcdist.scaling import is_less
+from hpcdist.study import Study
+
+BATCH_OPTIONS = frozenset({"batch_size", "batch_size_per_rank"})
+_MOST_NAMES = 3
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """What a verdict is about.
+
+    Attributes:
+        study: What was asked.
+        rows: The variants.
+        done: Those with a completed job.
+        groups: Those by their settings.
+        alike: Those by their settings but for the batch.
+    """
+
+    study: Study
+    rows: tuple[VariantRow, ...]
+    done: tuple[VariantRow, ...]
+    groups: dict[bytes, tuple[VariantRow, ...]]
+    alike: dict[bytes, tuple[VariantRow, ...]]
+
+    def group(self, row: VariantRow) -> tuple[VariantRow, ...]:
+        """The completed rows with the same settings, itself included."""
+        return self.groups[_key(row)]
+
+    def but_batch(self, row: VariantRow) -> tuple[VariantRow, ...]:
+        """The completed rows that differ from this one in layout and batch only, itself included."""
+        return self.alike[_key(row, BATCH_OPTIONS)]
+
+    def smaller(self, row: VariantRow) -> list[VariantRow]:
+        """The completed rows with the same settings and fewer ranks, or as many on fewer nodes."""
+        return [one for one in self.group(row) if size(one) < size(row)]
+
+
+def build_case(rows: Sequence[VariantRow], study: Study) -> Case:
+    """The case of these rows."""
+    done = tuple(row for row in rows if row.wall_s is not None)
+    return Case(
+        study=study, rows=tuple(rows), done=done, groups=_group(done), alike=_group(done, without=BATCH_OPTIONS)
+    )
+
+
+def _group(rows: Iterable[VariantRow], without: frozenset[str] = frozenset()) -> dict[bytes, tuple[VariantRow, ...]]:
+    groups: dict[bytes, list[VariantRow]] = {}
+    for row in rows:
+        groups.setdefault(_key(row, without), []).append(row)
+    return {key: tuple(group) for key, group in groups.items()}
+
+
+def _key(row: VariantRow, without: frozenset[str] = frozenset()) -> bytes:
+    settings = {name: value for name, value in row.settings.items() if name not in without}
+    return msgspec.json.encode(settings, order="sorted")
+
+
+def size(row: VariantRow) -> tuple[int, int]:
+    """Ranks, then nodes: of two layouts that are called equal the smaller one is recommended."""
+    return ranks(row), row.layout.nodes
+
+
+def ranks(row: VariantRow) -> int:
+    """Ranks that worked; where nobody knows, those asked for."""
+    return row.ranks_worked or row.ranks_asked
+
+
+def is_slower(row: VariantRow, other: VariantRow) -> bool:
+    """Whether a row really trains more slowly: by steady images/s, else by wall-clock."""
+    if row.images_per_s and other.images_per_s:
+        return is_less(row.images_per_s, other.images_per_s)
+    return bool(row.wall_s and other.wall_s and is_less(other.wall_s, row.wall_s))
+
+
+def communication_s(row: VariantRow) -> float | None:
+    """Seconds of exposed communication per step that are no waiting for slower ranks."""
+    if row.split is None or ranks(row) < 2:
+        return None
+    return max(0.0, row.split.communication_s - (row.waiting_s or 0.0))
+
+
+def batch_per_rank(row: VariantRow) -> float | None:
+    """Samples of each rank's step."""
+    return row.global_batch_size / ranks(row) if row.global_batch_size else None
+
+
+def compute_per_sample_s(row: VariantRow) -> float | None:
+    """Seconds of forward and backward pass per sample of a rank."""
+    batch = batch_per_rank(row)
+    return row.split.compute_s / batch if row.split and batch else None
+
+
+def format_s(seconds: float) -> str:
+    """`9.1 ms`, `91 ms`, `15.2 s`, `12.4 min`, `3.1 h`."""
+    if seconds < 1:
+        return f"{1e3 * seconds:.1f} ms" if seconds < 0.01 else f"{1e3 * seconds:.0f} ms"
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def format_percent(share: float) -> str:
+    """`84 %`; below a hundredth with a decimal."""
+    return f"{share:.0%}".replace("%", " %") if share >= 0.01 else f"{share:.1%}".replace("%", " %")
+
+
+def format_accuracy(share: float) -> str:
+    """`98.96 %`."""
+    return f"{100 * share:.2f} %"
+
+
+def format_rate(bytes_per_s: float) -> str:
+    """`2.4 MB/s`, decimal units, as networks have them."""
+    for unit, text in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
+        if bytes_per_s >= unit:
+            return f"{bytes_per_s / unit:.3g} {text}"
+    return f"{bytes_per_s:.0f} B/s"
+
+
+def format_size(size_bytes: float) -> str:
+    """`228 kB`, decimal units, as networks have them."""
+    return format_rate(size_bytes).removesuffix("/s")
+
+
+def format_spread(one: Spread, form: Callable[[float], str]) -> str:
+    """`15.2 s (14.9 to 15.6 s in 3 runs)`; of a single run `15.2 s (1 run)`."""
+    if one.count == 1:
+        return f"{form(one.median)} (1 run)"
+    low, high = form(one.low), form(one.high)
+    unit = " " + high.rpartition(" ")[2]
+    return f"{form(one.median)} ({low.removesuffix(unit)} to {high} in {one.count} runs)"
+
+
+def format_hours(hours: float, of: str) -> str:
+    """`2.5 GPU-hours`, `4.2 GPU-minutes`, `16 GPU-seconds`."""
+    if hours >= 1:
+        return f"{hours:.3g} {of}-hours"
+    return f"{60 * hours:.3g} {of}-minutes" if 60 * hours >= 1 else f"{3600 * hours:.3g} {of}-seconds"
+
+
+def name_ranks(count: int, row: VariantRow) -> str:
+    """`1 GPU`, `4 GPUs`, `4 ranks` of a CPU layout."""
+    word = "GPU" if row.layout.gpus else "rank"
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def join_names(labels: Iterable[str]) -> str:
+    """`1x1, 1x2, 2x1 and 4 more`."""
+    names = list(labels)
+    shown = ", ".join(names[:_MOST_NAMES])
+    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
+
+
+def round_batch(samples: float) -> int:
+    """The next power of two: what people set batches to."""
+    batch = 1
+    while batch < samples:
+        batch *= 2
+    return batch
