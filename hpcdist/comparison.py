@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from hpcdist.record import StepSplit
+from hpcdist.record import StepSplit, TestResult
 from hpcdist.spec import Layout
 from hpcdist.study import Study
 
@@ -72,6 +72,7 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
         cpu_busy: CPUs in use of those allocated, a fraction.
         started_at_s, ended_at_s: Seconds since the epoch.
         nodes: Names of its nodes, in Slurm's short form.
+        tests: Tests in the middle of the training, oldest first.
     """
 
     repeat: int
@@ -104,6 +105,7 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     started_at_s: float | None = None
     ended_at_s: float | None = None
     nodes: str | None = None
+    tests: tuple[TestResult, ...] = ()
 
 
 class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
