@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from hpcdist.comparison import Spread, VariantRow
 from hpcdist.drawing import INK, LAYOUT_COLOURS, MARKERS, PAPER, label, new_axes
+from hpcdist.report_cells import format_number
 
 # More bars than this are no picture any more; the tables have all of them.
 MOST_BARS = 24
@@ -56,9 +57,7 @@ def ranks_of(row: VariantRow) -> int:
 
 def scale_spread(spread: Spread, factor: float) -> Spread:
     """The spread in another unit."""
-    return Spread(
-        median=spread.median * factor, low=spread.low * factor, high=spread.high * factor, count=spread.count
-    )
+    return Spread(median=spread.median * factor, low=spread.low * factor, high=spread.high * factor, count=spread.count)
 
 
 def draw_point(axes: Axes, x: float | Spread, y: Spread, look: Look) -> None:
@@ -97,6 +96,8 @@ def draw_legend(figure: Figure, looks: Sequence[Look], extra: Sequence[Line2D] =
     # In one column a long name still fits the width.
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     columns = max(1, min(len(handles), 4, 56 // (longest + 6)))
+    # matplotlib fills columns; people read rows.
+    handles = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, borderaxespad=0.2)
 
 
@@ -142,8 +143,8 @@ def draw_bars(
         if spread.high > spread.low:
             ends = [[spread.median - spread.low], [spread.high - spread.median]]
             axes.errorbar(spread.median, place, xerr=ends, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3, zorder=3)
-        axes.text(spread.high + most * 0.02, place, f"{spread.median:,.4g}", va="center", size=9.5)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
+        axes.text(spread.high + most * 0.02, place, format_number(spread.median), va="center", size=9.5)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     return figure
 
 

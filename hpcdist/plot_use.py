@@ -1,4 +1,4 @@
-"""The plots of what a training took and gave: its steps' time, accuracy, cost, and the use of what it asked for. Pure."""
+"""The plots of what a training took and gave: its steps' time, accuracy, cost, use of what it asked for. Pure."""
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -12,6 +12,7 @@ from matplotlib.ticker import FixedLocator
 from hpcdist.comparison import Comparison, Spread, TrialRow, VariantRow
 from hpcdist.drawing import INK, PAPER, PART_COLOURS, label, new_axes
 from hpcdist.plot_marks import MOST_BARS, choose_looks, draw_legend, draw_point, new_slots, scale_spread
+from hpcdist.report_cells import format_seconds
 
 _USES = (("CPU", "cpu_efficiency", 0.8), ("memory", "memory_efficiency", 0.35), ("GPU", "gpu_efficiency", 0.5))
 # Seconds per unit of a time axis, the largest that leaves at least two ticks first.
@@ -37,7 +38,7 @@ def draw_step(comparison: Comparison) -> Figure | None:
             axes.barh(place, 1e3 * seconds, left=start, height=0.42, color=PART_COLOURS[part], zorder=2,
                       edgecolor=PAPER, linewidth=0.6)  # fmt: skip
             start += 1e3 * seconds
-        axes.text(start + 20 * longest_s, place, f"{1e3 * row.split.step_s:,.3g}", va="center", size=9.5)
+        axes.text(start + 20 * longest_s, place, format_seconds(row.split.step_s), va="center", size=9.5)
     names = {"communication": "communication (exposed)", "waiting": "waiting for the slowest rank"}
     handles = [Patch(color=PART_COLOURS[part], label=names.get(part, part)) for part in PART_COLOURS if part in seen]
     figure.legend(handles=handles, loc="outside lower left", ncols=2, borderaxespad=0.2)
@@ -138,7 +139,7 @@ def draw_cost(comparison: Comparison) -> Figure | None:
             draw_point(axes, scale_spread(row.wall_s, 1 / unit_s), read(row), looks[row.label])
     axes.set_xlim(0, 1.08 * max(row.wall_s.high for row in rows if row.wall_s) / unit_s)
     axes.set_ylim(0, max(1.12 * max(read(row).high for row in rows), 1e-9))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     draw_legend(figure, [looks[row.label] for row in rows])
     return figure
 
@@ -169,7 +170,7 @@ def draw_use(comparison: Comparison) -> Figure | None:
     axes.set_xlim(0, most * 1.14)
     axes.xaxis.set_major_locator(FixedLocator([0, 25, 50, 75, 100]))
     axes.axvline(100, color=INK, linewidth=1, alpha=0.6)
-    handles = [Patch(color=colours[name], label=f"{name} (low under {low:.0%})") for name, _, low in uses]
+    handles = [Patch(color=colours[name], label=f"{name} (low under {100 * low:.0f} %)") for name, _, low in uses]
     figure.legend(handles=handles, loc="outside lower left", ncols=1, borderaxespad=0.2)
     return figure
 

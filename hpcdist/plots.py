@@ -56,7 +56,7 @@ _KINDS = (
         "Speedup",
         "Steady images/s over the baseline's; both axes double at each step. A fitted law is dashed where no "
         "measured point supports it.",
-        "no speedup over the baseline was measured",
+        "no speedup at another number of ranks than the baseline's was measured",
         draw_speedup,
     ),
     _Kind(

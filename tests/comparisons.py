@@ -19,7 +19,7 @@ def spread(values):
     return Spread(median=statistics.median(values), low=min(values), high=max(values), count=len(values))
 
 
-def trial(label, repeat, wall_s, images_per_s, gpus, *, accuracy=0.989, jitter=(0.0, 0.012, -0.017)):
+def trial(label, repeat, wall_s, images_per_s, gpus, *, price=2.5, accuracy=0.989, jitter=(0.0, 0.012, -0.017)):
     factor = 1 + jitter[(repeat - 1) % 3]
     wall_s, images_per_s = wall_s * factor, images_per_s / factor
     start_s = NOON_S + 600 * repeat
@@ -40,8 +40,8 @@ def trial(label, repeat, wall_s, images_per_s, gpus, *, accuracy=0.989, jitter=(
         memory_efficiency=0.31 + 0.01 * repeat,
         gpu_efficiency=0.82 - 0.07 * gpus,
         gpu_hours=gpus * wall_s / 3600,
-        cost=2.5 * gpus * wall_s / 3600,
-        cost_to_target=2.5 * gpus * wall_s * 0.62 / 3600,
+        cost=price and price * gpus * wall_s / 3600,
+        cost_to_target=price and price * gpus * wall_s * 0.62 / 3600,
         ettr=0.71 - 0.04 * gpus,
         started_at_s=start_s,
         ended_at_s=start_s + wall_s,
@@ -228,7 +228,7 @@ def sweep():
             gain = 1.0 if ranks == 1 else (0.7, 1.2, 1.65, 1.88)[at]
             label = f"{layout.name} batch_size={batch}"
             trials = [
-                trial(label, repeat, 3.2e6 / (base * gain), base * gain, ranks, accuracy=0.991 - 0.004 * at)
+                trial(label, repeat, 3.2e6 / (base * gain), base * gain, ranks, price=None, accuracy=0.991 - 0.004 * at)
                 for repeat in (1, 2, 3)
             ]
             parts = split(0.4, 3.0 * batch / 256 / ranks, 0.0 if ranks == 1 else 2.8, 0.4)
