@@ -133,6 +133,8 @@ def format_evidence(name: str, value: float | str) -> tuple[str, str]:
     if isinstance(value, str):
         return words, value
     last = words.rpartition(" ")[2]
+    if words.endswith(" bytes per s"):
+        return words.removesuffix(" bytes per s"), f"{format_bytes(value)}/s"
     if words.endswith(" per s"):
         return words.removesuffix(" per s"), f"{format_number(value)}/s"
     if last == "s":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from hpcdist.comparison import Comparison, Fit, TrialRow, VariantRow
+from hpcdist.record import ENDED_STATES
 from hpcdist.report_cells import (
     Cell,
     Heading,
@@ -80,7 +81,8 @@ def _speed_line(row: VariantRow) -> Line:
     if any(trial.state == "COMPLETED" for trial in row.trials):
         return Line(cells)
     reasons = dict.fromkeys(f"{trial.state}: {trial.reason}" if trial.reason else trial.state for trial in row.trials)
-    return Line(cells, "; ".join(reasons) or "no job of it was sent", "failed")
+    failed = any(trial.state in ENDED_STATES for trial in row.trials)
+    return Line(cells, "; ".join(reasons) or "no job of it was sent", "failed" if failed else "")
 
 
 def tabulate_use(comparison: Comparison) -> Table:
@@ -243,8 +245,7 @@ def tabulate_trials(comparison: Comparison) -> Table:
         "Layout",
         ("Run", "", "wide"),
         "State",
-        "Nodes",
-        "Started",
+        ("Nodes", "and start"),
         "Queued",
         "Start-up",
         "Wall-clock",
@@ -258,13 +259,12 @@ def tabulate_trials(comparison: Comparison) -> Table:
 
 
 def _trial_line(row: VariantRow, trial: TrialRow) -> Line:
-    fine = trial.state == "COMPLETED"
+    failed = trial.state in ENDED_STATES and trial.state != "COMPLETED"
     cells = (
         Cell(row.label, f"repeat {trial.repeat}", "name"),
         Cell(trial.run, f"job {trial.job_id}" if trial.job_id else "no job", "wide"),
-        Cell(trial.state, None, "" if fine else "bad"),
-        Cell(trial.nodes),
-        Cell(format_moment(trial.started_at_s)),
+        Cell(trial.state, None, "bad" if failed else ""),
+        Cell(trial.nodes, format_moment(trial.started_at_s)),
         _plain(trial.queued_s, format_seconds),
         _plain(trial.starting_s, format_seconds),
         _plain(trial.wall_s, format_seconds),
@@ -273,4 +273,4 @@ def _trial_line(row: VariantRow, trial: TrialRow) -> Line:
         _plain(trial.gpu_hours, format_number),
         _plain(trial.cost, format_money),
     )
-    return Line(cells, trial.reason, "" if fine else "failed")
+    return Line(cells, trial.reason, "failed" if failed else "")
