@@ -12,8 +12,7 @@ from hpcdist.comparison import Spread, VariantRow
 from hpcdist.drawing import INK, LAYOUT_COLOURS, MARKERS, PAPER, label, new_axes
 from hpcdist.report_cells import format_number
 
-# More bars than this are no picture any more; the tables have all of them.
-MOST_BARS = 24
+_MOST_IN_LEGEND = 12
 
 
 class Look(NamedTuple):
@@ -92,6 +91,9 @@ def draw_legend(figure: Figure, looks: Sequence[Look], extra: Sequence[Line2D] =
         marker = "s" if settings else next(look.marker for look in shown if look.name == name)
         handles.append(_dot(name, colour, marker))
     handles += [_dot(setting, INK, marker) for setting, marker in settings]
+    if len(handles) > _MOST_IN_LEGEND:
+        more = f"… and {len(handles) - _MOST_IN_LEGEND} more"
+        handles = [*handles[:_MOST_IN_LEGEND], Line2D([], [], linestyle="none", label=more)]
     handles += extra
     # In one column a long name still fits the width.
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
@@ -106,9 +108,14 @@ def _dot(name: str, colour: str, marker: str) -> Line2D:
 
 
 def show_ranks(axes: Axes, ranks: Sequence[int]) -> None:
-    """A doubling axis of ranks, with a tick at each number that there is."""
+    """A doubling axis of ranks, with a tick at each number that there is, as far as they have room."""
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(sorted(set(ranks))))
+    ticks: list[int] = []
+    room = max(1.25, (max(ranks) / min(ranks)) ** 0.1)
+    for number in sorted(set(ranks)):
+        if not ticks or number >= room * ticks[-1]:
+            ticks.append(number)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlim(min(ranks) / 1.25, max(ranks) * 1.25)
@@ -129,13 +136,13 @@ def draw_bars(
     rows: Sequence[VariantRow], looks: Sequence[Look], read: Callable[[VariantRow], Spread | None], title: str
 ) -> Figure | None:
     """A bar from zero per variant, its name above it and its figure at its end; None where no variant has one."""
-    rows, spreads = rows[:MOST_BARS], [read(row) for row in rows[:MOST_BARS]]
+    spreads = [read(row) for row in rows]
     most = max((spread.high for spread in spreads if spread), default=0.0)
     if most <= 0:
         return None
     figure, axes = new_slots([row.label for row in rows], title)
     axes.set_xlim(0, most * 1.2)
-    for place, (spread, look) in enumerate(zip(spreads, looks, strict=False)):
+    for place, (spread, look) in enumerate(zip(spreads, looks, strict=True)):
         if spread is None:
             axes.text(most * 0.01, place, "– not measured", va="center", alpha=0.7, size=9)
             continue

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator
 
 from hpcdist.comparison import Comparison, Spread, TrialRow, VariantRow
 from hpcdist.drawing import INK, PAPER, PART_COLOURS, label, new_axes
-from hpcdist.plot_marks import MOST_BARS, choose_looks, draw_legend, draw_point, new_slots, scale_spread
+from hpcdist.plot_marks import choose_looks, draw_legend, draw_point, new_slots, scale_spread
 from hpcdist.report_cells import format_seconds
 
 _USES = (("CPU", "cpu_efficiency", 0.8), ("memory", "memory_efficiency", 0.35), ("GPU", "gpu_efficiency", 0.5))
@@ -21,7 +21,7 @@ _TIMES = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
 
 def draw_step(comparison: Comparison) -> Figure | None:
     """The parts of each variant's step, one on the other, in milliseconds."""
-    rows = comparison.rows[:MOST_BARS]
+    rows = comparison.rows
     if not any(row.split for row in rows):
         return None
     figure, axes = new_slots([row.label for row in rows], "time per step, ms")
@@ -137,8 +137,8 @@ def draw_cost(comparison: Comparison) -> Figure | None:
     for row in rows:
         if row.wall_s:
             draw_point(axes, scale_spread(row.wall_s, 1 / unit_s), read(row), looks[row.label])
-    axes.set_xlim(0, 1.08 * max(row.wall_s.high for row in rows if row.wall_s) / unit_s)
-    axes.set_ylim(0, max(1.12 * max(read(row).high for row in rows), 1e-9))
+    axes.set_xlim(0, 1.08 * max(row.wall_s.high for row in rows if row.wall_s) / unit_s or 1)
+    axes.set_ylim(0, 1.12 * max(read(row).high for row in rows) or 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     draw_legend(figure, [looks[row.label] for row in rows])
     return figure
@@ -146,7 +146,7 @@ def draw_cost(comparison: Comparison) -> Figure | None:
 
 def draw_use(comparison: Comparison) -> Figure | None:
     """How much of the CPU, memory and GPU time that was asked for each variant used."""
-    rows = comparison.rows[:MOST_BARS]
+    rows = comparison.rows
     uses = [use for use in _USES if any(getattr(row, use[1]) for row in rows)]
     if not uses:
         return None

@@ -7,12 +7,16 @@ matplotlib, so commands do it only where they draw.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import msgspec
 from matplotlib.figure import Figure
 
 from hpcdist.comparison import Comparison
 from hpcdist.drawing import format_png, format_svg, plot_style
 from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, draw_throughput_per_rank
 from hpcdist.plot_use import draw_accuracy_over_gpu_hours, draw_accuracy_over_time, draw_cost, draw_step, draw_use
+
+# More variants than this are no picture any more; the tables have all of them.
+MOST_VARIANTS = 32
 
 
 class Plot(NamedTuple):
@@ -109,20 +113,31 @@ _KINDS = (
 
 def draw_plots(comparison: Comparison) -> tuple[Plot, ...]:
     """All plots in the report's order; those with nothing to show are there too, without a picture."""
+    few = _limit(comparison)
+    shown, all_rows = len(few.rows), len(comparison.rows)
+    note = f" {shown} of {all_rows} variants are drawn." if shown < all_rows else ""
     plots = []
     for kind in _KINDS:
         with plot_style(kind.key):
-            figure = kind.draw(comparison)
+            figure = kind.draw(few)
             svg = format_svg(figure, kind.title) if figure else None
-        plots.append(Plot(kind.key, kind.title, kind.caption, svg, kind.missing))
+        plots.append(Plot(kind.key, kind.title, kind.caption + note, svg, kind.missing))
     return tuple(plots)
+
+
+def _limit(comparison: Comparison) -> Comparison:
+    """The comparison with as many variants as a picture has room for: the baseline, and the first of the others."""
+    rows = sorted(enumerate(comparison.rows), key=lambda place: not place[1].is_baseline)[:MOST_VARIANTS]
+    kept = tuple(row for _, row in sorted(rows, key=lambda place: place[0]))
+    return comparison if len(kept) == len(comparison.rows) else msgspec.structs.replace(comparison, rows=kept)
 
 
 def draw_images(comparison: Comparison) -> Iterator[Image]:
     """The plots that show something, on white."""
+    few = _limit(comparison)
     for kind in _KINDS:
         with plot_style(kind.key):
-            figure = kind.draw(comparison)
+            figure = kind.draw(few)
             image = format_png(figure) if figure else None
         if image:
             yield Image(kind.key, *image)

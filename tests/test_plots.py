@@ -173,6 +173,25 @@ def test_variant_without_a_figure_keeps_its_place_and_says_so():
     assert "– not measured" in shown
 
 
+def crowd(count):
+    """So many variants, the baseline last."""
+    rows = comparisons.plain().rows
+    settings = [{"lr": at / 1000} for at in range(count)]
+    crowd = [msgspec.structs.replace(rows[1], label=f"1x2 lr={one['lr']}", settings=one) for one in settings[1:]]
+    return msgspec.structs.replace(comparisons.plain(), rows=(*crowd, rows[0]))
+
+
+def test_more_variants_than_a_picture_holds_are_counted_and_the_baseline_stays():
+    plots = draw_plots(crowd(100))
+    assert all(plot.caption.endswith(" 32 of 100 variants are drawn.") for plot in plots)
+    assert "1x1" in texts(plots[2].svg)
+    assert "… and 21 more" in texts(plots[1].svg)  # 2 layouts and 31 settings, of which 12 fit
+
+
+def test_few_variants_are_all_drawn_and_not_counted():
+    assert not any("drawn." in plot.caption for plot in drawn("sweep"))
+
+
 def test_waiting_is_taken_out_of_the_communication():
     # The example's 2x2: 4.3 ms of communication, 2.4 ms of it waiting.
     parts = dict(parts_of(comparisons.plain().rows[3]))
