@@ -73,7 +73,8 @@ def draw_point(axes: Axes, x: float | Spread, y: Spread, look: Look) -> None:
         **bars,
         fmt=look.marker,
         color=look.colour,
-        markersize=7.5,
+        # A triangle of the same size looks smaller than a square.
+        markersize=9 if look.marker in "^v" else 7.5,
         markeredgecolor=PAPER,
         markeredgewidth=0.8,
         elinewidth=1.4,

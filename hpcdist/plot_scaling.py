@@ -27,18 +27,18 @@ WORTHWHILE = 0.75
 # How far a fitted law is drawn beyond the last measured point.
 _BEYOND = 2
 _LAWS = {"amdahl": "Amdahl", "usl": "USL"}
-_MOST_LAWS = 2
+_MOST_LAWS = 4
 
 
 def draw_speedup(comparison: Comparison) -> Figure | None:
     """Speedup over ranks on two logarithmic axes, with the ideal line and the fitted laws."""
     rows = [row for row in comparison.rows if row.speedup is not None and row.speedup.low > 0]
     base = next((row for row in comparison.rows if row.is_baseline), None)
-    if base is None or not any(ranks_of(row) != ranks_of(base) for row in rows):
+    if base is None or not _differ_in_ranks(rows):
         return None
     looks = dict(zip((row.label for row in comparison.rows), choose_looks(comparison.rows), strict=True))
     figure, axes = new_axes(3.5)
-    axes.set_title(f"speedup, times {label(base.label, 24)}")
+    axes.set_title(f"speedup over {label(name_baseline(comparison.rows) or '', 36)}")
     ranks = [ranks_of(row) for row in rows]
     laws = [fit for fit in comparison.fits if fit.note is None and fit.law in _LAWS and fit.ranks][:_MOST_LAWS]
     ticks = sorted({*ranks, ranks_of(base), *[_BEYOND * max(fit.ranks) for fit in laws]})
@@ -48,7 +48,9 @@ def draw_speedup(comparison: Comparison) -> Figure | None:
     axes.plot(ends, [end / ranks_of(base) for end in ends], color=INK, linestyle=":", linewidth=1.4, alpha=0.75)
     extra = [Line2D([], [], color=INK, linestyle=":", linewidth=1.4, alpha=0.75, label="ideal")]
     for place, fit in enumerate(laws):
-        extra += _draw_law(axes, fit, 0.85 - 0.35 * place)
+        extra.append(_draw_law(axes, fit, 0.9 - 0.2 * place))
+    if laws:
+        extra.append(Line2D([], [], color=INK, linestyle="--", linewidth=1.2, alpha=0.9, label="extrapolated"))
     for row, x in zip(rows, side_by_side(ranks), strict=True):
         if row.speedup:
             draw_point(axes, x, row.speedup, looks[row.label])
@@ -57,23 +59,32 @@ def draw_speedup(comparison: Comparison) -> Figure | None:
     axes.yaxis.set_major_locator(FixedLocator([2.0**power for power in powers]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-    axes.set_ylim(low, high)
+    axes.set_ylim(low / 1.1, high * 1.1)
     draw_legend(figure, [looks[row.label] for row in rows], extra)
     return figure
 
 
-def _draw_law(axes: Axes, fit: Fit, alpha: float) -> list[Line2D]:
-    """A fitted law, dashed where no point supports it; its lines in the legend."""
+def _differ_in_ranks(rows: Sequence[VariantRow]) -> bool:
+    return len({ranks_of(row) for row in rows}) > 1
+
+
+def name_baseline(rows: Sequence[VariantRow]) -> str | None:
+    """What speedups refer to: one variant, or a layout with each variant's own settings."""
+    bases = [row for row in rows if row.is_baseline]
+    if len(bases) > 1:
+        return f"{bases[0].layout.name} with the same settings"
+    return bases[0].label if bases else None
+
+
+def _draw_law(axes: Axes, fit: Fit, alpha: float) -> Line2D:
+    """A fitted law, dashed where no point supports it; its line in the legend."""
     name = _LAWS[fit.law] + (f" {format_settings(fit.settings)}" if fit.settings else "")
     last = max(fit.ranks)
     for (start, end), line in (((min(fit.ranks), last), "-"), ((last, _BEYOND * last), "--")):
         ranks = [start * (end / start) ** (step / 40) for step in range(41)]
         points = [(at, value) for at in ranks if (value := predict_speedup(fit, at)) is not None and value > 0]
         axes.plot(*zip(*points, strict=True), color=INK, linestyle=line, linewidth=1.2, alpha=alpha) if points else None
-    return [
-        Line2D([], [], color=INK, linestyle="-", linewidth=1.2, alpha=alpha, label=label(name, 32)),
-        Line2D([], [], color=INK, linestyle="--", linewidth=1.2, alpha=alpha, label="extrapolated"),
-    ]
+    return Line2D([], [], color=INK, linestyle="-", linewidth=1.2, alpha=alpha, label=label(name, 32))
 
 
 def predict_speedup(fit: Fit, ranks: float) -> float | None:
@@ -92,7 +103,7 @@ def predict_speedup(fit: Fit, ranks: float) -> float | None:
 def draw_efficiency(comparison: Comparison) -> Figure | None:
     """Parallel efficiency over ranks from zero, with the line at which an allocation is thought worth it."""
     rows = [row for row in comparison.rows if row.efficiency is not None]
-    if not any(not row.is_baseline for row in rows):
+    if not _differ_in_ranks(rows):
         return None
     looks = dict(zip((row.label for row in comparison.rows), choose_looks(comparison.rows), strict=True))
     figure, axes = new_axes(3.5)

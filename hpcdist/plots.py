@@ -58,8 +58,8 @@ _KINDS = (
     _Kind(
         "speedup",
         "Speedup",
-        "Steady images/s over the baseline's; both axes double at each step. A fitted law is dashed where no "
-        "measured point supports it.",
+        "Over the baseline; both axes double at each step. A fitted law is dashed where no measured point supports "
+        "it; four laws at most are drawn.",
         "no speedup at another number of ranks than the baseline's was measured",
         draw_speedup,
     ),
@@ -67,7 +67,7 @@ _KINDS = (
         "efficiency",
         "Parallel efficiency",
         "Speedup per rank. Below the 75 % line an allocation is rarely thought worth it.",
-        "no efficiency beside the baseline's was measured",
+        "no efficiency at another number of ranks than the baseline's was measured",
         draw_efficiency,
     ),
     _Kind("throughput", "Throughput", "Steady state, over all ranks.", "no throughput was measured", draw_throughput),

@@ -9,6 +9,7 @@ from hpcdist.units import format_bytes, format_duration
 
 # Centres ask for this much efficiency at least.
 WORTHWHILE = 0.75
+_FRACTIONS = {"share", "efficiency", "fraction", "ettr", "accuracy"}
 Mark = Literal["", "good", "bad", "name", "wide"]
 
 
@@ -141,6 +142,6 @@ def format_evidence(name: str, value: float | str) -> tuple[str, str]:
         return words.removesuffix(" s"), format_seconds(value)
     if last == "bytes":
         return words.removesuffix(" bytes"), format_bytes(value)
-    if last in {"share", "efficiency", "fraction", "ettr", "accuracy"}:
+    if _FRACTIONS & set(words.split()):
         return words, format_share(value)
     return words, format_number(value)

@@ -11,6 +11,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from hpcdist.comparison import Comparison, Statement, VariantRow
+from hpcdist.plot_scaling import name_baseline
 from hpcdist.plots import draw_plots
 from hpcdist.printable import printable
 from hpcdist.project import packaged_templates
@@ -44,7 +45,7 @@ def render_html(comparison: Comparison) -> str:
     return environment.get_template("report.html.j2").render(
         study=comparison.study,
         made_at=format_moment(comparison.made_at_s),
-        baseline=next((row.label for row in comparison.rows if row.is_baseline), None),
+        baseline=name_baseline(comparison.rows),
         subtitle=_subtitle(comparison),
         tiles=_tiles(comparison),
         verdict=[_statement(one) for one in comparison.verdict],

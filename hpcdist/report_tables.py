@@ -23,12 +23,15 @@ from hpcdist.report_cells import (
 from hpcdist.units import format_bytes
 
 _LAWS = {"amdahl": "Amdahl", "karp-flatt": "Karp-Flatt", "usl": "Universal scalability law"}
+_MOST_EQUALS = 4
 
 
 def _name(row: VariantRow) -> Cell:
     notes = ["baseline"] if row.is_baseline else []
     if row.same_as:
-        notes.append(f"as fast as {', '.join(row.same_as)}")
+        # Of hundreds of equals the names would be most of the page.
+        more = f" and {len(row.same_as) - _MOST_EQUALS} more" if len(row.same_as) > _MOST_EQUALS else ""
+        notes.append(f"as fast as {', '.join(row.same_as[:_MOST_EQUALS])}{more}")
     return Cell(row.label, "; ".join(notes) or None, "name")
 
 
@@ -66,6 +69,9 @@ def _target(comparison: Comparison) -> str:
 def _speed_line(row: VariantRow) -> Line:
     repeats = len(row.trials)
     short = row.ranks_worked is not None and row.ranks_worked < row.ranks_asked
+    speedup, efficiency = spread_cell(row.speedup, format_times, repeats), efficiency_cell(row.efficiency, repeats)
+    if row.is_baseline:  # 1 by definition, however often it was run
+        speedup, efficiency = speedup._replace(note=None), efficiency._replace(note=None)
     worked = f"{row.ranks_worked if row.ranks_worked is not None else '–'} of {row.ranks_asked}"
     cells = (
         _name(row),
@@ -73,8 +79,8 @@ def _speed_line(row: VariantRow) -> Line:
         spread_cell(row.wall_s, format_seconds, repeats),
         spread_cell(row.starting_s, format_seconds, repeats),
         spread_cell(row.images_per_s, format_number, repeats),
-        spread_cell(row.speedup, format_times, repeats),
-        efficiency_cell(row.efficiency, repeats),
+        speedup,
+        efficiency,
         spread_cell(row.time_to_target_s, format_seconds, repeats),
         spread_cell(row.accuracy, format_accuracy, repeats),
     )

@@ -59,13 +59,15 @@ FIGURES = (
 )
 
 
-def row(layout, trials, base_images_per_s, *, settings=None, label=None, base_ranks=1, **more):
+def row(layout, trials, base_images_per_s, *, settings=None, label=None, **more):
     done = [one for one in trials if one.state == "COMPLETED"]
     measured = {name: spread([getattr(one, name) for one in done]) for name in FIGURES}
     rates = [one.images_per_s for one in done if one.images_per_s is not None]
-    speedup = spread([rate / base_images_per_s for rate in rates]) if rates and base_images_per_s else None
     ranks = layout.world_size
-    efficiency = speedup and spread([rate / base_images_per_s / ranks * base_ranks for rate in rates])
+    speedup = spread([rate / base_images_per_s for rate in rates])
+    efficiency = spread([rate / base_images_per_s / ranks for rate in rates])
+    if more.get("is_baseline"):
+        speedup = efficiency = Spread(median=1.0, low=1.0, high=1.0, count=len(rates))
     return VariantRow(
         label=label or layout.name,
         layout=layout,
@@ -236,11 +238,11 @@ def sweep():
                 row(
                     layout,
                     trials,
-                    5200.0,
+                    base,
                     settings={"batch_size": batch},
                     label=label,
                     split=parts,
-                    is_baseline=not rows,
+                    is_baseline=ranks == 1,
                     global_batch_size=batch,
                 )
             )

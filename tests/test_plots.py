@@ -15,7 +15,7 @@ from hpcdist import board
 from hpcdist.comparison import Fit
 from hpcdist.drawing import plot_style
 from hpcdist.plot_marks import choose_looks, side_by_side
-from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, predict_speedup
+from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, name_baseline, predict_speedup
 from hpcdist.plot_use import choose_time, draw_accuracy_over_time, draw_cost, draw_step, draw_use, parts_of
 from hpcdist.plots import draw_images, draw_plots
 
@@ -152,6 +152,17 @@ def test_speedup_is_left_out_where_all_have_the_same_ranks():
     assert draw_speedup(msgspec.structs.replace(plain, rows=plain.rows[:1])) is None
 
 
+def test_studies_of_one_layout_have_no_parallel_efficiency():
+    plain = comparisons.plain()
+    rows = (plain.rows[1], msgspec.structs.replace(plain.rows[1], label="1x2 lr=1", settings={"lr": 1}))
+    assert draw_efficiency(msgspec.structs.replace(plain, rows=rows)) is None
+
+
+def test_baseline_is_named_or_its_layout_where_each_setting_has_its_own():
+    assert draw_speedup(comparisons.plain()).axes[0].get_title(loc="left") == "speedup over 1x1"
+    assert name_baseline(comparisons.sweep().rows) == "1x1 with the same settings"
+
+
 def test_efficiency_starts_at_zero_and_has_the_75_percent_line():
     axes = draw_efficiency(comparisons.plain()).axes[0]
     assert axes.get_ylim()[0] == 0
@@ -189,7 +200,7 @@ def test_more_variants_than_a_picture_holds_are_counted_and_the_baseline_stays()
 
 
 def test_few_variants_are_all_drawn_and_not_counted():
-    assert not any("drawn." in plot.caption for plot in drawn("sweep"))
+    assert not any("variants are drawn" in plot.caption for plot in drawn("sweep"))
 
 
 def test_waiting_is_taken_out_of_the_communication():
@@ -209,7 +220,7 @@ def test_error_bars_are_there_only_for_what_was_repeated():
         msgspec.structs.replace(row, efficiency=msgspec.structs.replace(row.efficiency, low=1.0, high=1.0, median=1.0))
         for row in plain.rows
     )
-    assert bars(plain) == 4
+    assert bars(plain) == 3  # the baseline over itself is 1
     assert bars(msgspec.structs.replace(plain, rows=single)) == 0
 
 

@@ -226,6 +226,12 @@ def test_efficiency_is_marked_by_the_75_percent_line():
     assert marks == ["good", "good", "good", "bad"]
 
 
+def test_baseline_over_itself_has_no_spread():
+    first, second = tabulate_speed(comparisons.plain()).lines[:2]
+    assert (first.cells[5].text, first.cells[5].note) == ("1.00×", None)
+    assert second.cells[5].note == "1.90×–1.96×"
+
+
 def test_layout_with_fewer_ranks_than_asked_is_marked():
     plain = comparisons.plain()
     rows = (*plain.rows[:3], msgspec.structs.replace(plain.rows[3], ranks_worked=2))
@@ -237,6 +243,13 @@ def test_layout_with_fewer_ranks_than_asked_is_marked():
 def test_equally_fast_layouts_are_named():
     notes = [line.cells[0].note for line in tabulate_speed(comparisons.plain()).lines]
     assert notes == ["baseline", "as fast as 2x1", "as fast as 1x2", None]
+
+
+def test_many_equally_fast_layouts_are_counted():
+    plain = comparisons.plain()
+    rows = (msgspec.structs.replace(plain.rows[1], same_as=("a", "b", "c", "d", "e", "f")),)
+    line = tabulate_speed(msgspec.structs.replace(plain, rows=rows)).lines[0]
+    assert line.cells[0].note == "as fast as a, b, c, d and 2 more"
 
 
 def test_spread_is_shown_with_how_many_repeats_measured_it():
@@ -257,6 +270,7 @@ def test_figures_have_the_digits_and_units_of_a_table():
     assert format_evidence("bandwidth_bytes_per_s", 3 * 1024.0**2) == ("bandwidth", "3.00 MB/s")
     assert format_evidence("images_per_s", 8200.4) == ("images", "8,200/s")
     assert format_evidence("memory_used_bytes", 1024**3) == ("memory used", "1.00 GB")
+    assert format_evidence("target_accuracy", 0.985) == ("target accuracy", "98.5 %")
     assert format_evidence("host", "n2") == ("host", "n2")
 
 
