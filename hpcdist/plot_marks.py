@@ -99,6 +99,9 @@ def draw_legend(figure: Figure, looks: Sequence[Look], extra: Sequence[Line2D] =
     # In one column a long name still fits the width.
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     columns = max(1, min(len(handles), 4, 56 // (longest + 6)))
+    # A long legend makes the figure higher, not the axes lower.
+    lines = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, lines - 2))
     # matplotlib fills columns; people read rows.
     handles = [handle for column in range(columns) for handle in handles[column::columns]]
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, borderaxespad=0.2)

@@ -48,7 +48,7 @@ def draw_speedup(comparison: Comparison) -> Figure | None:
     axes.plot(ends, [end / ranks_of(base) for end in ends], color=INK, linestyle=":", linewidth=1.4, alpha=0.75)
     extra = [Line2D([], [], color=INK, linestyle=":", linewidth=1.4, alpha=0.75, label="ideal")]
     for place, fit in enumerate(laws):
-        extra.append(_draw_law(axes, fit, 0.9 - 0.2 * place))
+        extra.append(_draw_law(axes, fit, alpha=0.9 - 0.2 * place, width=1.1 + 0.8 * place))
     if laws:
         extra.append(Line2D([], [], color=INK, linestyle="--", linewidth=1.2, alpha=0.9, label="extrapolated"))
     for row, x in zip(rows, side_by_side(ranks), strict=True):
@@ -76,15 +76,17 @@ def name_baseline(rows: Sequence[VariantRow]) -> str | None:
     return bases[0].label if bases else None
 
 
-def _draw_law(axes: Axes, fit: Fit, alpha: float) -> Line2D:
+def _draw_law(axes: Axes, fit: Fit, *, alpha: float, width: float) -> Line2D:
     """A fitted law, dashed where no point supports it; its line in the legend."""
     name = _LAWS[fit.law] + (f" {format_settings(fit.settings)}" if fit.settings else "")
     last = max(fit.ranks)
     for (start, end), line in (((min(fit.ranks), last), "-"), ((last, _BEYOND * last), "--")):
         ranks = [start * (end / start) ** (step / 40) for step in range(41)]
         points = [(at, value) for at in ranks if (value := predict_speedup(fit, at)) is not None and value > 0]
-        axes.plot(*zip(*points, strict=True), color=INK, linestyle=line, linewidth=1.2, alpha=alpha) if points else None
-    return Line2D([], [], color=INK, linestyle="-", linewidth=1.2, alpha=alpha, label=label(name, 32))
+        axes.plot(
+            *zip(*points, strict=True), color=INK, linestyle=line, linewidth=width, alpha=alpha
+        ) if points else None
+    return Line2D([], [], color=INK, linestyle="-", linewidth=width, alpha=alpha, label=label(name, 32))
 
 
 def predict_speedup(fit: Fit, ranks: float) -> float | None:
