@@ -10,6 +10,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from hpcdist.comparison import Comparison
 from hpcdist.joined import JobRecord
 from hpcdist.record import Efficiency, TrainingMetrics
 from hpcdist.seff import format_seff
@@ -18,6 +19,9 @@ from hpcdist.timeline import PARTS
 # TensorBoard takes any file with "tfevents" in its name; fixed names per run are replaced, not added to.
 EVENT_FILE = "events.out.tfevents.0.efficiency"
 RECORD_FILE = "events.out.tfevents.0.record"
+PLOTS_FILE = "events.out.tfevents.0.plots"
+
+_RGBA = 4  # Summary.Image's colour space of a picture with an alpha channel
 
 
 def find_folder(run_dir: Path, root: Path) -> Path | None:
@@ -68,12 +72,34 @@ def write_record(folder: Path, record: JobRecord) -> None:
     _write(folder / RECORD_FILE, record.efficiency.ended_at_s, scalars, _text("record", rows))
 
 
+def write_plots(folder: Path, comparison: Comparison) -> None:
+    """Writes a study's plots for TensorBoard's page of images; the folder is made.
+
+    Like `write_efficiency` a function of the figures alone. A study of which nothing can be drawn gets no file.
+    """
+    # Only here: matplotlib takes longer to import than a job's end has any use for.
+    from hpcdist.plots import draw_images
+
+    values = []
+    for image in draw_images(comparison):
+        picture = Summary.Image(
+            height=image.height, width=image.width, colorspace=_RGBA, encoded_image_string=image.png
+        )
+        values.append(Summary.Value(tag=f"report/{image.key}", image=picture))
+    if values:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_values(folder / PLOTS_FILE, comparison.made_at_s, values)
+
+
 def _write(path: Path, ended_at_s: float | None, scalars: Mapping[str, float | None], text: Summary.Value) -> None:
     """Replaces an event file by one with these figures at step 0; unknown ones are left out."""
     values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items() if value is not None]
-    wall_time = ended_at_s or 0.0
+    _write_values(path, ended_at_s or 0.0, [*values, text])
+
+
+def _write_values(path: Path, wall_time: float, values: Sequence[Summary.Value]) -> None:
     events = [Event(wall_time=wall_time, file_version="brain.Event:2")]
-    events.append(Event(wall_time=wall_time, step=0, summary=Summary(value=[*values, text])))
+    events.append(Event(wall_time=wall_time, step=0, summary=Summary(value=values)))
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         writer = RecordWriter(file)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import startup
 
-HEAVY = {"torch", "submitit", "pytorch_lightning", "tensorboard", "rich", "numpy"}
+HEAVY = {"torch", "submitit", "pytorch_lightning", "tensorboard", "rich", "numpy", "matplotlib"}
 
 
 def loaded_by(program, project):

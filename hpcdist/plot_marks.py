@@ -1,0 +1,175 @@
+"""How plots show variants: a colour per layout, points with error bars, bars from zero, legends. Pure."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from hpcdist.comparison import Spread, VariantRow
+from hpcdist.drawing import INK, LAYOUT_COLOURS, MARKERS, PAPER, label, new_axes
+from hpcdist.report_cells import format_number
+
+_MOST_IN_LEGEND = 12
+
+
+class Look(NamedTuple):
+    """How one variant is drawn everywhere.
+
+    Attributes:
+        colour: Its layout's.
+        marker: That of its settings, or of its layout where nothing is swept.
+        name: The layout's.
+        setting: The settings in words; empty where nothing is swept.
+    """
+
+    colour: str
+    marker: str
+    name: str
+    setting: str
+
+
+def choose_looks(rows: Sequence[VariantRow]) -> list[Look]:
+    """A look for each row: colours go to layouts, shapes to settings, both in the order they come in."""
+    layouts = list(dict.fromkeys(row.layout.name for row in rows))
+    settings = list(dict.fromkeys(format_settings(row.settings) for row in rows))
+    looks = []
+    for row in rows:
+        layout, setting = row.layout.name, format_settings(row.settings)
+        place = settings.index(setting) if len(settings) > 1 else layouts.index(layout)
+        colour = LAYOUT_COLOURS[layouts.index(layout) % len(LAYOUT_COLOURS)]
+        looks.append(Look(colour, MARKERS[place % len(MARKERS)], layout, setting if len(settings) > 1 else ""))
+    return looks
+
+
+def format_settings(settings: dict[str, Any]) -> str:
+    """`batch_size=128 precision=32`; empty for no settings."""
+    return " ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def ranks_of(row: VariantRow) -> int:
+    """The ranks a figure of that row comes from."""
+    return row.ranks_worked or row.ranks_asked
+
+
+def scale_spread(spread: Spread, factor: float) -> Spread:
+    """The spread in another unit."""
+    return Spread(median=spread.median * factor, low=spread.low * factor, high=spread.high * factor, count=spread.count)
+
+
+def draw_point(axes: Axes, x: float | Spread, y: Spread, look: Look) -> None:
+    """A median with bars from the least to the largest, in whichever directions were measured several times."""
+    at = x if isinstance(x, Spread) else Spread(median=x, low=x, high=x, count=1)
+    bars: dict[str, Any] = {}
+    if at.high > at.low:
+        bars["xerr"] = [[at.median - at.low], [at.high - at.median]]
+    if y.high > y.low:
+        bars["yerr"] = [[y.median - y.low], [y.high - y.median]]
+    axes.errorbar(
+        [at.median],
+        [y.median],
+        **bars,
+        fmt=look.marker,
+        color=look.colour,
+        # A triangle of the same size looks smaller than a square.
+        markersize=9 if look.marker in "^v" else 7.5,
+        markeredgecolor=PAPER,
+        markeredgewidth=0.8,
+        elinewidth=1.4,
+        capsize=3,
+        zorder=4,
+    )
+
+
+def draw_legend(figure: Figure, looks: Sequence[Look], extra: Sequence[Line2D] = ()) -> None:
+    """Under the figure: layouts by colour, settings by shape, then what else was drawn."""
+    shown = list(dict.fromkeys(looks))
+    settings = list(dict.fromkeys((look.setting, look.marker) for look in shown if look.setting))
+    handles: list[Line2D] = []
+    for name, colour in dict.fromkeys((look.name, look.colour) for look in shown):
+        marker = "s" if settings else next(look.marker for look in shown if look.name == name)
+        handles.append(_dot(name, colour, marker))
+    handles += [_dot(setting, INK, marker) for setting, marker in settings]
+    if len(handles) > _MOST_IN_LEGEND:
+        more = f"… and {len(handles) - _MOST_IN_LEGEND} more"
+        handles = [*handles[:_MOST_IN_LEGEND], Line2D([], [], linestyle="none", label=more)]
+    handles += extra
+    # In one column a long name still fits the width.
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = max(1, min(len(handles), 4, 56 // (longest + 6)))
+    # A long legend makes the figure higher, not the axes lower.
+    lines = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, lines - 2))
+    # matplotlib fills columns; people read rows.
+    handles = [handle for column in range(columns) for handle in handles[column::columns]]
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, borderaxespad=0.2)
+
+
+def _dot(name: str, colour: str, marker: str) -> Line2D:
+    return Line2D([], [], linestyle="none", marker=marker, color=colour, markersize=7, label=label(name))
+
+
+def show_ranks(axes: Axes, ranks: Sequence[int]) -> None:
+    """A doubling axis of ranks, with a tick at each number that there is, as far as they have room."""
+    axes.set_xscale("log", base=2)
+    ticks: list[int] = []
+    room = max(1.25, (max(ranks) / min(ranks)) ** 0.1)
+    for number in sorted(set(ranks)):
+        if not ticks or number >= room * ticks[-1]:
+            ticks.append(number)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlim(min(ranks) / 1.25, max(ranks) * 1.25)
+    axes.set_xlabel("ranks that worked")
+
+
+def side_by_side(numbers: Sequence[int]) -> list[float]:
+    """The numbers moved apart, a few percent each, where several are the same: no point hides another."""
+    places = []
+    for at, number in enumerate(numbers):
+        same, before = numbers.count(number), numbers[:at].count(number)
+        step = min(0.06, 0.3 / same)
+        places.append(number * (1 + step * (before - (same - 1) / 2)))
+    return places
+
+
+def draw_bars(
+    rows: Sequence[VariantRow], looks: Sequence[Look], read: Callable[[VariantRow], Spread | None], title: str
+) -> Figure | None:
+    """A bar from zero per variant, its name above it and its figure at its end; None where no variant has one."""
+    spreads = [read(row) for row in rows]
+    most = max((spread.high for spread in spreads if spread), default=0.0)
+    if most <= 0:
+        return None
+    figure, axes = new_slots([row.label for row in rows], title)
+    axes.set_xlim(0, most * 1.2)
+    for place, (spread, look) in enumerate(zip(spreads, looks, strict=True)):
+        if spread is None:
+            axes.text(most * 0.01, place, "– not measured", va="center", alpha=0.7, size=9)
+            continue
+        axes.barh(place, spread.median, height=0.42, color=look.colour, zorder=2)
+        if spread.high > spread.low:
+            ends = [[spread.median - spread.low], [spread.high - spread.median]]
+            axes.errorbar(spread.median, place, xerr=ends, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3, zorder=3)
+        axes.text(spread.high + most * 0.02, place, format_number(spread.median), va="center", size=9.5)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    return figure
+
+
+def new_slots(names: Sequence[str], title: str) -> tuple[Figure, Axes]:
+    """A figure with a place per name from top to bottom, the name above the place where the bar goes."""
+    figure, axes = new_axes(max(1.9, 0.95 + 0.5 * len(names)))
+    axes.set_title(title)
+    axes.set_ylim(len(names) - 0.6, -0.75)
+    axes.yaxis.set_major_locator(NullLocator())
+    axes.grid(visible=False, axis="y")
+    axes.locator_params(axis="x", nbins=5)
+    for place, name in enumerate(names):
+        axes.annotate(
+            label(name), (0, place - 0.27), xycoords=("axes fraction", "data"), xytext=(3, 0),
+            textcoords="offset points", va="bottom", size=9.5,
+        )  # fmt: skip
+    return figure, axes

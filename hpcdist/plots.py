@@ -1,0 +1,143 @@
+"""The plots of a study's report, as SVG for a page and as PNG for TensorBoard. Pure.
+
+Which ones: what readers of a scaling study expect. The same comparison gives the same bytes. Importing this loads
+matplotlib, so commands do it only where they draw.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+from matplotlib.figure import Figure
+
+from hpcdist.comparison import Comparison
+from hpcdist.drawing import format_png, format_svg, plot_style
+from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, draw_throughput_per_rank
+from hpcdist.plot_use import draw_accuracy_over_gpu_hours, draw_accuracy_over_time, draw_cost, draw_step, draw_use
+
+# More variants than this are no picture any more; the tables have all of them.
+MOST_VARIANTS = 32
+
+
+class Plot(NamedTuple):
+    """A plot of a report.
+
+    Attributes:
+        key: Stays the same between releases.
+        title: What it shows.
+        caption: How to read it.
+        svg: An `<svg>` element for a page; None where there is nothing to show.
+        missing: What nobody measured, where there is nothing to show.
+    """
+
+    key: str
+    title: str
+    caption: str
+    svg: str | None
+    missing: str
+
+
+class Image(NamedTuple):
+    """A plot as a picture: PNG bytes, and its size in pixels."""
+
+    key: str
+    png: bytes
+    width: int
+    height: int
+
+
+class _Kind(NamedTuple):
+    key: str
+    title: str
+    caption: str
+    missing: str
+    draw: Callable[[Comparison], Figure | None]
+
+
+_KINDS = (
+    _Kind(
+        "speedup",
+        "Speedup",
+        "Over the baseline; both axes double at each step. A fitted law is dashed where no measured point supports "
+        "it; four laws at most are drawn.",
+        "no speedup at another number of ranks than the baseline's was measured",
+        draw_speedup,
+    ),
+    _Kind(
+        "efficiency",
+        "Parallel efficiency",
+        "Speedup per rank. Below the 75 % line an allocation is rarely thought worth it.",
+        "no efficiency at another number of ranks than the baseline's was measured",
+        draw_efficiency,
+    ),
+    _Kind("throughput", "Throughput", "Steady state, over all ranks.", "no throughput was measured", draw_throughput),
+    _Kind(
+        "throughput-per-rank",
+        "Throughput per rank",
+        "Equal bars would be ideal scaling.",
+        "no throughput was measured",
+        draw_throughput_per_rank,
+    ),
+    _Kind(
+        "step",
+        "Where a step goes",
+        "Mean over ranks, median of repeats. Communication is what the all-reduce adds to the backward pass.",
+        "no step was split into its parts",
+        draw_step,
+    ),
+    _Kind(
+        "accuracy-time",
+        "Accuracy against time",
+        "Points: where the repeats ended. Thin lines: tests on the way.",
+        "no accuracy was measured with a wall-clock time",
+        draw_accuracy_over_time,
+    ),
+    _Kind(
+        "accuracy-hours",
+        "Accuracy against what was taken",
+        "The same against allocated hours.",
+        "no accuracy was measured with GPU-hours",
+        draw_accuracy_over_gpu_hours,
+    ),
+    _Kind("cost", "Cost against time", "Down and to the left is better.", "no cost is known", draw_cost),
+    _Kind(
+        "use",
+        "Requested and used",
+        "Medians. Under the bound named in the legend a request is usually thought too large; CPU does not count for "
+        "jobs that train on GPUs.",
+        "no use of what was requested was measured",
+        draw_use,
+    ),
+)
+
+
+def draw_plots(comparison: Comparison) -> tuple[Plot, ...]:
+    """All plots in the report's order; those with nothing to show are there too, without a picture."""
+    few = _limit(comparison)
+    shown, all_rows = len(few.rows), len(comparison.rows)
+    note = f" {shown} of {all_rows} variants are drawn." if shown < all_rows else ""
+    plots = []
+    for kind in _KINDS:
+        with plot_style(kind.key):
+            figure = kind.draw(few)
+            svg = format_svg(figure, kind.title) if figure else None
+        plots.append(Plot(kind.key, kind.title, kind.caption + note, svg, kind.missing))
+    return tuple(plots)
+
+
+def _limit(comparison: Comparison) -> Comparison:
+    """The comparison with as many variants as a picture has room for: the baseline, and the first of the others."""
+    rows = sorted(enumerate(comparison.rows), key=lambda place: not place[1].is_baseline)[:MOST_VARIANTS]
+    kept = tuple(row for _, row in sorted(rows, key=lambda place: place[0]))
+    return comparison if len(kept) == len(comparison.rows) else msgspec.structs.replace(comparison, rows=kept)
+
+
+def draw_images(comparison: Comparison) -> Iterator[Image]:
+    """The plots that show something, on white."""
+    few = _limit(comparison)
+    for kind in _KINDS:
+        with plot_style(kind.key):
+            figure = kind.draw(few)
+            image = format_png(figure) if figure else None
+        if image:
+            yield Image(kind.key, *image)
