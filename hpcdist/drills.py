@@ -13,7 +13,8 @@ from hpcdist.cause import Cause, Verdict
 from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs import ACCOUNTING_LAG_S, Job, submit_prepared
-from hpcdist.prepare import Prepared, merge_options, prepare
+from hpcdist.merging import merge_options
+from hpcdist.prepare import Prepared, prepare
 from hpcdist.project import Project
 from hpcdist.record import CONTINUED_STATES, RESTART_LINE, JobStatus, RankUsage
 from hpcdist.spec import build_job

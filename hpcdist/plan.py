@@ -12,6 +12,8 @@ import msgspec
 from hpcdist.batches import count_gpus, most_gpu_hours
 from hpcdist.comparison import Prediction, Spread
 from hpcdist.joined import JobRecord
+from hpcdist.link import Link
+from hpcdist.prediction import predict
 from hpcdist.spec import JobSpec, build_job
 from hpcdist.study import Prices, Study, Trial, Variant
 from hpcdist.units import parse_slurm_time
@@ -114,6 +116,30 @@ def measured_walls(records: Sequence[tuple[Trial, JobRecord | None]]) -> dict[st
         label: Spread(median=statistics.median(walls), low=min(walls), high=max(walls), count=len(walls))
         for label, walls in found.items()
     }
+
+
+def predict_unmeasured(
+    study: Study,
+    variants: Sequence[Variant],
+    records: Sequence[tuple[Trial, JobRecord | None]],
+    links: Sequence[Link] = (),
+) -> tuple[Prediction, ...]:
+    """What variants that no trial has measured will take, where the others' trials and a probe say it.
+
+    Args:
+        study: The study.
+        variants: Its variants.
+        records: What happened to earlier trials.
+        links: Probes of the network besides those at the trials' start.
+    """
+    completed: dict[str, list[JobRecord]] = {}
+    for trial, record in records:
+        if record is not None and record.status.state == "COMPLETED":
+            completed.setdefault(trial.variant, []).append(record)
+    known = [(variant, completed[variant.label]) for variant in variants if variant.label in completed]
+    missing = [variant for variant in variants if variant.label not in completed]
+    guesses = [predict(variant, known, links, weak=study.scaling == "weak") for variant in missing]
+    return tuple(guess for guess in guesses if guess)
 
 
 def price_of(prices: Prices, job: JobSpec, duration_s: float | None) -> float | None:

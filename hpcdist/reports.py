@@ -1,6 +1,5 @@
 """What a report is made from, gathered: a study's records or some jobs', their scripts, versions and dates."""
 
-import importlib
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -14,6 +13,8 @@ from hpcdist.joined import JobRecord
 from hpcdist.report import compare
 from hpcdist.store import RunRecord, Store
 from hpcdist.study import Study, Trial, Variant
+from hpcdist.study_state import load_study
+from hpcdist.trials import read_records
 
 _VERSIONS = ("python", "hpcdist", "torch", "pytorch-lightning", "numpy")
 Trials = list[tuple[Trial, JobRecord | None]]
@@ -48,9 +49,8 @@ def _read_study(name: str, root: Path) -> tuple[Study, Sequence[Variant], Trials
     """A study that was run here; None where none is called that."""
     if not (root / "jobs" / "studies" / name / "study.json").is_file():
         return None
-    # By name, because a job's report needs nothing of what runs studies.
-    state = importlib.import_module("hpcdist.study_state").load_study(name, root)
-    return state.study, state.variants, importlib.import_module("hpcdist.trials").read_records(state)
+    state = load_study(name, root)
+    return state.study, state.variants, read_records(state)
 
 
 def _read_jobs(names: Sequence[str], root: Path) -> tuple[Study, Sequence[Variant], Trials]:

@@ -11,14 +11,13 @@ from hpcdist.backends import slurm
 from hpcdist.batches import make_batches
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.study import FILE, JSON, read_study
-from hpcdist.comparison import Prediction, Spread
+from hpcdist.comparison import Spread
 from hpcdist.errors import SubmitError
 from hpcdist.jobs import choose_backend
 from hpcdist.joined import JobRecord
-from hpcdist.plan import PlanRow, make_plan, parse_start
+from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.prepare import prepare
 from hpcdist.project import Project, find_project
-from hpcdist.spec import Backend
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_state import find_study
 from hpcdist.trials import read_records
@@ -47,24 +46,13 @@ def plan(file: Path, *, backend: str | None, as_json: bool) -> None:
     records = _records(trials, read_records(known) if known else [])
     chosen = choose_backend(backend)  # type: ignore[arg-type]
     answers = _ask_slurm(study, variants, trials, project) if chosen == "slurm" else {}
-    predictions = predict_unmeasured(study, variants, records, chosen)
+    predictions = predict_unmeasured(study, variants, records)
     rows = make_plan(study, variants, trials, answers=answers, records=records, predictions=predictions)
     if as_json:
         print_json({"study": study.name, "currency": study.prices.currency, "rows": rows})
         return
     click.echo(format_table(HEADER, [_row(row) for row in rows]))
     _show_sums(study, rows)
-
-
-def predict_unmeasured(
-    study: Study,
-    variants: Sequence[Variant],
-    records: Sequence[tuple[Trial, JobRecord | None]],
-    backend: Backend,
-) -> Sequence[Prediction]:
-    """The call point for predictions of variants that no trial measured; until there are any, none."""
-    del study, variants, records, backend
-    return ()
 
 
 def _records(

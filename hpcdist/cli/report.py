@@ -1,6 +1,5 @@
 """hpcdist report."""
 
-import importlib
 import shutil
 from pathlib import Path
 
@@ -55,7 +54,9 @@ def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: 
 
 def _write_html(comparison: Comparison, path: Path) -> None:
     # Only now: it draws its plots with matplotlib, which takes a second to load.
-    text: str = importlib.import_module("hpcdist.report_html").render_html(comparison)
+    from hpcdist.report_html import render_html
+
+    text = render_html(comparison)
     try:
         write_atomically(path, text.encode())
     except OSError as error:
