@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.probe import AllReduce, Fault
+from hpcdist.probe import AllReduce, Fault, NodeFacts
 
 Source = Literal["seff", "sacct", "sstat", "squeue", "ranks"]
 Gathered = Literal["sampled", "cgroup-peak", "nothing"]
@@ -149,6 +149,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         clock_skew_s: Seconds between the first and the last of the ranks' clocks before the training.
         probe: All-reduces of several sizes before the training.
         fault: What the preflight found, if that ended the training.
+        node: What the rank found on its node, where only that was asked (`--preflight-only`).
     """
 
     finished: bool = False
@@ -165,6 +166,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
     clock_skew_s: float | None = None
     probe: tuple[AllReduce, ...] = ()
     fault: Fault | None = None
+    node: NodeFacts | None = None
 
 
 class RankUsage(msgspec.Struct, frozen=True, kw_only=True):

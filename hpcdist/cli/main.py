@@ -22,6 +22,7 @@ COMMANDS = {
     "advise": ("hpcdist.cli.advise:advise_command", "Print the next request, right-sized from what jobs used."),
     "rerun": ("hpcdist.cli.rerun:rerun", "Submit a run again, as it was or with changes."),
     "drill": ("hpcdist.cli.drill:drill", "Break a short training on purpose; say whether it would survive."),
+    "doctor": ("hpcdist.cli.doctor:doctor", "Check that everything a job needs is there; mend half-done runs."),
     "data": ("hpcdist.cli.data:data", "Put datasets where jobs find them."),
     "completion": ("hpcdist.cli.completion:completion", "Print the line that switches shell completion on."),
 }

@@ -38,6 +38,12 @@ def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_wor
     # What can be wrong is found before the imports, which take seconds.
     options = parse_options(arguments)
     check_layout(options.layout, rank, os.environ)
+    if options.preflight_only:
+        from hpcdist.train.trial import try_nodes
+
+        try_nodes(options, rank, outcome, last_words)
+        outcome.write()
+        return
     data_dir = Path(options.training.data_dir) if options.training.data_dir else DEFAULT_DATA_DIR
     datasets.verify("mnist", data_dir)
     from hpcdist.train.fit import train
