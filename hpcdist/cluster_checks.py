@@ -27,8 +27,13 @@ PLACE_WORDS = (*SLURM_WORDS, "exclude", "sbatch", "srun", "setup", "env", "cpus_
 _LOOK = "load Slurm's module (module load slurm), or ask on the login node"
 
 
-def check_slurm(defaults: Mapping[str, Any]) -> tuple[Check, dict[str, str] | None]:
-    """Whether Slurm answers, and its settings if it does; None where it is not here."""
+def check_slurm(defaults: Mapping[str, Any], *, is_needed: bool = False) -> tuple[Check, dict[str, str] | None]:
+    """Whether Slurm answers, and its settings if it does; None where it is not here.
+
+    Args:
+        defaults: The project's defaults for jobs: one that only Slurm knows says that it is needed.
+        is_needed: Whether it was asked for.
+    """
     try:
         available = slurm.is_available()
     except NotReadyError as error:
@@ -38,13 +43,16 @@ def check_slurm(defaults: Mapping[str, Any]) -> tuple[Check, dict[str, str] | No
         if named:
             sentence = f"hpcdist.toml names a {named[0]} ({defaults[named[0]]}), and there is no sbatch on PATH"
             return Check(name=SLURM, status="error", sentence=sentence, hint=_LOOK), None
+        if is_needed:
+            return Check(name=SLURM, status="error", sentence="there is no sbatch on PATH", hint=_LOOK), None
         return Check(name=SLURM, status="ok", sentence="not on this machine: jobs run here, without it"), None
     try:
         config = slurm.read_config()
     except HpcdistError as error:
-        sentence = f"the controller does not answer: {error.message}"
-        hint = error.hint or "scontrol ping tells whether Slurm answers"
-        return Check(name=SLURM, status="error", sentence=sentence, hint=hint), None
+        *earlier, last = error.message.splitlines()
+        hint = f"{error.hint or 'scontrol ping'}; --backend local works here without Slurm"
+        sentence = f"the controller does not answer: {last.removeprefix('scontrol: ')}"
+        return Check(name=SLURM, status="error", sentence=sentence, hint=hint, evidence=tuple(earlier)), None
     sentence = f"cluster {config.get('ClusterName', '(unnamed)')} answers"
     return Check(name=SLURM, status="ok", sentence=sentence, evidence=(config.get("SLURM_VERSION", ""),)), config
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hpcdist import cluster_checks, machine_checks
 from hpcdist.backends import site
-from hpcdist.check import Check
+from hpcdist.check import SLURM, Check
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.project import CONFIG_NAME, Project, find_project
 from hpcdist.registry import Problem, find_problems, judge_runs
@@ -27,6 +27,7 @@ class Doctor:
 
     Args:
         start: The folder it is looked for from.
+        backend: Where its jobs run; None is Slurm where it is there. Of "local" Slurm is not asked.
 
     Attributes:
         project: What is looked at; of one whose settings can't be read, the folder alone.
@@ -34,7 +35,8 @@ class Doctor:
         trial: What the job on the nodes left, where one was sent.
     """
 
-    def __init__(self, start: Path) -> None:
+    def __init__(self, start: Path, backend: Backend | None = None) -> None:
+        self._backend = backend
         self.repairs: list[Repair] = []
         self.trial: Trial | None = None
         self._fault: Check | None = None
@@ -63,7 +65,10 @@ class Doctor:
         yield from self._examine_runs(fix=fix)
 
     def _examine_slurm(self) -> Iterator[Check]:
-        check, self._config = cluster_checks.check_slurm(self.project.defaults)
+        if self._backend == "local":
+            yield Check(name=SLURM, status="unknown", sentence="not asked: jobs run on this machine (--backend local)")
+            return
+        check, self._config = cluster_checks.check_slurm(self.project.defaults, is_needed=self._backend == "slurm")
         self._slurm_is_away = check.status == "error"
         yield check
         if self._config is None:

@@ -121,8 +121,8 @@ def judge_accounting(gathering: Gathering, storage: str | None, trouble: str) ->
 def parse_clock(line: str) -> float | None:
     """Seconds since the epoch in `Configuration data as of …`, the controller's time when it answered.
 
-    Slurm 22.05.8 sets it for each answer (src/slurmctld/proc_req.c, `_fill_ctld_conf`: `last_update = time(NULL)`). It is
-    printed as `SLURM_TIME_FORMAT` asks, or in local time.
+    Slurm 22.05.8 sets it for each answer (src/slurmctld/proc_req.c, `_fill_ctld_conf`: `last_update = time(NULL)`). It
+    is printed as `SLURM_TIME_FORMAT` asks, or in local time.
     """
     found = _CLOCK.match(line)
     if found is None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 
-
 from hpcdist.cluster_checks import PLACE_WORDS
 from hpcdist.errors import HpcdistError
 from hpcdist.jobs import ACCOUNTING_LAG_S, Job, submit_prepared

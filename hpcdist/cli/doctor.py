@@ -7,6 +7,7 @@ import click
 from hpcdist.check import Check, find_exit_status
 from hpcdist.cli.output import print_json
 from hpcdist.printable import printable_line
+from hpcdist.spec import Backend
 from hpcdist.units import parse_duration
 
 COLORS = {"ok": "green", "warning": "yellow", "error": "red", "unknown": "cyan"}
@@ -24,6 +25,7 @@ STATUS_WIDTH, NAME_WIDTH = 7, 21
 )
 @click.option("--deep", is_flag=True, help="Ask the nodes too, by a short job on two of them.")
 @click.option("--fix", is_flag=True, help="Mend what can be mended in jobs/runs, and say what was done.")
+@click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where jobs run [Slurm if it is there].")
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Nodes for --deep [2].")
 @click.option(
     "--gpus", type=click.IntRange(min=0), metavar="N", help="GPUs per node for --deep [1 where there are any]."
@@ -32,7 +34,15 @@ STATUS_WIDTH, NAME_WIDTH = 7, 21
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def doctor(
-    ctx: click.Context, *, deep: bool, fix: bool, nodes: int | None, gpus: int | None, timeout: str, as_json: bool
+    ctx: click.Context,
+    *,
+    deep: bool,
+    fix: bool,
+    backend: Backend | None,
+    nodes: int | None,
+    gpus: int | None,
+    timeout: str,
+    as_json: bool,
 ) -> None:
     """Check that everything a job needs is there: Slurm, accounting, settings, versions, disk, data, runs.
 
@@ -43,7 +53,7 @@ def doctor(
     from hpcdist.doctor import Doctor
 
     timeout_s = parse_duration(timeout)
-    patient = Doctor(Path.cwd())
+    patient = Doctor(Path.cwd(), backend)
     checks: list[Check] = []
     for check in patient.examine(fix=fix):
         # The nodes tell for certain what is only likely here.
