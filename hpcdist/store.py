@@ -1,5 +1,6 @@
 """`jobs/runs/<run>/`: what each run was asked to be, and what it left."""
 
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -186,11 +187,17 @@ class Run:
             HpcdistError: The folder is not writable, or gone.
         """
         try:
-            file = (self.path / ".lock").open("a")
+            descriptor = os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT, 0o600)
         except OSError as error:
             raise _unwritable(error, self.path) from None
-        with file:
-            yield lock_file(file.fileno(), wait=wait)
+        try:
+            try:
+                held = lock_file(descriptor, wait=wait)
+            except OSError as error:
+                raise _unwritable(error, self.path) from None
+            yield held
+        finally:
+            os.close(descriptor)
 
 
 class Store:

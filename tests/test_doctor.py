@@ -86,7 +86,6 @@ class TestCluster:
         cluster("scontrol", "echo 'slurm_load_ctl_conf error: Unable to contact slurm controller' >&2; exit 1")
         done = run_hpcdist("doctor")
         assert done.code == 3
-        assert "the controller does not answer: slurm_load_ctl_conf error: Unable to contact" not in done.err
         assert "error    slurm" in done.out
         assert "Unable to contact slurm controller" in done.out
 
@@ -264,7 +263,9 @@ class TestRepair:
 
     def test_what_killed_writers_left_is_removed_and_nothing_else(self, project, cluster):
         run = make_run(project, "r", job_id="7")
-        cluster("sacct", r"""[[ "$*" = *JobName* ]] && printf '7\x1fCOMPLETED\x1f0:0\x1f1\x1fn1\x1fNone\x1fa\n'; exit 0""")
+        cluster(
+            "sacct", r"""[[ "$*" = *JobName* ]] && printf '7\x1fCOMPLETED\x1f0:0\x1f1\x1fn1\x1fNone\x1fa\n'; exit 0"""
+        )
         names = (".job.json.0123abcd", "ranks/.0.json.0123abcd", ".preflight-0123456789abcdef", ".lock", ".mine")
         for name in (*names, ".new.json.0123abcd", ".held.json.0123abcd"):
             (run.path / name).write_text("half")

@@ -25,7 +25,13 @@ from hpcdist.trial import choose_shape
 from hpcdist.trial_checks import Trial, find_probe, judge_cuda, judge_network, judge_trial
 from hpcdist.version_checks import judge_packages, judge_pair, judge_slurm_release
 
-REQUIREMENTS = ["torch>=2.4", "torchvision>=0.19", "pytorch-lightning>=2.5", "submitit<1.6,>=1.5.4", "mypy; extra == 'dev'"]
+REQUIREMENTS = [
+    "torch>=2.4",
+    "torchvision>=0.19",
+    "pytorch-lightning>=2.5",
+    "submitit<1.6,>=1.5.4",
+    "mypy; extra == 'dev'",
+]
 
 
 def check(name, status):
@@ -268,7 +274,10 @@ class TestNodes:
     def test_a_job_that_failed_says_why(self):
         found = judge_trial(trial(state="FAILED", trouble="rank 1 on n2 can't write to the run's folder", hint="h"))
         assert statuses(found) == {"job on the nodes": "error"}
-        assert (found[0].sentence, found[0].hint) == ("job 7 ended FAILED: rank 1 on n2 can't write to the run's folder", "h")
+        assert (found[0].sentence, found[0].hint) == (
+            "job 7 ended FAILED: rank 1 on n2 can't write to the run's folder",
+            "h",
+        )
 
     def test_a_job_that_never_started_tells_nothing(self):
         (found,) = judge_trial(trial(state="PENDING", is_over=False, waits_for="Resources"))
