@@ -8,7 +8,7 @@ from hpcdist import cluster_checks, machine_checks
 from hpcdist.backends import site
 from hpcdist.check import SLURM, Check
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.project import CONFIG_NAME, Project, find_project
+from hpcdist.project import Project, find_nearest, find_project
 from hpcdist.registry import Problem, find_problems, judge_runs
 from hpcdist.repair import Repair, repair
 from hpcdist.site_checks import Partition
@@ -44,8 +44,7 @@ class Doctor:
             self.project = find_project(start)
         except UsageError as error:
             self._fault = Check(name="settings", status="error", sentence=error.message, hint=error.hint)
-            nearest = next((folder for folder in (start, *start.parents) if (folder / CONFIG_NAME).is_file()), start)
-            self.project = Project(root=nearest, config=None, site=Site(), defaults={})
+            self.project = Project(root=find_nearest(start) or start, config=None, site=Site(), defaults={})
         self._config: dict[str, str] | None = None
         self._partitions: list[Partition] = []
         self._is_accounted = False

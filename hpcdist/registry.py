@@ -15,7 +15,8 @@ import msgspec
 from hpcdist import statuses
 from hpcdist.backends import local
 from hpcdist.check import Check
-from hpcdist.errors import HpcdistError, NotFoundError
+from hpcdist.errors import HpcdistError, NotFoundError, UsageError
+from hpcdist.project import find_nearest
 from hpcdist.status_rows import Mark
 from hpcdist.store import Run, RunRecord, Store
 
@@ -79,6 +80,11 @@ def _examine(run: Run, living: Sequence[Mark] | None) -> Iterator[Problem]:
     except NotFoundError:
         if problem := _judge_without_record(run):
             yield problem
+        return
+    except UsageError as error:
+        sentence = f"the record of run {run.name} can't be used: {error.message}"
+        hint = "it is sound, but of another hpcdist: use that one"
+        yield Problem(kind="damaged", run=run.name, path=run.path, sentence=sentence, hint=hint, is_repairable=False)
         return
     except (HpcdistError, OSError) as error:
         yield _judge_damaged(run, living, error)
@@ -229,8 +235,9 @@ def _find_lost_folders(store: Store, living: Sequence[Mark]) -> list[Problem]:
     """Jobs of this project's whose folder was deleted under them."""
     found = []
     for mark in living:
-        folder = store.runs / mark.run
-        if folder.is_dir() or not Path(mark.workdir).is_relative_to(store.root):
+        folder, workdir = store.runs / mark.run, Path(mark.workdir)
+        # The folder it started in may be of a project within this one.
+        if folder.is_dir() or (find_nearest(workdir) or workdir) != store.root:
             continue
         sentence = f"job {mark.job_id} (run {mark.run}) still waits or runs, and its folder was deleted"
         hint = f"scancel {mark.job_id}; its logs and checkpoints are lost"

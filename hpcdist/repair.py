@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from hpcdist.backends import local, site, slurm
-from hpcdist.errors import HpcdistError, NotFoundError
+from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.registry import Problem, find_open, find_writer, judge_record
 from hpcdist.status_rows import Mark
 from hpcdist.store import LocalState, Run, Store
@@ -137,6 +137,8 @@ class _Mender:
             run.record()
         except NotFoundError:
             pass  # half-made
+        except UsageError:
+            return False, f"run {run.name} stays where it is: its record is of another hpcdist"
         except HpcdistError:
             if writer := find_writer(run, self._living):
                 return False, f"run {run.name} stays where it is: {writer}"

@@ -313,6 +313,13 @@ class TestRepair:
         repairs, (check,) = fix(project)
         assert (repairs, run.path.is_dir(), "its job 7 waits or runs" in check.sentence) == ([], True, True)
 
+    def test_a_record_of_another_version_s_rules_stays(self, project, cluster):
+        run = make_run(project, "r", job_id="7")
+        path = run.path / "job.json"
+        path.write_text(path.read_text().replace('"nodes": 2', '"nodes": 0'))
+        repairs, (check,) = fix(project)
+        assert (repairs, run.path.is_dir(), "nodes is 0" in check.sentence) == ([], True, True)
+
     def test_a_half_made_run_is_moved_aside(self, project, cluster):
         run = make_run(project, "r")
         (run.path / "job.json").unlink()
@@ -339,6 +346,13 @@ class TestRepair:
         repairs, (check,) = fix(project)
         assert (repairs, check.hint) == ([], "scancel 55; its logs and checkpoints are lost")
         assert not (project / "cancelled").exists()
+
+    def test_a_job_of_a_project_within_this_one_is_not_missed_here(self, project, cluster):
+        (project / "inner").mkdir()
+        (project / "inner" / "hpcdist.toml").write_text("")
+        (project / "jobs" / "runs").mkdir(parents=True)
+        cluster("squeue", rf"printf '55\x1f{project}/inner\x1fhpcdist:theirs\n'")
+        assert_nothing_left(project)
 
     @pytest.mark.parametrize("text", [None, "1", "", "rubbish"])
     def test_a_counter_that_is_behind_is_raised(self, project, without_slurm, text):

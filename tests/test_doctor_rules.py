@@ -91,8 +91,15 @@ class TestVersions:
 
     @pytest.mark.parametrize(
         ("release", "status"),
-        [("20.11.9", "ok"), ("22.05.8", "ok"), ("26.05.0", "ok"), ("19.05.3", "warning"), ("27.11.0", "warning")]
-        + [("", "unknown"), (None, "unknown")],
+        [
+            ("20.11.9", "ok"),
+            ("22.05.8", "ok"),
+            ("26.05.0", "ok"),
+            ("19.05.3", "warning"),
+            ("27.11.0", "warning"),
+            ("", "unknown"),
+            (None, "unknown"),
+        ],
     )
     def test_slurm_s_release(self, release, status):
         assert judge_slurm_release(release).status == status

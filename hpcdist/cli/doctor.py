@@ -1,5 +1,6 @@
 """hpcdist doctor."""
 
+import os
 from pathlib import Path
 
 import click
@@ -79,7 +80,7 @@ def doctor(
 
 def _show(check: Check, *, as_json: bool) -> None:
     if not as_json:
-        click.echo(format_check(check))
+        click.echo(format_check(check), color=False if os.environ.get("NO_COLOR") else None)
 
 
 def format_check(check: Check) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -90,7 +91,7 @@ def test_a_partition_or_an_account_that_is_not_there_is_found(examine, testbed, 
 
 def test_a_controller_that_is_away_is_not_ready(examine, testbed, tmp_path):
     conf = tmp_path / "slurm.conf"
-    text = open(testbed.env["SLURM_CONF"]).read()
+    text = Path(testbed.env["SLURM_CONF"]).read_text()
     conf.write_text(re.sub(r"(?m)^SlurmctldPort=.*\n", "", text) + "\nSlurmctldPort=1\n")
     code, checks, _ = examine(env={"SLURM_CONF": str(conf)})
     assert (code, checks["slurm"]["status"]) == (3, "error")
