@@ -1,8 +1,13 @@
 """Files that are whole or absent, also after a crash."""
 
+import errno
+import fcntl
 import os
 import secrets
 from pathlib import Path
+
+# What flock(2) says on file systems that lock nothing: Lustre mounted without flock, some NFS and FUSE.
+CANNOT_LOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
@@ -26,3 +31,25 @@ def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = Tr
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def lock_file(descriptor: int, *, wait: bool = True) -> bool:
+    """Holds an open file against other processes until it is closed.
+
+    Where the file system locks nothing it goes on all the same: without, no job could be sent from there.
+
+    Args:
+        descriptor: The file's.
+        wait: Whether to wait while another process holds it.
+
+    Returns:
+        Whether this process may go on; False only where another holds it and `wait` is off.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            raise
+    return True

@@ -18,6 +18,18 @@ def count_gpus(visible: str | None) -> int:
     return count if visible is None else min(count, len([name for name in visible.split(",") if name.strip()]))
 
 
+def read_driver() -> tuple[str, str] | None:
+    """The NVIDIA driver's version, and the newest CUDA that it runs (`13.0`); None without a driver."""
+    try:
+        pynvml.nvmlInit()
+        driver, cuda = str(pynvml.nvmlSystemGetDriverVersion()), int(pynvml.nvmlSystemGetCudaDriverVersion())
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+    # 1000 x major + 10 x minor (NVML, nvmlSystemGetCudaDriverVersion).
+    return driver, f"{cuda // 1000}.{cuda % 1000 // 10}"
+
+
 class GpuMeter:
     """Samples one GPU.
 

@@ -1,26 +1,26 @@
 """submit() and Job: what the command line calls, and the Python API."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hpcdist import accounting, provenance, statuses, why
+from hpcdist import accounting, statuses, why
 from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
 from hpcdist.ending import Ending
-from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, SubmitError, UsageError
+from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError
 from hpcdist.joined import JobRecord
 from hpcdist.merging import merge_options
 from hpcdist.prepare import Prepared, prepare
-from hpcdist.privacy import exported, require_secrets
 from hpcdist.project import find_project
 from hpcdist.record import Efficiency, JobStatus, Progress
 from hpcdist.rerun import prepare_rerun
 from hpcdist.sacct import check_job_id
+from hpcdist.sending import send
 from hpcdist.spec import Backend, Layout, build_job, check_keys
 from hpcdist.store import Run, RunRecord, Store, new_run_name
 from hpcdist.timeline import build_timeline, find_disagreements
@@ -94,98 +94,7 @@ def submit_prepared(prepared: Prepared, *, after: Sequence[str] = ()) -> "Job":
         SubmitError: The scheduler refused.
         UsageError: A run of that name exists with another script.
     """
-    store = Store(Path(prepared.place.root))
-    name = prepared.place.run
-    if name is None:
-        raise UsageError("a submission needs a run's name", "pass run=")
-    run = store.run(name)
-    config = slurm.read_config() if prepared.backend == "slurm" else {}
-    known = run.path.is_dir()
-    if known and run.script.is_file() and run.script.read_text() != prepared.script:
-        raise UsageError(f"run {name} exists with another script", "choose another --run, or leave it out")
-    if not (known and (run.path / "job.json").is_file()):
-        require_secrets(prepared.spec.secret_env, prepared.secrets)
-        store.create(_describe(prepared, name, config), prepared.script)
-    with run.locked():
-        record = run.record()
-        if record.job_id is None:
-            with exported(prepared.secrets):
-                record = _send(prepared, run, record, store, config, again=known, after=after)
-    return Job(run)
-
-
-def find_sent(run: Run) -> str | None:
-    """The id of a run's job, looked for in Slurm where nobody wrote it down; None of one that was never sent.
-
-    Raises:
-        HpcdistError: Slurm does not answer.
-    """
-    try:
-        record = run.record()
-    except NotFoundError:
-        return None
-    if record.job_id is not None or record.backend == "local":
-        return record.job_id
-    with run.locked():
-        job_id = slurm.find_by_run(run.name, record.workdir)
-        if job_id is not None:
-            cluster = slurm.read_config().get("ClusterName")
-            run.write_record(msgspec.structs.replace(record, job_id=job_id, cluster=cluster, refused=None))
-    return job_id
-
-
-def _send(
-    prepared: Prepared,
-    run: Run,
-    record: RunRecord,
-    store: Store,
-    config: Mapping[str, str],
-    *,
-    again: bool,
-    after: Sequence[str],
-) -> RunRecord:
-    if prepared.backend == "local":
-        record = msgspec.structs.replace(record, job_id=store.next_local_id())
-        run.write_record(record)
-        local.submit(run, prepared.spec)
-        return record
-    layout = prepared.spec.layout
-    # A retry after a crash: the job may exist although nobody wrote its id down.
-    job_id = slurm.find_by_run(run.name, record.workdir) if again else None
-    try:
-        job_id = job_id or slurm.submit(
-            run.name,
-            run.path,
-            record.workdir,
-            prepared.script,
-            tasks=layout.world_size,
-            array=prepared.spec.array is not None,
-            after=after,
-        )
-    except SubmitError as error:
-        run.write_record(msgspec.structs.replace(record, refused=error.message))
-        raise
-    record = msgspec.structs.replace(record, job_id=job_id, cluster=config.get("ClusterName"), refused=None)
-    run.write_record(record)
-    return record
-
-
-def _describe(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRecord:
-    return RunRecord(
-        run=name,
-        job=prepared.spec,
-        site=prepared.site,
-        backend=prepared.backend,
-        workdir=prepared.place.workdir,
-        created_at_s=time.time(),
-        python=prepared.place.python,
-        template=prepared.template,
-        rerun_of=prepared.rerun_of,
-        study=prepared.study,
-        git_commit=provenance.read_git_commit(prepared.place.workdir),
-        versions=provenance.read_versions(),
-        slurm_version=config.get("SLURM_VERSION"),
-    )
+    return Job(send(prepared, after))
 
 
 class Job:
@@ -222,8 +131,18 @@ class Job:
         return self.run.task(self.task)
 
     def statuses(self) -> list[JobStatus]:
-        """Where the job is, one status per array task."""
-        return statuses.query([(self.run, self.task)])[0]
+        """Where the job is, one status per array task.
+
+        Raises:
+            NotFoundError: The run's folder was deleted.
+        """
+        found = statuses.query([(self.run, self.task)])[0]
+        if not self.run.path.is_dir():
+            raise NotFoundError(
+                f"the folder of run {self.run.name} was deleted: {self.run.path}",
+                "squeue --me -o '%i %T %k' shows whether its job still runs; scancel ends it",
+            )
+        return found
 
     def status(self) -> JobStatus:
         """Where the job is; of an array, the task that is furthest from its end."""
@@ -285,6 +204,7 @@ class Job:
         """What happened to the job, Slurm's figures and the ranks' on one clock; also written to `record.json`."""
         status = self.status()
         efficiency = self._settled_efficiency() if status.is_over else self._efficiency_or_none(None)
+        self._await_ranks(status)
         record = self.join(efficiency, status)
         self.folder.write("record.json", record)
         return record
@@ -323,6 +243,18 @@ class Job:
             disagreements=find_disagreements(timed, ranks) if timed else (),
             audit=audit_job(timed, ranks, asked.job if asked else None),
         )
+
+    def _await_ranks(self, status: JobStatus) -> None:
+        """Waits for what the ranks of an ended job wrote, where it can't all be seen yet."""
+        ranks = self.folder.ranks()
+        is_told = any(usage.exit_code or usage.signal for usage in ranks)
+        if status.state != "COMPLETED" and (status.state != "FAILED" or is_told or not ranks):
+            return  # what was killed may never write
+        try:
+            count = self.run.record().job.layout.world_size
+        except HpcdistError:
+            return
+        self.folder.wait_for_ranks(count, ACCOUNTING_LAG_S)
 
     def _settled_efficiency(self) -> Efficiency | None:
         """The efficiency of a job that is over; Slurm's database may learn of the end a moment later than we."""

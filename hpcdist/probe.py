@@ -60,3 +60,57 @@ def fit_alpha_beta(probe: Sequence[AllReduce]) -> tuple[float, float] | None:
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+
+class NodeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rank finds on its node, for `hpcdist doctor --deep`.
+
+    Attributes:
+        host: Its node, as Slurm calls it.
+        node_rank: Index of its node.
+        python: Version of Python.
+        torch: Version of torch.
+        lightning: Version of Lightning.
+        cuda_build: CUDA that torch was built for ("13.0"); None for CPUs only.
+        cuda_driver: Newest CUDA that the driver runs ("13.0"); None without a driver.
+        driver: Version of the NVIDIA driver; None without one.
+        gpus: Names of the GPUs that torch can use there.
+    """
+
+    host: str
+    node_rank: int
+    python: str
+    torch: str
+    lightning: str
+    cuda_build: str | None = None
+    cuda_driver: str | None = None
+    driver: str | None = None
+    gpus: tuple[str, ...] = ()
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """How fast the nodes of a partition reach each other, measured once and kept.
+
+    Attributes:
+        cluster: Slurm's name of the cluster; None of this machine.
+        partition: The partition; None where the default one was taken.
+        nodes: Nodes.
+        gpus: GPUs per node.
+        device: "cpu" (gloo) or "cuda" (NCCL).
+        hosts: The nodes.
+        run: The run that measured it.
+        measured_at_s: When, seconds since the epoch.
+        all_reduce: All-reduces of several sizes, as the slowest rank had them.
+        clock_skew_s: Seconds between the first and the last of the nodes' clocks.
+    """
+
+    cluster: str | None
+    partition: str | None
+    nodes: int
+    gpus: int
+    device: str
+    hosts: tuple[str, ...]
+    run: str
+    measured_at_s: float
+    all_reduce: tuple[AllReduce, ...]
+    clock_skew_s: float | None = None

@@ -40,7 +40,7 @@ def find_project(start: Path, env: Mapping[str, str] = os.environ) -> Project:
     Raises:
         UsageError: The file has a fault; the message has its path and key.
     """
-    nearest = next((folder for folder in (start, *start.parents) if (folder / CONFIG_NAME).is_file()), None)
+    nearest = find_nearest(start)
     root = nearest or start
     named = env.get("HPCDIST_CONFIG")
     config = Path(named) if named else (nearest / CONFIG_NAME if nearest else None)
@@ -52,6 +52,11 @@ def find_project(start: Path, env: Mapping[str, str] = os.environ) -> Project:
     if config and isinstance(defaults.get("data_dir"), str):
         defaults["data_dir"] = str(config.parent / defaults["data_dir"])
     return Project(root=root, config=config, site=site, defaults=defaults)
+
+
+def find_nearest(start: Path) -> Path | None:
+    """The nearest folder upward that has a `hpcdist.toml`; None where there is none."""
+    return next((folder for folder in (start, *start.parents) if (folder / CONFIG_NAME).is_file()), None)
 
 
 def read_options(path: Path, *, site: bool) -> dict[str, Any]:

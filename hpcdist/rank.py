@@ -182,7 +182,11 @@ class Program:
             gpu_memory_peak_bytes=self.gpu.memory_peak_bytes if self.gpu else None,
             training=self.training,
         )
-        write_atomically(self.path, msgspec.json.format(msgspec.json.encode(usage)))
+        try:
+            write_atomically(self.path, msgspec.json.format(msgspec.json.encode(usage)))
+        except OSError as error:
+            # A full disk or a deleted folder costs the figures, not the program's work.
+            print(f"warning: can't write {self.path}: {error.strerror}", file=sys.stderr, flush=True)
 
     def _take_metrics(self) -> TrainingMetrics | None:
         if self.path is None:

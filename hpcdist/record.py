@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.probe import AllReduce, Fault
+from hpcdist.probe import AllReduce, Fault, NodeFacts
 
 Source = Literal["seff", "sacct", "sstat", "squeue", "ranks"]
 Gathered = Literal["sampled", "cgroup-peak", "nothing"]
@@ -187,6 +187,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         split: Where this rank's steps go; None before there were enough.
         bytes_per_step: Bytes that this rank brings to the all-reduces of a step; 0 for a single rank.
         tests: All tests so far, oldest first; those before the checkpoint that it went on from included.
+        node: What the rank found on its node, where only that was asked (`--preflight-only`).
     """
 
     finished: bool = False
@@ -206,6 +207,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
     split: StepSplit | None = None
     bytes_per_step: int | None = None
     tests: tuple[TestResult, ...] = ()
+    node: NodeFacts | None = None
 
 
 class RankUsage(msgspec.Struct, frozen=True, kw_only=True):

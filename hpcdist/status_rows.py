@@ -127,14 +127,36 @@ def parse_job_fields(record: str) -> dict[str, str]:
     return dict(re.findall(r"(?:^| )(\w+)=(\S*)", record))
 
 
-def find_marked(listed: str, run: str, workdir: str) -> str | None:
-    """The id of the job in `MARK_FORMAT` or `MARK_FIELDS` whose comment names a run of this folder."""
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """A job that carries the name of a run in its comment.
+
+    Attributes:
+        job_id: Its id; of an array that of the whole.
+        workdir: The folder it was submitted from.
+        run: The run's name.
+    """
+
+    job_id: str
+    workdir: str
+    run: str
+
+
+def parse_marks(listed: str) -> list[Mark]:
+    """The jobs of runs among rows in `MARK_FORMAT` or `MARK_FIELDS`."""
+    found = []
     for line in listed.split("\n"):
         columns = line.split(SEPARATOR, 2)
-        is_row = len(columns) == 3 and _JOB_ID.fullmatch(columns[0].strip())
-        if is_row and columns[1] == workdir and f"hpcdist:{run}" in columns[2].split():
-            return columns[0].strip().partition("_")[0]
-    return None
+        if len(columns) == 3 and _JOB_ID.fullmatch(columns[0].strip()):
+            job_id = columns[0].strip().partition("_")[0]
+            runs = [word.removeprefix("hpcdist:") for word in columns[2].split() if word.startswith("hpcdist:")]
+            found += [Mark(job_id=job_id, workdir=columns[1], run=run) for run in runs]
+    return found
+
+
+def find_marked(listed: str, run: str, workdir: str) -> str | None:
+    """The id of the job in `MARK_FORMAT` or `MARK_FIELDS` whose comment names a run of this folder."""
+    marks = parse_marks(listed)
+    return next((mark.job_id for mark in marks if mark.workdir == workdir and mark.run == run), None)
 
 
 def _rows(listed: str, width: int) -> Iterator[list[str]]:

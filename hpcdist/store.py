@@ -1,8 +1,8 @@
 """`jobs/runs/<run>/`: what each run was asked to be, and what it left."""
 
-import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +10,15 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from hpcdist.disk import write_atomically
+from hpcdist.counter import Counter
+from hpcdist.disk import lock_file, write_atomically
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.record import Progress, RankUsage
 from hpcdist.spec import RUN_NAME, Backend, JobSpec, Site, check_run_name
 
 T = TypeVar("T")
+
+VISIBLE_INTERVAL_S = 0.25
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,12 +169,37 @@ class Run:
         """The supervising process of a local run."""
         return read_json(self.path / "local.json", LocalState)
 
+    def wait_for_ranks(self, count: int, timeout_s: float) -> None:
+        """Waits until that many ranks have written how they ended: a shared disk may show a node's file late."""
+        deadline = time.monotonic() + timeout_s
+        while sum(usage.ended_at_s is not None for usage in self.ranks()) < count and time.monotonic() < deadline:
+            time.sleep(VISIBLE_INTERVAL_S)
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the run against another process that submits it."""
-        with (self.path / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def locked(self, *, wait: bool = True) -> Iterator[bool]:
+        """Holds the run against another process that submits or repairs it.
+
+        Args:
+            wait: Whether to wait for such a process.
+
+        Yields:
+            Whether the run is held; False only where `wait` is off.
+
+        Raises:
+            HpcdistError: The folder is not writable, or gone.
+        """
+        try:
+            descriptor = os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise _unwritable(error, self.path) from None
+        try:
+            try:
+                held = lock_file(descriptor, wait=wait)
+            except OSError as error:
+                raise _unwritable(error, self.path) from None
+            yield held
+        finally:
+            os.close(descriptor)
 
 
 class Store:
@@ -180,11 +208,13 @@ class Store:
     Attributes:
         root: The project's folder.
         runs: Its `jobs/runs`.
+        last_local: The N of the last `local-N`.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.runs = root / "jobs" / "runs"
+        self.last_local = Counter(self.runs / ".last-local-id")
 
     def run(self, name: str) -> Run:
         """The run of that name, whether it exists or not.
@@ -194,24 +224,35 @@ class Store:
         """
         return Run(self.runs / check_run_name(name))
 
+    def claim(self, name: str) -> Run:
+        """Makes a run's folder, empty; one that is there is left as it is.
+
+        Raises:
+            UsageError: The name can't be a folder's.
+            HpcdistError: The disk is full or not writable.
+        """
+        run = self.run(name)
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(error, run.path) from None
+        return run
+
     def create(self, record: RunRecord, script: str) -> Run:
         """Makes a run's folder with everything that is known before submission.
 
         Raises:
             HpcdistError: The disk is full or not writable.
         """
-        run = self.run(record.run)
+        run = self.claim(record.run)
         try:
-            self.runs.mkdir(parents=True, exist_ok=True)
-            run.path.mkdir(mode=0o700, exist_ok=True)
             for folder in ("logs", "ranks"):
                 (run.path / folder).mkdir(exist_ok=True)
             write_atomically(run.script, script.encode())
             run.write_record(record)
         except OSError as error:
-            raise HpcdistError(
-                f"can't write {error.filename or run.path}: {error.strerror}", "free some space or change the folder"
-            ) from None
+            raise _unwritable(error, run.path) from None
         return run
 
     def __iter__(self) -> Iterator[Run]:
@@ -250,17 +291,27 @@ class Store:
         return matches[0], task or None
 
     def next_local_id(self) -> str:
-        """A new `local-N`, never given twice in this project, also when several processes ask at once."""
-        self.runs.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.runs / ".last-local-id", os.O_RDWR | os.O_CREAT, 0o600)
-        with os.fdopen(descriptor, "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            number = int(file.read() or "0") + 1
-            file.seek(0)
-            file.write(str(number))
-            file.flush()
-            os.fsync(file.fileno())
-        return f"local-{number}"
+        """A new `local-N`, never given twice in this project, also when several processes ask at once.
+
+        Raises:
+            HpcdistError: The disk is full or not writable.
+        """
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            return f"local-{self.last_local.take(self.highest_local_number)}"
+        except OSError as error:
+            raise _unwritable(error, self.runs) from None
+
+    def highest_local_number(self) -> int:
+        """The highest N of the runs' `local-N`; 0 without any."""
+        ids = [(run.job_id or "").removeprefix("local-") for run in self if run.is_local]
+        return max((int(number) for number in ids if number.isdecimal()), default=0)
+
+
+def _unwritable(error: OSError, path: Path) -> HpcdistError:
+    return HpcdistError(
+        f"can't write {error.filename or path}: {error.strerror}", "free some space or change the folder"
+    )
 
 
 def new_run_name(job: JobSpec) -> str:

@@ -8,8 +8,8 @@ import msgspec
 from hpcdist.backends import local, slurm
 from hpcdist.batches import Batch, check_gpu_hours, make_batches, most_gpu_hours
 from hpcdist.errors import NotFoundError, UsageError
-from hpcdist.jobs import find_sent
 from hpcdist.project import Project
+from hpcdist.sending import find_sent
 from hpcdist.spec import Backend, build_job
 from hpcdist.store import Run, Store
 from hpcdist.study import Study, Trial

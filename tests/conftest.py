@@ -66,6 +66,10 @@ class Outcome:
 def run_hpcdist(*arguments, env=None, cwd=None, timeout=120) -> Outcome:
     """Runs the program as a user does."""
     environment = {**os.environ, **(env or {})}
+    # A test runner's own idea of a terminal, where there is none.
+    for name in ("COLUMNS", "LINES"):
+        if name not in (env or {}):
+            environment.pop(name, None)
     return Outcome(
         subprocess.run(
             [*HPCDIST, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout

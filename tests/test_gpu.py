@@ -24,6 +24,12 @@ class StandInNvml:
     def nvmlDeviceGetCount(self):  # noqa: N802
         return 2
 
+    def nvmlSystemGetDriverVersion(self):  # noqa: N802
+        return "570.133.20"
+
+    def nvmlSystemGetCudaDriverVersion(self):  # noqa: N802
+        return 12080  # nvml.h: CUDA 12.8
+
     def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
         return f"index {index}"
 
@@ -91,3 +97,17 @@ def test_gpus_are_counted_as_cuda_shows_them(nvml, visible, count):
 def test_without_nvml_there_are_none():
     assert gpu.GpuMeter.open(None, 0) is None
     assert gpu.count_gpus(None) == 0
+
+
+def test_the_driver_says_which_cuda_it_runs(nvml):
+    nvml()
+    assert gpu.read_driver() == ("570.133.20", "12.8")
+
+
+def test_without_a_driver_there_is_none(monkeypatch):
+    monkeypatch.setattr(gpu.pynvml, "nvmlInit", _refuse)
+    assert gpu.read_driver() is None
+
+
+def _refuse():
+    raise gpu.pynvml.NVMLError(gpu.pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)

@@ -168,11 +168,14 @@ def test_only(script: Path) -> str:
 
     Raises:
         SubmitError: sbatch would refuse the script.
+        NotReadyError: It did not answer.
     """
     drop = [word for name in nested_variables(os.environ) for word in ("-u", name)]
-    done = subprocess.run(
-        ["env", *drop, "sbatch", "--test-only", str(script)], capture_output=True, text=True, check=False
-    )
+    command = ["env", *drop, "sbatch", "--test-only", str(script)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise NotReadyError(f"sbatch did not answer within {COMMAND_TIMEOUT_S:.0f} s", "try again") from None
     words = done.stderr.strip().removeprefix("sbatch: ")
     if done.returncode != 0:
         raise SubmitError(words or f"sbatch --test-only: exit status {done.returncode}")

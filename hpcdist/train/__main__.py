@@ -38,12 +38,26 @@ def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_wor
     # What can be wrong is found before the imports, which take seconds.
     options = parse_options(arguments)
     check_layout(options.layout, rank, os.environ)
+    if options.preflight_only:
+        from hpcdist.train.trial import try_nodes
+
+        try_nodes(options, rank, outcome, last_words)
+        _write(outcome)
+        return
     data_dir = Path(options.training.data_dir) if options.training.data_dir else DEFAULT_DATA_DIR
     datasets.verify("mnist", data_dir)
     from hpcdist.train.fit import train
 
     train(options, rank, data_dir, outcome, last_words)
-    outcome.write()
+    _write(outcome)
+
+
+def _write(outcome: Outcome) -> None:
+    """Writes what was measured; a disk that is full by now does not undo the training."""
+    try:
+        outcome.write()
+    except OSError as error:
+        print(f"warning: can't write the metrics: {error.strerror}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

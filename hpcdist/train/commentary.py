@@ -1,5 +1,6 @@
 """What a person waiting for the training reads: lines on standard output, and `progress.json`."""
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -76,7 +77,10 @@ class Commentary(Callback):
         )
 
     def _write(self, progress: Progress) -> None:
-        if self._path is not None:
+        if self._path is None:
+            return
+        # A full disk costs the display, not the training.
+        with contextlib.suppress(OSError):
             write_atomically(self._path, msgspec.json.encode(progress), durable=False)
 
     def _print(self, progress: Progress, rest: str) -> None:

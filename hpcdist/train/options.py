@@ -21,10 +21,12 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         layout: The shape of the job it is part of.
         training: The training's options.
+        preflight_only: Whether to check nodes and network and train nothing.
     """
 
     layout: Layout
     training: Training
+    preflight_only: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -58,7 +60,8 @@ def parse_options(arguments: list[str]) -> Options:
     """
     given = {key: value for key, value in vars(_build_parser().parse_args(arguments)).items() if value is not None}
     layout = _convert({key: given.pop(key) for key in LAYOUT_OPTIONS if key in given}, Layout)
-    options = Options(layout=layout, training=_convert(given, Training))
+    preflight_only = bool(given.pop("preflight_only", False))
+    options = Options(layout=layout, training=_convert(given, Training), preflight_only=preflight_only)
     _check(options)
     return options
 
@@ -83,6 +86,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--resume-from", metavar="FOLDER", help="go on from the newest checkpoint in this folder")
     add("--hang-timeout", metavar="TIME", help="end the job after this time without a step [10min]")
     add("--preflight", action=argparse.BooleanOptionalAction, help="check nodes and network first [on]")
+    add("--preflight-only", action="store_true", help="check nodes and network, and train nothing")
     add("--log-every", type=int, metavar="STEPS", help="steps between logged points [20]")
     add("--data-dir", metavar="FOLDER", help="folder of the datasets [data]")
     return parser

@@ -136,6 +136,17 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_training(start_ranks, mnist_
     assert find_checkpoint(small_disk) == kept
 
 
+def test_a_full_disk_of_the_run_itself_costs_figures_and_not_the_training(start_ranks, mnist_dir, small_disk):
+    with (small_disk / "filler").open("wb", buffering=0) as file:
+        subprocess.run(["cat", "/dev/zero"], stdout=file, stderr=subprocess.DEVNULL)
+    places = {"HPCDIST_RUN_DIR": small_disk, "HPCDIST_METRICS": small_disk / "0.json"}
+    ranks = start_ranks(1, *SHORT, "--no-preflight", "--data-dir", mnist_dir, **places)
+    assert ranks.wait() == [0], ranks.errors(0)
+    assert ranks.errors(0).endswith("warning: can't write the metrics: No space left on device\n")
+    assert "finished: test accuracy" in ranks.output(0)
+    assert not (small_disk / "0.json").exists()
+
+
 def test_the_newest_whole_checkpoint_is_found(tmp_path, capsys):
     assert find_checkpoint(tmp_path) is None
     paths = [write_checkpoint(tmp_path, step, b"x" * step) for step in (3, 20, 100)]

@@ -1,0 +1,58 @@
+"""What a cluster says of itself and of the jobs of one user, for `hpcdist doctor`."""
+
+import getpass
+import time
+from collections.abc import Mapping
+
+from hpcdist.backends import slurm
+from hpcdist.errors import HpcdistError
+from hpcdist.sacct_question import TIME_ENVIRONMENT
+from hpcdist.status_rows import MARK_FORMAT, Mark, parse_marks
+
+PARTITION_FORMAT = "%P|%a|%D|%T|%G"
+
+
+def list_partitions() -> str:
+    """A line for each partition, state and kind of node, in `PARTITION_FORMAT`.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    return slurm.run_command(["sinfo", "-h", "-a", "-o", PARTITION_FORMAT])
+
+
+def ask_accounting() -> None:
+    """Asks accounting for anything at all.
+
+    Raises:
+        HpcdistError: It is off, or does not answer; the message has its own words.
+    """
+    slurm.run_command(["sacct", "-X", "-n", "-P", "-S", "now-1minutes", "--format=JobID"])
+
+
+def read_controller_clock() -> tuple[str, float, float]:
+    """What the controller says its settings were told at, and this machine's time before and after, since the epoch.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    before_s = time.time()
+    said = slurm.run_command(["scontrol", "show", "config"], TIME_ENVIRONMENT)
+    return said.split("\n", 1)[0], before_s, time.time()
+
+
+def list_living_runs() -> list[Mark]:
+    """This user's jobs that wait or run, and carry the name of a run.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    return parse_marks(slurm.run_command(["squeue", "-h", "-a", "-u", getpass.getuser(), "-o", MARK_FORMAT]))
+
+
+def find_cluster_name(config: Mapping[str, str] | None) -> str | None:
+    """The cluster's name, from its settings or asked for; None where nobody says."""
+    try:
+        return (slurm.read_config() if config is None else config).get("ClusterName")
+    except HpcdistError:
+        return None

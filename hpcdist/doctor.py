@@ -1,0 +1,147 @@
+"""Everything that has to be there before a job runs, looked at one after the other; and what is mended of it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hpcdist import cluster_checks, machine_checks
+from hpcdist.backends import site
+from hpcdist.check import SLURM, Check
+from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.project import Project, find_nearest, find_project
+from hpcdist.registry import Problem, find_problems, judge_runs
+from hpcdist.repair import Repair, repair
+from hpcdist.site_checks import Partition
+from hpcdist.spec import Backend, Site
+from hpcdist.status_rows import Mark
+from hpcdist.store import Store
+from hpcdist.trial import WAIT_S, Tell, choose_shape, probe_between_nodes
+from hpcdist.trial_checks import Trial, judge_trial
+from hpcdist.version_checks import judge_slurm_release
+
+__all__ = ["Doctor", "probe_between_nodes"]
+
+
+class Doctor:
+    """One look at a project.
+
+    Args:
+        start: The folder it is looked for from.
+        backend: Where its jobs run; None is Slurm where it is there. Of "local" Slurm is not asked.
+
+    Attributes:
+        project: What is looked at; of one whose settings can't be read, the folder alone.
+        repairs: What `examine` mended.
+        trial: What the job on the nodes left, where one was sent.
+    """
+
+    def __init__(self, start: Path, backend: Backend | None = None) -> None:
+        self._backend = backend
+        self.repairs: list[Repair] = []
+        self.trial: Trial | None = None
+        self._fault: Check | None = None
+        try:
+            self.project = find_project(start)
+        except UsageError as error:
+            self._fault = Check(name="settings", status="error", sentence=error.message, hint=error.hint)
+            self.project = Project(root=find_nearest(start) or start, config=None, site=Site(), defaults={})
+        self._config: dict[str, str] | None = None
+        self._partitions: list[Partition] = []
+        self._is_accounted = False
+        self._slurm_is_away = False
+
+    def examine(self, *, fix: bool = False) -> Iterator[Check]:
+        """Every check that needs no job, as it is made; with `fix` the runs are mended before they are judged."""
+        yield self._fault or machine_checks.check_options(self.project)
+        yield from self._examine_slurm()
+        yield machine_checks.check_python(self.project)
+        yield from machine_checks.check_packages()
+        yield machine_checks.check_folder(self.project.root)
+        if self._config is not None:
+            yield machine_checks.check_shared(self.project.root)
+        yield from machine_checks.check_disk(self.project.root)
+        yield machine_checks.check_data(self.project)
+        yield from self._examine_runs(fix=fix)
+
+    def _examine_slurm(self) -> Iterator[Check]:
+        if self._backend == "local":
+            yield Check(name=SLURM, status="unknown", sentence="not asked: jobs run on this machine (--backend local)")
+            return
+        check, self._config = cluster_checks.check_slurm(self.project.defaults, is_needed=self._backend == "slurm")
+        self._slurm_is_away = check.status == "error"
+        yield check
+        if self._config is None:
+            return
+        yield judge_slurm_release(self._config.get("SLURM_VERSION"))
+        accounting = cluster_checks.check_accounting(self._config)
+        self._is_accounted = accounting.status == "ok"
+        yield accounting
+        self._partitions = cluster_checks.list_partitions()
+        if self._fault is None:
+            yield from cluster_checks.check_request(self.project, self._partitions)
+        yield cluster_checks.check_clock()
+
+    def _examine_runs(self, *, fix: bool) -> Iterator[Check]:
+        store = Store(self.project.root)
+        living = self._list_living()
+        problems = self._find_problems(store, living)
+        if fix and isinstance(problems, list):
+            self.repairs = repair(store, problems, living, self._config, is_accounted=self._is_accounted)
+            problems = self._find_problems(store, living)
+        if isinstance(problems, Check):
+            yield problems
+        else:
+            yield from judge_runs(sum(1 for _ in store), problems)
+
+    def _find_problems(self, store: Store, living: list[Mark] | None) -> list[Problem] | Check:
+        try:
+            return find_problems(store, living)
+        except OSError as error:
+            sentence = f"can't read {error.filename}: {error.strerror}"
+            return Check(name="runs", status="error", sentence=sentence, hint=f"ls -ld {store.runs}")
+
+    def _list_living(self) -> list[Mark] | None:
+        """The user's jobs that wait or run; None where Slurm was not asked."""
+        if self._config is not None:
+            with contextlib.suppress(HpcdistError):
+                return site.list_living_runs()
+        return None
+
+    def examine_nodes(
+        self,
+        *,
+        nodes: int | None = None,
+        gpus: int | None = None,
+        on_change: Tell | None = None,
+        timeout_s: float = WAIT_S,
+    ) -> list[Check]:
+        """The checks that take a job on the nodes; here, without Slurm, on emulated ones. After `examine`.
+
+        Args:
+            nodes: Nodes; None is two, or as many as there are.
+            gpus: GPUs per node; None is one where the partition has any.
+            on_change: Called about once a second with where the job is.
+            timeout_s: For how long it may wait and run.
+        """
+        if self._slurm_is_away or self._fault is not None:
+            sentence = "no job was sent: what is wrong above has to be mended first"
+            return [Check(name="job on the nodes", status="unknown", sentence=sentence)]
+        backend: Backend = "local" if self._config is None else "slurm"
+        defaults: Mapping[str, object] = self.project.defaults
+        shape = choose_shape(self._named_partition(), self._partitions, defaults.get("gpus"))
+        try:
+            self.trial = probe_between_nodes(
+                self.project,
+                backend=backend,
+                nodes=nodes or shape[0],
+                gpus=shape[1] if gpus is None else gpus,
+                on_change=on_change,
+                timeout_s=timeout_s,
+            )
+        except HpcdistError as error:
+            return [Check(name="job on the nodes", status="error", sentence=error.message, hint=error.hint)]
+        return judge_trial(self.trial)
+
+    def _named_partition(self) -> str | None:
+        named = self.project.defaults.get("partition")
+        return named if isinstance(named, str) else None

@@ -1,0 +1,145 @@
+"""A prepared job is sent: its run complete on disk first, then the scheduler, then the job's id."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from hpcdist import provenance
+from hpcdist.backends import local, slurm
+from hpcdist.errors import HpcdistError, NotFoundError, SubmitError, UsageError
+from hpcdist.prepare import Prepared
+from hpcdist.privacy import exported, require_secrets
+from hpcdist.store import Run, RunRecord, Store
+
+
+def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:
+    """Sends what `prepare` made; a run that was sent before is returned, never sent twice.
+
+    Args:
+        prepared: The job.
+        after: Slurm jobs to wait for, however they end.
+
+    Raises:
+        SubmitError: The scheduler refused.
+        UsageError: A run of that name exists with another script.
+        HpcdistError: The run can't be written.
+    """
+    store = Store(Path(prepared.place.root))
+    name = prepared.place.run
+    if name is None:
+        raise UsageError("a submission needs a run's name", "pass run=")
+    config = slurm.read_config() if prepared.backend == "slurm" else {}
+    run = store.run(name)
+    known = run.path.is_dir()
+    if not (run.path / "job.json").is_file():
+        require_secrets(prepared.spec.secret_env, prepared.secrets)
+    store.claim(name)
+    # Held from before the record is written: two that submit one run at once must not each find none, or the later
+    # one would overwrite the other's job id and send the job again.
+    with run.locked():
+        if run.script.is_file() and run.script.read_text() != prepared.script:
+            raise UsageError(f"run {name} exists with another script", "choose another --run, or leave it out")
+        has_record = (run.path / "job.json").is_file()
+        if not has_record:
+            store.create(_describe(prepared, name, config), prepared.script)
+        record = run.record()
+        if record.job_id is None:
+            with exported(prepared.secrets):
+                _send_held(prepared, run, record, store, config, again=known or has_record, after=after)
+    return run
+
+
+def find_sent(run: Run) -> str | None:
+    """The id of a run's job, looked for in Slurm where nobody wrote it down; None of one that was never sent.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    try:
+        record = run.record()
+    except NotFoundError:
+        return None
+    if record.job_id is not None or record.backend == "local":
+        return record.job_id
+    with run.locked():
+        job_id = slurm.find_by_run(run.name, record.workdir)
+        if job_id is not None:
+            cluster = slurm.read_config().get("ClusterName")
+            _write(run, msgspec.structs.replace(record, job_id=job_id, cluster=cluster, refused=None))
+    return job_id
+
+
+def _send_held(
+    prepared: Prepared,
+    run: Run,
+    record: RunRecord,
+    store: Store,
+    config: Mapping[str, str],
+    *,
+    again: bool,
+    after: Sequence[str],
+) -> None:
+    if prepared.backend == "local":
+        record = msgspec.structs.replace(record, job_id=store.next_local_id(), refused=None)
+        _write(run, record)
+        local.submit(run, prepared.spec)
+        return
+    # A retry after a crash: the job may exist although nobody wrote its id down.
+    job_id = slurm.find_by_run(run.name, record.workdir) if again else None
+    try:
+        job_id = job_id or slurm.submit(
+            run.name,
+            run.path,
+            record.workdir,
+            prepared.script,
+            tasks=prepared.spec.layout.world_size,
+            array=prepared.spec.array is not None,
+            after=after,
+        )
+    except SubmitError as error:
+        _note_refusal(run, record, error)
+        raise
+    _write(run, msgspec.structs.replace(record, job_id=job_id, cluster=config.get("ClusterName"), refused=None))
+
+
+def _note_refusal(run: Run, record: RunRecord, error: SubmitError) -> None:
+    try:
+        run.write_record(msgspec.structs.replace(record, refused=error.message))
+    except OSError:
+        return  # the refusal itself is what has to be told
+
+
+def _write(run: Run, record: RunRecord) -> None:
+    """Writes the job's id down.
+
+    Raises:
+        HpcdistError: It can't be; the job is found again by the run's name.
+    """
+    try:
+        run.write_record(record)
+    except OSError as error:
+        sent = f"job {record.job_id} was submitted" if record.backend == "slurm" else "nothing was started"
+        raise HpcdistError(
+            f"{sent}, and its id can't be written to {run.path / 'job.json'}: {error.strerror}",
+            "free some space, then: hpcdist doctor --fix",
+        ) from None
+
+
+def _describe(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRecord:
+    return RunRecord(
+        run=name,
+        job=prepared.spec,
+        site=prepared.site,
+        backend=prepared.backend,
+        workdir=prepared.place.workdir,
+        created_at_s=time.time(),
+        python=prepared.place.python,
+        template=prepared.template,
+        rerun_of=prepared.rerun_of,
+        study=prepared.study,
+        git_commit=provenance.read_git_commit(prepared.place.workdir),
+        versions=provenance.read_versions(),
+        slurm_version=config.get("SLURM_VERSION"),
+    )

@@ -1,0 +1,158 @@
+"""What a cluster says of itself, judged: partitions, accounting, its clock. Pure.
+
+Sources: sinfo(1) `--format`, `scontrol show config`, run with Slurm 22.05.8.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from datetime import datetime
+
+import msgspec
+
+from hpcdist.check import Check
+from hpcdist.record import Gathering
+
+# Words that sinfo's %T begins with for a node that takes no job (sinfo(1), NODE STATE CODES).
+UNUSABLE = ("down", "drain", "fail", "future", "inval", "maint", "no_resp", "perfctrs", "reboot", "unk")
+# munge refuses a credential that is older than five minutes (munged(8), --max-ttl is an hour, the default 300 s).
+REFUSED_SKEW_S = 300.0
+WARN_SKEW_S = 5.0
+_CLOCK = re.compile(r"Configuration data as of (\S+)")
+
+
+class Partition(msgspec.Struct, frozen=True, kw_only=True):
+    """A partition as sinfo has it.
+
+    Attributes:
+        name: Its name.
+        is_default: Whether jobs that name none go there.
+        is_up: Whether it starts jobs.
+        nodes: Its nodes.
+        usable_nodes: Those that take jobs, now or when they are free.
+        has_gpus: Whether usable nodes have GPUs to ask for.
+    """
+
+    name: str
+    is_default: bool = False
+    is_up: bool = True
+    nodes: int = 0
+    usable_nodes: int = 0
+    has_gpus: bool = False
+
+
+def parse_partitions(listed: str) -> list[Partition]:
+    """The partitions in sinfo's rows `%P|%a|%D|%T|%G`, one for each state and kind of node."""
+    found: dict[str, Partition] = {}
+    for line in listed.splitlines():
+        words = line.strip().split("|", 4)
+        if len(words) < 5 or not words[2].isdecimal():
+            continue
+        name = words[0].removesuffix("*")
+        so_far = found.get(name, Partition(name=name))
+        usable = not words[3].lower().startswith(UNUSABLE)
+        found[name] = msgspec.structs.replace(
+            so_far,
+            is_default=words[0].endswith("*"),
+            is_up=words[1].startswith("up"),
+            nodes=so_far.nodes + int(words[2]),
+            usable_nodes=so_far.usable_nodes + (int(words[2]) if usable else 0),
+            has_gpus=so_far.has_gpus or (usable and re.search(r"\bgpu\b", words[4]) is not None),
+        )
+    return list(found.values())
+
+
+def choose_partition(asked: str | None, partitions: Sequence[Partition]) -> Partition | None:
+    """The first of those asked for (`a,b`), else the default one; None where there is none of the name."""
+    if asked:
+        return next((one for name in asked.split(",") for one in partitions if one.name == name), None)
+    return next((one for one in partitions if one.is_default), None)
+
+
+def judge_partition(asked: str | None, partitions: Sequence[Partition]) -> Check:
+    """Whether the partition that jobs go to exists, is up and has nodes."""
+    names = [one.name for one in partitions]
+    for name in (asked or "").split(",") if asked else ():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}? change partition in hpcdist.toml" if near else "sinfo lists them"
+            sentence = f"there is no partition {name!r} that you can see, expected one of: {', '.join(names) or 'none'}"
+            return Check(name="partition", status="error", sentence=sentence, hint=hint)
+    chosen = choose_partition(asked, partitions)
+    if chosen is None:
+        sentence = "no partition is named in hpcdist.toml, and the cluster has no default one"
+        hint = f'put partition = "{names[0]}" into hpcdist.toml' if names else "sinfo lists them"
+        return Check(name="partition", status="error", sentence=sentence, hint=hint)
+    said = f"partition {chosen.name}: {chosen.usable_nodes} of {chosen.nodes} node(s) usable"
+    said += ", with GPUs" if chosen.has_gpus else ", no GPUs"
+    if not chosen.is_up or chosen.usable_nodes == 0:
+        sentence = said if chosen.is_up else f"partition {chosen.name} is not up: it starts no jobs"
+        return Check(name="partition", status="warning", sentence=sentence, hint=f"sinfo -p {chosen.name} -R says why")
+    return Check(name="partition", status="ok", sentence=said)
+
+
+def judge_accounting(gathering: Gathering, storage: str | None, trouble: str) -> Check:
+    """Whether Slurm accounts for jobs, and what it gathers of them.
+
+    Args:
+        gathering: How it gathers usage.
+        storage: Its setting `AccountingStorageType`.
+        trouble: What sacct complained of; empty when it answered.
+    """
+    name = "accounting"
+    if trouble:
+        off = (storage or "").endswith(("none", "(null)"))
+        rest = "it is off" if off else "it does not answer"
+        sentence = f"{rest} ({trouble}): seff has only what the ranks measured, and ended jobs are soon forgotten"
+        hint = "ask the administrators for accounting" if off else "sacct again later; jobs run without it"
+        return Check(name=name, status="warning", sentence=sentence, hint=hint)
+    if gathering.gathered == "nothing":
+        sentence = "sacct answers, but memory and CPU of steps are not gathered (JobAcctGatherType is none)"
+        return Check(name=name, status="warning", sentence=sentence, hint="hpcdist seff --source ranks has its own")
+    if gathering.gathered == "cgroup-peak":
+        return Check(name=name, status="ok", sentence="sacct answers; memory is the kernel's own peak")
+    if gathering.gathered is None or gathering.every_s is None:
+        return Check(name=name, status="ok", sentence="sacct answers; how memory is gathered is not known")
+    every_s = gathering.every_s
+    rest = "" if every_s <= 1 else ": shorter peaks are missed, and jobs shorter than that have no memory figure"
+    return Check(name=name, status="ok", sentence=f"sacct answers; memory is sampled every {every_s:.0f} s{rest}")
+
+
+def parse_clock(line: str) -> float | None:
+    """Seconds since the epoch in `Configuration data as of …`, the controller's time when it answered.
+
+    Slurm 22.05.8 sets it for each answer (src/slurmctld/proc_req.c, `_fill_ctld_conf`: `last_update = time(NULL)`). It
+    is printed as `SLURM_TIME_FORMAT` asks, or in local time.
+    """
+    found = _CLOCK.match(line)
+    if found is None:
+        return None
+    if found[1].isdecimal():
+        return float(found[1])
+    try:
+        return datetime.fromisoformat(found[1]).timestamp()
+    except ValueError:
+        return None
+
+
+def judge_clock(controller_s: float | None, before_s: float, after_s: float) -> Check:
+    """This machine's clock against the controller's.
+
+    Args:
+        controller_s: The controller's, in whole seconds since the epoch; None where it is not known.
+        before_s: This machine's before the controller was asked.
+        after_s: And after it had answered.
+    """
+    if controller_s is None:
+        return Check(name="clock", status="unknown", sentence="the controller does not say what time it is")
+    # Whole seconds: the true time is up to one later than what was printed.
+    ahead_s = max(0.0, before_s - (controller_s + 1), controller_s - after_s)
+    if ahead_s <= WARN_SKEW_S:
+        return Check(name="clock", status="ok", sentence="this machine and the controller agree on the time")
+    side = "ahead of" if before_s > controller_s else "behind"
+    sentence = f"this machine is {ahead_s:.0f} s {side} the controller"
+    if ahead_s >= REFUSED_SKEW_S:
+        sentence += ": from five minutes on munge refuses every command"
+    status = "error" if ahead_s >= REFUSED_SKEW_S else "warning"
+    hint = "have both set their time from one server (chronyc tracking, timedatectl)"
+    return Check(name="clock", status=status, sentence=sentence, hint=hint)  # type: ignore[arg-type]

@@ -1,0 +1,222 @@
+"""What the nodes said in a trial job, judged. Pure."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from hpcdist.check import Check, CheckStatus
+from hpcdist.probe import AllReduce, NodeFacts, Probe
+from hpcdist.record import RankUsage
+
+# Half of what gigabit Ethernet carries (125 MB/s): below, gradients of any size take longer than a step.
+SLOW_BYTES_PER_S = 60e6
+# A round over Ethernet takes some 0.1 ms; tens of it are a wrong route or a busy node.
+SLOW_LATENCY_S = 10e-3
+WARN_SKEW_S = 1.0
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """How a trial job went.
+
+    Attributes:
+        run: Its run.
+        job_id: Its job.
+        state: Slurm's word for how it ended; not an ended one where it was given up.
+        is_over: Whether it ended.
+        nodes: Nodes asked for.
+        gpus: GPUs per node asked for.
+        device: What it was to use: "auto", "cpu" or "gpu".
+        cluster: Slurm's name of the cluster; None on this machine.
+        partition: The partition that was named.
+        trouble: What ended it, where it did not complete.
+        hint: What to do about that.
+        waits_for: Why it did not start, in Slurm's words.
+        ranks: What its ranks wrote.
+        versions: What is installed here, by package.
+        ended_at_s: Seconds since the epoch.
+    """
+
+    run: str
+    job_id: str | None
+    state: str
+    is_over: bool
+    nodes: int
+    gpus: int
+    device: str = "auto"
+    cluster: str | None = None
+    partition: str | None = None
+    trouble: str = ""
+    hint: str = ""
+    waits_for: str | None = None
+    ranks: tuple[RankUsage, ...] = ()
+    versions: Mapping[str, str] = {}
+    ended_at_s: float = 0.0
+
+
+def judge_trial(trial: Trial) -> list[Check]:
+    """Everything that a trial job tells about the nodes."""
+    checks = [_judge_job(trial)]
+    if not trial.ranks:
+        return checks
+    checks.append(_judge_shared(trial))
+    facts = [rank.training.node for rank in trial.ranks if rank.training and rank.training.node]
+    if facts:
+        checks += [_judge_software(trial, facts), judge_cuda(facts), _judge_gpus(trial, facts)]
+    probe = find_probe(trial)
+    if probe is not None:
+        checks += [_judge_clocks(probe), judge_network(probe)]
+    elif trial.state == "COMPLETED" and trial.nodes == 1:
+        checks.append(Check(name="network", status="unknown", sentence="one node: there is no network to measure"))
+    return checks
+
+
+def find_probe(trial: Trial) -> Probe | None:
+    """What the ranks measured of their network; None where they did not."""
+    measured = [rank for rank in trial.ranks if rank.training and rank.training.probe]
+    if not measured:
+        return None
+    # All leave an all-reduce together; the slowest rank's figure holds its whole time.
+    slowest = max(measured, key=lambda rank: rank.training.probe[0].latency_s if rank.training else 0.0)
+    training = slowest.training
+    if training is None:
+        return None
+    hosts = {rank.node_rank: _host(rank) for rank in trial.ranks}
+    used_gpu = trial.gpus and trial.device != "cpu"
+    return Probe(
+        cluster=trial.cluster,
+        partition=trial.partition,
+        nodes=trial.nodes,
+        gpus=trial.gpus,
+        device="cuda" if used_gpu else "cpu",
+        hosts=tuple(hosts[node] for node in sorted(hosts)),
+        run=trial.run,
+        measured_at_s=trial.ended_at_s,
+        all_reduce=training.probe,
+        clock_skew_s=training.clock_skew_s,
+    )
+
+
+def _host(rank: RankUsage) -> str:
+    return rank.training.node.host if rank.training and rank.training.node else rank.host
+
+
+def _judge_job(trial: Trial) -> Check:
+    name = "job on the nodes"
+    if not trial.is_over:
+        why = f" ({trial.waits_for})" if trial.waits_for else ""
+        sentence = f"job {trial.job_id} was still {trial.state}{why} and was cancelled: nothing is known of the nodes"
+        return Check(name=name, status="unknown", sentence=sentence, hint="hpcdist doctor --deep --timeout 2h")
+    if trial.state != "COMPLETED":
+        sentence = f"job {trial.job_id} ended {trial.state}: {trial.trouble or 'why is not known'}"
+        return Check(name=name, status="error", sentence=sentence, hint=trial.hint or f"hpcdist why {trial.run}")
+    hosts = ", ".join(dict.fromkeys(_host(rank) for rank in trial.ranks))
+    evidence = (f"hpcdist logs {trial.run}",)
+    sentence = f"job {trial.job_id} ran well on {hosts or 'its nodes'}"
+    return Check(name=name, status="ok", sentence=sentence, evidence=evidence)
+
+
+def _judge_shared(trial: Trial) -> Check:
+    """Each rank's file was written on its node and read here; the nodes saw each other's in the preflight."""
+    seen = {rank.node_rank for rank in trial.ranks}
+    if trial.cluster is None:
+        sentence = f"{len(seen)} emulated node(s) on this machine: nothing is shared over a network"
+        return Check(name="shared folder", status="ok", sentence=sentence)
+    if len(seen) < trial.nodes and trial.state == "COMPLETED":
+        sentence = f"only {len(seen)} of {trial.nodes} node(s) wrote where this machine sees it"
+        hint = "put the project on a disk that all nodes share and may write to"
+        return Check(name="shared folder", status="error", sentence=sentence, hint=hint)
+    if len(seen) < trial.nodes:
+        sentence = f"{len(seen)} of {trial.nodes} node(s) wrote where this machine sees it, before the job failed"
+        return Check(name="shared folder", status="unknown", sentence=sentence)
+    sentence = f"what {len(seen)} node(s) wrote was read here"
+    return Check(name="shared folder", status="ok", sentence=sentence)
+
+
+def _judge_software(trial: Trial, facts: Sequence[NodeFacts]) -> Check:
+    first = facts[0]
+    said = f"Python {first.python}, torch {first.torch}, Lightning {first.lightning}"
+    here = trial.versions
+    names = {"python": first.python, "torch": first.torch, "pytorch-lightning": first.lightning}
+    # torch's own version carries its build (+cu130), its package's need not.
+    odd = {
+        name: (there, here[name])
+        for name, there in names.items()
+        if name in here and there.partition("+")[0] != here[name].partition("+")[0]
+    }
+    if odd:
+        differences = ", ".join(f"{name} {there} there and {mine} here" for name, (there, mine) in odd.items())
+        hint = "jobs start another interpreter than yours: see python in hpcdist.toml"
+        return Check(name="nodes' software", status="warning", sentence=differences, hint=hint)
+    return Check(name="nodes' software", status="ok", sentence=f"{said} on the nodes, as here")
+
+
+def judge_cuda(facts: Sequence[NodeFacts]) -> Check:
+    """The driver against what torch was built for: a driver runs programs built for its own major CUDA release.
+
+    Source: NVIDIA's CUDA Compatibility, "minor version compatibility".
+    """
+    name = "cuda"
+    first = next((one for one in facts if one.driver), facts[0])
+    if first.driver is None:
+        return Check(name=name, status="ok", sentence="the nodes have no NVIDIA driver: training is on CPUs")
+    said = f"driver {first.driver} runs CUDA {first.cuda_driver}"
+    if first.cuda_build is None:
+        sentence = f"{said} on {first.host}, and this torch is built for CPUs only"
+        hint = "install torch's CUDA build: https://pytorch.org/get-started/locally"
+        return Check(name=name, status="error", sentence=sentence, hint=hint)
+    old = [one for one in facts if one.driver and _major(one.cuda_driver) < _major(one.cuda_build)]
+    if old:
+        one = old[0]
+        sentence = f"driver {one.driver} on {one.host} runs CUDA {one.cuda_driver}, torch is built for {one.cuda_build}"
+        hint = f"install a torch built for CUDA {_major(one.cuda_driver)}, or have the driver renewed"
+        return Check(name=name, status="error", sentence=sentence, hint=hint)
+    return Check(name=name, status="ok", sentence=f"{said}, torch is built for {first.cuda_build}")
+
+
+def _major(version: str | None) -> int:
+    text = (version or "").partition(".")[0]
+    return int(text) if text.isdecimal() else 0
+
+
+def _judge_gpus(trial: Trial, facts: Sequence[NodeFacts]) -> Check:
+    if not trial.gpus or trial.device == "cpu":
+        why = "none were asked for" if not trial.gpus else "accelerator is cpu, so they are not used"
+        return Check(name="gpus", status="ok", sentence=f"GPUs: {why}")
+    few = [one for one in facts if len(one.gpus) < trial.gpus]
+    if few:
+        sentence = f"torch can use {len(few[0].gpus)} GPU(s) on {few[0].host}, expected {trial.gpus}"
+        hint = 'gpu_flag and gpu_type in hpcdist.toml say how to ask; accelerator = "cpu" trains on CPUs'
+        return Check(name="gpus", status="error", sentence=sentence, hint=hint)
+    return Check(name="gpus", status="ok", sentence=f"{trial.gpus} x {facts[0].gpus[0]} on each node")
+
+
+def _judge_clocks(probe: Probe) -> Check:
+    skew_s = probe.clock_skew_s or 0.0
+    if skew_s <= WARN_SKEW_S:
+        return Check(name="nodes' clocks", status="ok", sentence=f"within {1e3 * skew_s:.0f} ms of each other")
+    sentence = f"the nodes' clocks are {skew_s:.1f} s apart: times in logs and records don't fit together"
+    hint = "have the nodes' time synchronised (chronyc tracking)"
+    return Check(name="nodes' clocks", status="warning", sentence=sentence, hint=hint)
+
+
+def judge_network(probe: Probe) -> Check:
+    """The all-reduce between the nodes, as measured."""
+    smallest, largest = probe.all_reduce[0], probe.all_reduce[-1]
+    rate = largest.bandwidth_bytes_per_s
+    said = f"all-reduce over {', '.join(probe.hosts)}: {1e3 * smallest.latency_s:.2f} ms, {rate / 1e6:,.0f} MB/s"
+    evidence = tuple(_describe(one) for one in probe.all_reduce)
+    slow = [
+        *(["much latency"] if smallest.latency_s > SLOW_LATENCY_S else []),
+        *(["little bandwidth"] if rate < SLOW_BYTES_PER_S else []),
+    ]
+    status: CheckStatus = "warning" if slow else "ok"
+    sentence = f"{said}: {' and '.join(slow)} for training on several nodes" if slow else said
+    hint = (
+        "network_interface in hpcdist.toml chooses the fast network (ip -br link on a node lists them)" if slow else ""
+    )
+    return Check(name="network", status=status, sentence=sentence, hint=hint, evidence=evidence)
+
+
+def _describe(one: AllReduce) -> str:
+    rate = one.bandwidth_bytes_per_s / 1e6
+    return f"{one.size_bytes} bytes: {1e3 * one.latency_s:.3f} ms, {rate:.1f} MB/s"
