@@ -15,9 +15,12 @@ from hpcdist.comparison import Spread
 from hpcdist.errors import SubmitError
 from hpcdist.jobs import choose_backend
 from hpcdist.joined import JobRecord
+from hpcdist.link import Link
 from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.prepare import prepare
+from hpcdist.probes import read_probes
 from hpcdist.project import Project, find_project
+from hpcdist.spec import build_job
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_state import find_study
 from hpcdist.trials import read_records
@@ -46,7 +49,7 @@ def plan(file: Path, *, backend: str | None, as_json: bool) -> None:
     records = _records(trials, read_records(known) if known else [])
     chosen = choose_backend(backend)  # type: ignore[arg-type]
     answers = _ask_slurm(study, variants, trials, project) if chosen == "slurm" else {}
-    predictions = predict_unmeasured(study, variants, records)
+    predictions = predict_unmeasured(study, variants, records, _links(variants, project))
     rows = make_plan(study, variants, trials, answers=answers, records=records, predictions=predictions)
     if as_json:
         print_json({"study": study.name, "currency": study.prices.currency, "rows": rows})
@@ -61,6 +64,18 @@ def _records(
     """The records of trials that the file still has, unchanged."""
     current = {(trial.run, trial.task) for trial in trials if trial.run is not None}
     return [(trial, record) for trial, record in records if (trial.run, trial.task) in current]
+
+
+def _links(variants: Sequence[Variant], project: Project) -> list[Link]:
+    """What `hpcdist doctor --deep` measured of the network that these variants' gradients will cross."""
+    jobs = [build_job(variant.options) for variant in variants]
+    devices = {"cpu" if not job.layout.gpus or job.training.accelerator == "cpu" else "cuda" for job in jobs}
+    partitions = {job.partition for job in jobs}
+    return [
+        Link(ranks=probe.nodes * max(1, probe.gpus), nodes=probe.nodes, probe=probe.all_reduce)
+        for probe in read_probes(project.root)
+        if probe.device in devices and probe.partition in partitions
+    ]
 
 
 def _ask_slurm(
