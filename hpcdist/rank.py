@@ -270,4 +270,9 @@ def _goes_on(program: Program, status: int, options: argparse.Namespace) -> bool
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    result = main(sys.argv[1:])
+    # While Python ends it puts the default back for what it handled: a TERM to a job whose other rank just failed would
+    # make 143 of this rank's status, and so of the job's, which is the highest.
+    for signal_number in FORWARDED_SIGNALS:
+        signal.signal(signal_number, signal.SIG_IGN)
+    sys.exit(result)
