@@ -1,0 +1,253 @@
+"""What a command really starts: the programs behind srun, containers, environments and `bash -c`. Pure."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from hpcdist.sbatch_options import SRUN, Given, read_options
+from hpcdist.shell import Command, parse_shell
+from hpcdist.shell_words import Expansion, Word
+
+DEEPEST = 8
+# Programs that start another one: their options that take a value of their own.
+_WRAPPERS: Mapping[str, str] = {
+    "env": "-u -C -S",
+    "time": "-f -o",
+    "nohup": "",
+    "exec": "-a",
+    "command": "",
+    "nice": "-n",
+    "ionice": "-c -n -p",
+    "stdbuf": "-i -o -e",
+    "timeout": "-s -k --signal --kill-after",
+    "setsid": "",
+    "unbuffer": "",
+    "catchsegv": "",
+    "numactl": "-N -m -C -i --cpunodebind --membind --physcpubind --interleave",
+    "taskset": "",
+    "nsys": "-o -t -w --output --trace",
+    "dlrun": "",
+}
+_CONTAINER_VALUED = set(
+    "-B --bind --env --env-file -H --home --pwd --cwd --overlay -W --workdir --mount -S --scratch --app --network"
+    " --hostname --dns --security --apply-cgroups --nvccli --add-caps --drop-caps -o --no-mount --image".split()
+)
+_RUNNER_VALUED = set("-n --name -p --prefix --cwd --with --python --project --extra --group -e --environment".split())
+_MPI_VALUED: Mapping[str, int] = {
+    **dict.fromkeys(
+        "-n -np --np -c -N -npernode --npernode --map-by -map-by --bind-to -bind-to --rank-by -x -H --host -host"
+        " -hosts -hostfile --hostfile -machinefile --machinefile -f -ppn -perhost --mca-file -wdir --wdir".split(),
+        1,
+    ),
+    **dict.fromkeys("-mca --mca -gmca --gmca -genv -env".split(), 2),
+}
+MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "mpirun_rsh", "prterun")
+CONTAINERS = ("singularity", "apptainer")
+SHELLS = ("bash", "sh", "zsh", "dash")
+_MODULES = {
+    "torch.distributed.run": "torchrun",
+    "torch.distributed.launch": "torchrun",
+    "accelerate.commands.launch": "accelerate",
+    "deepspeed.launcher.runner": "deepspeed",
+    "deepspeed": "deepspeed",
+}
+TORCH_LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
+_PYTHON = re.compile(r"(python[0-9.]*|ipython|pypy3?)")
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True):
+    """A program with its arguments.
+
+    Attributes:
+        name: Its name without a folder; `torchrun` also for `python -m torch.distributed.run`.
+        words: Its arguments, without those of a program that it starts.
+        name_word: The word that names it.
+        options: srun's options; empty for others.
+    """
+
+    name: str
+    words: tuple[Word, ...]
+    name_word: Word
+    options: tuple[Given, ...] = ()
+
+    def option(self, *names: str) -> str | None:
+        """Value of the last of srun's options by these names; "" without a value, None where it is not given."""
+        values = [given.value or "" for given in self.options if given.name in names]
+        return values[-1] if values else None
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """A command and what it starts, from the outside in.
+
+    Attributes:
+        command: The command.
+        programs: srun, a container, torchrun, …; the last one does the work.
+        inside: Whether it stands in the text of a `bash -c` or a here-document that another command runs.
+    """
+
+    command: Command
+    programs: tuple[Program, ...]
+    inside: bool = False
+
+    def find(self, *names: str) -> Program | None:
+        """The first program by one of these names."""
+        return next((program for program in self.programs if program.name in names), None)
+
+    @property
+    def last(self) -> Program:
+        """The program that does the work."""
+        return self.programs[-1]
+
+
+def is_python(name: str) -> bool:
+    """Whether a program's name says Python, also `$PYTHON` and `${python_bin}`."""
+    plain = name.strip("${}").lower()
+    return _PYTHON.fullmatch(plain) is not None or (name.startswith("$") and "python" in plain)
+
+
+def read_launches(commands: Sequence[Command], values: Mapping[str, Word]) -> Iterator[Launch]:
+    """What each command starts; commands in the text of a `bash -c` or a here-document too.
+
+    Args:
+        commands: The script's commands.
+        values: Variables that have one value throughout.
+    """
+    for command in commands:
+        yield from _launches(command, command, (), values, 0)
+
+
+def _launches(
+    outer: Command, command: Command, before: tuple[Program, ...], values: Mapping[str, Word], depth: int
+) -> Iterator[Launch]:
+    words = [piece for word in command.words for piece in resolve(word, values)]
+    programs = before + tuple(_unwrap(words, values))
+    if not programs or depth > DEEPEST:
+        return
+    # A declaration's or an unset command's words are names, not programs.
+    yield Launch(command=outer, programs=programs, inside=depth > 0)
+    text = _inner_text(programs[-1], command)
+    if text is None or programs[-1] in before:
+        return
+    at = programs[-1].name_word
+    for inner in parse_shell(text.encode(errors="replace")).commands:
+        moved = msgspec.structs.replace(inner, words=tuple(_move(word, at) for word in inner.words))
+        yield from _launches(outer, moved, programs, values, depth + 1)
+
+
+def _move(word: Word, at: Word) -> Word:
+    """The word of an inner text, at the place in the script of the shell that runs it."""
+    return msgspec.structs.replace(word, start=at.start, end=at.end, expansions=word.expansions)
+
+
+def _inner_text(program: Program, command: Command) -> str | None:
+    """The text that a shell is given to run."""
+    if program.name not in SHELLS:
+        return None
+    for at, word in enumerate(program.words):
+        if re.fullmatch(r"-[a-z]*c", word.text):
+            return program.words[at + 1].text if at + 1 < len(program.words) else None
+        if not word.text.startswith("-"):
+            return None
+    return command.heredoc
+
+
+def resolve(word: Word, values: Mapping[str, Word]) -> list[Word]:
+    """A word with the variables replaced whose value is known; several words where the shell would split it."""
+    for _ in range(3):
+        known = [part for part in word.expansions if part.kind == "variable" and part.name in values]
+        if not known:
+            break
+        text, left = word.text, [part for part in word.expansions if part not in known]
+        for part in known:
+            value = values[part.name]
+            text = text.replace(part.source, value.text, 1)
+            left += [_expansion(inner, part.start) for inner in value.expansions]
+        split = not word.quoted and any(re.search(r"\s", values[part.name].text) for part in known)
+        word = msgspec.structs.replace(word, text=text, expansions=tuple(left))
+        if split:
+            return [piece for part in _split(word) for piece in resolve(part, values)]
+    return [word]
+
+
+def _expansion(part: Expansion, start: int) -> Expansion:
+    return msgspec.structs.replace(part, start=start)
+
+
+def _split(word: Word) -> Iterator[Word]:
+    """The words that an unquoted expansion falls into; a quote in a value is an ordinary character."""
+    for text in re.sub(r"\\\n", " ", word.text).split()[:500]:
+        inside = tuple(part for part in word.expansions if part.source in text)
+        yield msgspec.structs.replace(word, text=text, expansions=inside)
+
+
+def _unwrap(words: Sequence[Word], values: Mapping[str, Word]) -> Iterator[Program]:
+    """The programs of a command line, from the outside in."""
+    for _ in range(DEEPEST):
+        while words and re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[0].text):
+            words = words[1:]
+        if not words:
+            return
+        name = words[0].text.rpartition("/")[2]
+        program, rest = _part(name, words, values)
+        yield program
+        if not rest:
+            return
+        words = rest
+
+
+def _part(name: str, words: Sequence[Word], values: Mapping[str, Word]) -> tuple[Program, Sequence[Word]]:
+    """A program, and the words of what it starts."""
+    head, texts = words[0], [word.text for word in words]
+    if name == "srun":
+        options = tuple(read_options(texts[1:], SRUN, stop=True))
+        end = 1 + (options[-1].last + 1 if options else 0)
+        rest = words[end + 1 :] if texts[end : end + 1] == ["--"] else words[end:]
+        return Program(name=name, words=tuple(words[1:end]), name_word=head, options=options), rest
+    end = _own_end(name, texts)
+    if end is None:
+        return _worker(name, words), ()
+    return Program(name=name, words=tuple(words[1:end]), name_word=head), words[end:]
+
+
+def _own_end(name: str, texts: Sequence[str]) -> int | None:
+    """Where a program's own words end; None for one that starts no other."""
+    if name in _WRAPPERS:
+        end = _skip(texts, 1, dict.fromkeys(_WRAPPERS[name].split(), 1))
+        return end + 1 if name in ("timeout", "taskset", "nsys") else end
+    if name in MPI:
+        return _skip(texts, 1, _MPI_VALUED)
+    if name in CONTAINERS and any(verb in texts[1:6] for verb in ("exec", "run", "shell")):
+        verb = next(at for at, text in enumerate(texts) if at and text in ("exec", "run", "shell"))
+        return _skip(texts, verb + 1, dict.fromkeys(_CONTAINER_VALUED, 1)) + 1
+    if name in ("conda", "mamba", "micromamba", "uv", "poetry", "pixi", "pipenv", "pdm") and texts[1:2] == ["run"]:
+        return _skip(texts, 2, dict.fromkeys(_RUNNER_VALUED, 1))
+    if is_python(name) and texts[1:3] == ["-m", "hpcdist.rank"] and "--" in texts and "--torchrun" not in texts:
+        return texts.index("--") + 1
+    return None
+
+
+def _worker(name: str, words: Sequence[Word]) -> Program:
+    """A program that starts no other that we know of; Python's launchers by their own names."""
+    texts = [word.text for word in words[:4]]
+    if is_python(name):
+        module = 1
+        while module < len(texts) and texts[module].startswith("-") and texts[module] not in ("-m", "-c"):
+            module += 1
+        if texts[module : module + 1] == ["-m"] and module + 1 < len(texts):
+            known = _MODULES.get(texts[module + 1])
+            if texts[module + 1] == "hpcdist.rank" and "--torchrun" in [word.text for word in words]:
+                known = "hpcdist-torchrun"
+            if known:
+                return Program(name=known, words=tuple(words[module + 2 :]), name_word=words[0])
+        name = "python"
+    return Program(name=name, words=tuple(words[1:]), name_word=words[0])
+
+
+def _skip(texts: Sequence[str], at: int, valued: Mapping[str, int]) -> int:
+    """The place of the first word that is neither an option nor its value."""
+    while at < len(texts) and texts[at].startswith("-") and texts[at] != "-":
+        if texts[at] == "--":
+            return at + 1
+        at += 1 + valued.get(texts[at], 0)
+    return at
