@@ -94,7 +94,7 @@ def parse_header(data: bytes) -> Header:
         words += found
         separator = next((word for word in found if word.text in ("hetjob", "packjob")), None)
         if separator is None:
-            component += found
+            component += [word for word in found if word.text]
             continue
         _collect(data, component, len(separators), directives, strays)
         separators.append(separator)
@@ -135,6 +135,9 @@ def parse_words(line: bytes, at: int, offset: int) -> Iterator[DirectiveWord]:
             return
         word, at = _word(line, at, offset)
         yield word
+        if not word.text:
+            # sbatch takes an empty word ("" or a lone backslash) for the line's end.
+            return
 
 
 def _word(line: bytes, at: int, offset: int) -> tuple[DirectiveWord, int]:
@@ -143,6 +146,10 @@ def _word(line: bytes, at: int, offset: int) -> tuple[DirectiveWord, int]:
     while at < len(line):
         char = line[at : at + 1]
         if char == b"\\":
+            if not quote and line[at + 1 : at + 2] in (b" ", b"\t", b"\v", b"\f", b"\r"):
+                # An escaped blank ends the word all the same.
+                at, loses = at + 1, "a backslash"
+                continue
             loses = "a backslash" if line[at + 1 : at + 2] not in (b"", b"\\", b'"', b"'", b"#", b" ") else loses
             text += line[at + 1 : at + 2]
             at += 2
@@ -162,6 +169,8 @@ def _word(line: bytes, at: int, offset: int) -> tuple[DirectiveWord, int]:
             text += char
         at += 1
     at = min(at, len(line))
+    if not text and line[at:].strip():
+        loses = "the rest of the line after an empty word"
     word = DirectiveWord(
         text=text.decode(errors="replace"),
         start=offset + start,

@@ -8,51 +8,21 @@ import msgspec
 from hpcdist.sbatch_options import SRUN, Given, read_options
 from hpcdist.shell import Command, parse_shell
 from hpcdist.shell_words import Expansion, Word
+from hpcdist.wrappers import (
+    CONTAINER_VALUED,
+    CONTAINERS,
+    MODULES,
+    MPI,
+    MPI_VALUED,
+    RUNNER_VALUED,
+    RUNNERS,
+    SHELLS,
+    SSH_VALUED,
+    WITH_WORD,
+    WRAPPERS,
+)
 
 DEEPEST = 8
-# Programs that start another one: their options that take a value of their own.
-_WRAPPERS: Mapping[str, str] = {
-    "env": "-u -C -S",
-    "time": "-f -o",
-    "nohup": "",
-    "exec": "-a",
-    "command": "",
-    "nice": "-n",
-    "ionice": "-c -n -p",
-    "stdbuf": "-i -o -e",
-    "timeout": "-s -k --signal --kill-after",
-    "setsid": "",
-    "unbuffer": "",
-    "catchsegv": "",
-    "numactl": "-N -m -C -i --cpunodebind --membind --physcpubind --interleave",
-    "taskset": "",
-    "nsys": "-o -t -w --output --trace",
-    "dlrun": "",
-}
-_CONTAINER_VALUED = set(
-    "-B --bind --env --env-file -H --home --pwd --cwd --overlay -W --workdir --mount -S --scratch --app --network"
-    " --hostname --dns --security --apply-cgroups --nvccli --add-caps --drop-caps -o --no-mount --image".split()
-)
-_RUNNER_VALUED = set("-n --name -p --prefix --cwd --with --python --project --extra --group -e --environment".split())
-_MPI_VALUED: Mapping[str, int] = {
-    **dict.fromkeys(
-        "-n -np --np -c -N -npernode --npernode --map-by -map-by --bind-to -bind-to --rank-by -x -H --host -host"
-        " -hosts -hostfile --hostfile -machinefile --machinefile -f -ppn -perhost --mca-file -wdir --wdir".split(),
-        1,
-    ),
-    **dict.fromkeys("-mca --mca -gmca --gmca -genv -env".split(), 2),
-}
-MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "mpirun_rsh", "prterun")
-CONTAINERS = ("singularity", "apptainer")
-SHELLS = ("bash", "sh", "zsh", "dash")
-_MODULES = {
-    "torch.distributed.run": "torchrun",
-    "torch.distributed.launch": "torchrun",
-    "accelerate.commands.launch": "accelerate",
-    "deepspeed.launcher.runner": "deepspeed",
-    "deepspeed": "deepspeed",
-}
-TORCH_LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
 _PYTHON = re.compile(r"(python[0-9.]*|ipython|pypy3?)")
 
 
@@ -121,7 +91,7 @@ def _launches(
     outer: Command, command: Command, before: tuple[Program, ...], values: Mapping[str, Word], depth: int
 ) -> Iterator[Launch]:
     words = [piece for word in command.words for piece in resolve(word, values)]
-    programs = before + tuple(_unwrap(words, values))
+    programs = before + tuple(_unwrap(words))
     if not programs or depth > DEEPEST:
         return
     # A declaration's or an unset command's words are names, not programs.
@@ -141,7 +111,12 @@ def _move(word: Word, at: Word) -> Word:
 
 
 def _inner_text(program: Program, command: Command) -> str | None:
-    """The text that a shell is given to run."""
+    """The text that a shell is given to run: with -c, in a here-document, by ssh or by trap."""
+    texts = [word.text for word in program.words]
+    if program.name == "trap":
+        return texts[0] if len(texts) > 1 and not texts[0].startswith("-") else None
+    if program.name == "ssh":
+        return " ".join(texts[_skip(texts, 0, SSH_VALUED) + 1 :]) or None
     if program.name not in SHELLS:
         return None
     for at, word in enumerate(program.words):
@@ -155,7 +130,7 @@ def _inner_text(program: Program, command: Command) -> str | None:
 def resolve(word: Word, values: Mapping[str, Word]) -> list[Word]:
     """A word with the variables replaced whose value is known; several words where the shell would split it."""
     for _ in range(3):
-        known = [part for part in word.expansions if part.kind == "variable" and part.name in values]
+        known = [part for part in word.expansions if part.kind == "variable" and _is_text(values.get(part.name))]
         if not known:
             break
         text, left = word.text, [part for part in word.expansions if part not in known]
@@ -170,6 +145,11 @@ def resolve(word: Word, values: Mapping[str, Word]) -> list[Word]:
     return [word]
 
 
+def _is_text(value: Word | None) -> bool:
+    """Whether a variable's value is text that may be put in its place: no command's output."""
+    return value is not None and all(part.kind not in ("command", "process") for part in value.expansions)
+
+
 def _expansion(part: Expansion, start: int) -> Expansion:
     return msgspec.structs.replace(part, start=start)
 
@@ -181,7 +161,7 @@ def _split(word: Word) -> Iterator[Word]:
         yield msgspec.structs.replace(word, text=text, expansions=inside)
 
 
-def _unwrap(words: Sequence[Word], values: Mapping[str, Word]) -> Iterator[Program]:
+def _unwrap(words: Sequence[Word]) -> Iterator[Program]:
     """The programs of a command line, from the outside in."""
     for _ in range(DEEPEST):
         while words and re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[0].text):
@@ -189,21 +169,21 @@ def _unwrap(words: Sequence[Word], values: Mapping[str, Word]) -> Iterator[Progr
         if not words:
             return
         name = words[0].text.rpartition("/")[2]
-        program, rest = _part(name, words, values)
+        program, rest = _part(name, words)
         yield program
         if not rest:
             return
         words = rest
 
 
-def _part(name: str, words: Sequence[Word], values: Mapping[str, Word]) -> tuple[Program, Sequence[Word]]:
+def _part(name: str, words: Sequence[Word]) -> tuple[Program, Sequence[Word]]:
     """A program, and the words of what it starts."""
     head, texts = words[0], [word.text for word in words]
     if name == "srun":
         options = tuple(read_options(texts[1:], SRUN, stop=True))
-        end = 1 + (options[-1].last + 1 if options else 0)
-        rest = words[end + 1 :] if texts[end : end + 1] == ["--"] else words[end:]
-        return Program(name=name, words=tuple(words[1:end]), name_word=head, options=options), rest
+        own = 1 + (options[-1].last + 1 if options else 0)
+        rest = words[own + 1 :] if texts[own : own + 1] == ["--"] else words[own:]
+        return Program(name=name, words=tuple(words[1:own]), name_word=head, options=options), rest
     end = _own_end(name, texts)
     if end is None:
         return _worker(name, words), ()
@@ -212,16 +192,16 @@ def _part(name: str, words: Sequence[Word], values: Mapping[str, Word]) -> tuple
 
 def _own_end(name: str, texts: Sequence[str]) -> int | None:
     """Where a program's own words end; None for one that starts no other."""
-    if name in _WRAPPERS:
-        end = _skip(texts, 1, dict.fromkeys(_WRAPPERS[name].split(), 1))
-        return end + 1 if name in ("timeout", "taskset", "nsys") else end
+    if name in WRAPPERS:
+        return _skip(texts, 1, WRAPPERS[name]) + (name in WITH_WORD)
     if name in MPI:
-        return _skip(texts, 1, _MPI_VALUED)
-    if name in CONTAINERS and any(verb in texts[1:6] for verb in ("exec", "run", "shell")):
-        verb = next(at for at, text in enumerate(texts) if at and text in ("exec", "run", "shell"))
-        return _skip(texts, verb + 1, dict.fromkeys(_CONTAINER_VALUED, 1)) + 1
-    if name in ("conda", "mamba", "micromamba", "uv", "poetry", "pixi", "pipenv", "pdm") and texts[1:2] == ["run"]:
-        return _skip(texts, 2, dict.fromkeys(_RUNNER_VALUED, 1))
+        return _skip(texts, 1, MPI_VALUED)
+    verb = next((at for at, text in enumerate(texts[:6]) if at and text in ("exec", "run", "shell")), None)
+    if name in CONTAINERS and verb is not None:
+        # The image comes between the options and the program.
+        return _skip(texts, verb + 1, CONTAINER_VALUED) + 1
+    if name in RUNNERS and texts[1:2] == ["run"]:
+        return _skip(texts, 2, RUNNER_VALUED)
     if is_python(name) and texts[1:3] == ["-m", "hpcdist.rank"] and "--" in texts and "--torchrun" not in texts:
         return texts.index("--") + 1
     return None
@@ -235,7 +215,7 @@ def _worker(name: str, words: Sequence[Word]) -> Program:
         while module < len(texts) and texts[module].startswith("-") and texts[module] not in ("-m", "-c"):
             module += 1
         if texts[module : module + 1] == ["-m"] and module + 1 < len(texts):
-            known = _MODULES.get(texts[module + 1])
+            known = MODULES.get(texts[module + 1])
             if texts[module + 1] == "hpcdist.rank" and "--torchrun" in [word.text for word in words]:
                 known = "hpcdist-torchrun"
             if known:

@@ -88,7 +88,7 @@ def _ignored(script: Script) -> tuple[set[str], dict[int, set[str]]]:
     extents = [
         (script.line_of(one.start), script.line_of(max(one.end - 1, one.start))) for one in script.shell.commands
     ]
-    for start, end, text in script.shell.comments:
+    for start, _, text in script.shell.comments:
         found = _IGNORE.search(text)
         if not found:
             continue

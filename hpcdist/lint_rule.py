@@ -5,6 +5,7 @@ from typing import Literal
 
 import msgspec
 
+from hpcdist.partitions import Partition
 from hpcdist.sbatch_script import Script
 
 Severity = Literal["error", "warning", "info"]
@@ -38,38 +39,6 @@ class Hit(msgspec.Struct, frozen=True):
     message: str
     edits: tuple[Edit, ...] = ()
     fix: str = ""
-
-
-class Node(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Nodes of one kind in a partition.
-
-    Attributes:
-        count: How many.
-        cpus: CPUs of each.
-        memory_bytes: Memory of each.
-        gpus: GPUs of each.
-    """
-
-    count: int
-    cpus: int
-    memory_bytes: int
-    gpus: int = 0
-
-
-class Partition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A partition.
-
-    Attributes:
-        name: Its name.
-        nodes: Its nodes, by kind.
-        time_limit_s: The longest a job may take; None for any time.
-        is_default: Whether jobs that name none go there.
-    """
-
-    name: str
-    nodes: tuple[Node, ...]
-    time_limit_s: int | None = None
-    is_default: bool = False
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +109,11 @@ def rule(
         return Rule(code=code, severity=severity, why=why, fix=fix, source=source, check=check)
 
     return make
+
+
+def replace(start: int, end: int, text: str) -> tuple[Edit, ...]:
+    """An edit that puts text in place of some bytes."""
+    return (Edit(start=start, end=end, text=text),)
 
 
 def insert(at: int, text: str) -> tuple[Edit, ...]:

@@ -21,22 +21,27 @@ ntasks-per-gpu ntasks-per-node ntasks-per-socket ntasks-per-tres oom-kill-step o
 prefer priority profile qos/q reservation segment signal sockets-per-node switches thread-spec threads-per-core time/t
 time-min tmp tres-bind tres-per-task uid wait-all-nodes wckey wrap extra resv-ports
 """
+# Options of pyxis, the plugin for containers that most sites have (github.com/NVIDIA/pyxis).
+_PYXIS = """
+container-image container-mounts container-workdir container-name container-env container-save
+"""
 _OPTIONAL = "exclusive get-user-env nice no-kill/k propagate requeue"
 _FLAGS = """
 contiguous external help/h hold/H ignore-pbs no-requeue overcommit/O oversubscribe/s share parsable quiet/Q reboot
 spread-job stepmgr test-only usage use-min-nodes verbose/v version/V wait/W consolidate-segments
+container-mount-home no-container-mount-home container-remap-root no-container-remap-root no-container-entrypoint
+container-readonly container-writable
 """
 _SRUN_VALUED = """
 accel-bind bcast-exclude cpu-bind epilog het-group jobid msg-timeout mpi prolog relative/r slurmd-debug task-epilog
-task-prolog threads/T wait/W container-image container-mounts container-workdir container-name container-env
-container-mount-home container-save auto-resume
+task-prolog threads/T wait/W auto-resume
 """
 _SRUN_OPTIONAL = (
     "bcast compress immediate/I kill-on-bad-exit/K resv-ports send-libs x11 exclusive nice no-kill/k propagate"
 )
 _SRUN_FLAGS = """
 disable-status/X exact label/l multi-prog no-allocate/Z overlap preserve-env/E pty quit-on-interrupt unbuffered/u
-no-container-mount-home container-remap-root interactive
+interactive
 """
 
 
@@ -82,9 +87,10 @@ def _table(*groups: tuple[Takes, str]) -> Options:
     return Options(takes=takes, letters=letters)
 
 
-SBATCH = _table(("a value", _VALUED), ("perhaps a value", _OPTIONAL), ("nothing", _FLAGS))
+SBATCH = _table(("a value", _VALUED), ("a value", _PYXIS), ("perhaps a value", _OPTIONAL), ("nothing", _FLAGS))
 SRUN = _table(
     ("a value", _VALUED),
+    ("a value", _PYXIS),
     ("nothing", _FLAGS),
     ("a value", _SRUN_VALUED),
     ("perhaps a value", _SRUN_OPTIONAL),

@@ -193,7 +193,7 @@ def _below(node: "Node", place: _Place) -> "Iterator[tuple[Node, _Place]]":
     elif kind == "list":
         yield from _list(children, inner)
     elif kind in ("if_statement", "while_statement", "elif_clause"):
-        yield from _conditional(node, children, inner)
+        yield from _conditional(children, inner)
     elif kind in ("program", "compound_statement", "do_group", "subshell", "case_item", "else_clause"):
         yield from _sequence(node, children, inner)
     else:
@@ -215,11 +215,11 @@ def _sequence(node: "Node", children: "list[Node]", place: _Place) -> "Iterator[
             yield child, place
 
 
-def _conditional(node: "Node", children: "list[Node]", place: _Place) -> "Iterator[tuple[Node, _Place]]":
+def _conditional(children: "list[Node]", place: _Place) -> "Iterator[tuple[Node, _Place]]":
     before = True
     for child in children:
         before = before and child.type not in ("then", "do_group")
-        yield child, msgspec.structs.replace(place, condition=True, branch=place.branch) if before else place
+        yield child, msgspec.structs.replace(place, condition=True) if before else place
 
 
 def _list(children: "list[Node]", place: _Place) -> "Iterator[tuple[Node, _Place]]":

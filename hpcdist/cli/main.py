@@ -22,6 +22,7 @@ COMMANDS = {
     "advise": ("hpcdist.cli.advise:advise_command", "Print the next request, right-sized from what jobs used."),
     "rerun": ("hpcdist.cli.rerun:rerun", "Submit a run again, as it was or with changes."),
     "drill": ("hpcdist.cli.drill:drill", "Break a short training on purpose; say whether it would survive."),
+    "lint": ("hpcdist.cli.lint:lint_command", "Find known mistakes in any sbatch script."),
     "data": ("hpcdist.cli.data:data", "Put datasets where jobs find them."),
     "completion": ("hpcdist.cli.completion:completion", "Print the line that switches shell completion on."),
 }

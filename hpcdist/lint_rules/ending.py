@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.launches import MPI, Launch
+from hpcdist.launches import Launch
 from hpcdist.lint_rule import Hit, Rule, Surroundings, insert, rule
-from hpcdist.sbatch_script import Script, is_step_work, is_work
+from hpcdist.sbatch_script import Script
+from hpcdist.work import is_step_work, is_work
+from hpcdist.wrappers import MPI
 
 # They tidy up after the work, so that their status says nothing about it.
 _KEEPS = re.compile(r"\$\?|\$\{?PIPESTATUS|\$\{?[a-z_]*(rc|ret|status|exit|code|result|err)[a-z_]*\b", re.IGNORECASE)
@@ -104,7 +106,7 @@ def _work(script: Script) -> Iterator[Launch]:
     for launch in script.launches:
         is_mine = launch.command.start in stepped or is_work(launch)
         is_mine = is_mine or (launch.find(*MPI) is not None and is_step_work(launch))
-        if is_mine and launch.command.start not in seen:
+        if is_mine and launch.programs[0].name != "trap" and launch.command.start not in seen:
             seen.add(launch.command.start)
             yield launch
 
@@ -170,8 +172,8 @@ def rc_under_set_e(script: Script, _: Surroundings) -> Iterator[Hit]:
 @rule(
     "signal-target",
     "warning",
-    why="With B: the signal reaches the batch shell alone, without it the tasks alone; a shell that waits for srun in the "
-    "foreground looks at it only afterwards.",
+    why="With B: the signal reaches the batch shell alone, without it the tasks alone; and a shell that waits for srun "
+    "in the foreground looks at it only afterwards.",
     fix="Without B: for a program that handles it; else B:, a trap, srun … & and wait.",
     source="sbatch(1), --signal; bash(1), SIGNALS",
 )

@@ -3,13 +3,20 @@
 import re
 from collections.abc import Iterator
 
+from hpcdist.launches import Launch
 from hpcdist.lint_rule import Edit, Hit, Rule, Surroundings, rule
 from hpcdist.lint_rules.ending import is_set
-from hpcdist.launches import Launch
-from hpcdist.sbatch_script import Script, is_python_launch, is_work
+from hpcdist.sbatch_script import Script
+from hpcdist.work import is_python_launch, is_work
 
 _FETCHERS = ("wget", "curl", "pip", "pip3", "git", "gdown", "aria2c", "huggingface-cli", "hf", "conda", "mamba")
 _WORKERS = ("--num_workers", "--num-workers", "--workers", "--dataloader_num_workers", "data.num_workers", "-j")
+# What defines conda's function in a shell: its own script or hook, a start-up file, a module, a script of the site's.
+_CONDA_READY = re.compile(
+    r"__conda_setup|conda\.sh|shell\.(bash|posix|zsh) hook|shell hook|bashrc|bash_profile|\.profile\b"
+    r"|(module|ml)\s[^\n]*conda|(source|\.)\s+\S*(activate|mamba\.sh|conda\S*|env\S*|init\S*|setup\S*)\b",
+    re.IGNORECASE,
+)
 
 
 @rule(
@@ -62,7 +69,7 @@ def conda_set_u(script: Script, _: Surroundings) -> Iterator[Hit]:
         if _activates(launch) and is_set(script, command.start, "u", "nounset") and not command.depth:
             start, end = script.line_start(command.start), script.line_end(command.start)
             whole = script.data[start:end].strip() == script.data[command.start : command.end]
-            edits = ()
+            edits: tuple[Edit, ...] = ()
             if whole and script.data[end - 1 : end] == b"\n":
                 edits = (Edit(start=start, end=start, text="set +u\n"), Edit(start=end, end=end, text="set -u\n"))
             yield Hit(command.start, "conda activate under set -u", edits)
@@ -96,11 +103,7 @@ def conda_init(script: Script, _: Surroundings) -> Iterator[Hit]:
         if launch.inside or words not in (["conda", "activate"], ["mamba", "activate"]):
             continue
         before = script.data[: command.start].decode(errors="replace")
-        ready = r"conda\.sh|shell\.(bash|posix|zsh) hook|shell hook|bashrc|bash_profile|\.profile\b|(module|ml)\s[^\n]*conda"
-        ready += (
-            r"|(source|\.)\s+\S*(activate|mamba\.sh|micromamba\S*|conda\S*|env\S*|init\S*|setup\S*)\b|__conda_setup"
-        )
-        if not re.search(ready, before, re.IGNORECASE):
+        if not _CONDA_READY.search(before):
             yield Hit(command.start, f"{words[0]} activate, and nothing before it defines it")
         return
 

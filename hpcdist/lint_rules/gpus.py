@@ -3,9 +3,11 @@
 import re
 from collections.abc import Iterator
 
+from hpcdist.asked import Request, gres_gpus
 from hpcdist.launches import Program
 from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
-from hpcdist.sbatch_script import Request, Script, gres_gpus, is_python_launch, is_work
+from hpcdist.sbatch_script import Script
+from hpcdist.work import is_python_launch, is_work
 
 _DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
@@ -13,7 +15,7 @@ _DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBL
 @rule(
     "gpus-per-task",
     "warning",
-    why="Each rank sees one GPU, always as number 0: 'invalid device ordinal', and no peer-to-peer copies between ranks.",
+    why="Each rank sees one GPU, always as number 0: 'invalid device ordinal', and no peer-to-peer copies.",
     fix="Ask with --gpus-per-node (or --gres=gpu:N) and let each rank choose by its local rank.",
     source="PL#16828, nccl#1066, nccl#1948; sbatch(1), --gpus-per-task",
 )
@@ -90,7 +92,7 @@ def tasks_gpus(script: Script, _: Surroundings) -> Iterator[Hit]:
     for launch, srun, request in script.steps:
         plain = [one for one in script.launches_of(launch) if is_python_launch(one)]
         tasks, gpus = request.node_tasks, request.node_gpus
-        if not plain or not tasks or not gpus or tasks == gpus or srun.option("gpus", "gres", "gpus-per-node") == "0":
+        if not plain or not tasks or not gpus or tasks == gpus:
             continue
         if any(is_work(one) and not is_python_launch(one) for one in script.launches_of(launch)):
             continue

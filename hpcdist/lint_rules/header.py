@@ -87,8 +87,8 @@ def unread(script: Script, _: Surroundings) -> Iterator[Hit]:
     "error",
     why="sbatch ends reading options at the first command: this line is a comment to it.",
     fix="Move it above the first command.",
-    source="sbatch(1): 'sbatch will stop processing further #SBATCH directives once the first non-comment non-whitespace "
-    "line has been reached'",
+    source="sbatch(1): 'sbatch will stop processing further #SBATCH directives once the first non-comment "
+    "non-whitespace line has been reached'",
 )
 def ignored_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
     """A directive after the first command."""
@@ -147,7 +147,7 @@ def stray_word(script: Script, _: Surroundings) -> Iterator[Hit]:
             continue
         dash = word.text[:1] in ("\u2013", "\u2014", "\u2212", "\u2010")
         message = "the dash is no hyphen (copied from a PDF or a web page?)" if dash else "it belongs to no option"
-        edits = ()
+        edits: tuple[Edit, ...] = ()
         if dash:
             length = len(word.text) - len(word.text.lstrip("\u2013\u2014\u2212\u2010"))
             first = len(word.text[:length].encode())

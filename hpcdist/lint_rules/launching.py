@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.launches import CONTAINERS, MPI, Launch
-from hpcdist.lint_rule import Hit, Rule, Surroundings, insert, rule
+from hpcdist.launches import Launch
+from hpcdist.lint_rule import Edit, Hit, Rule, Surroundings, insert, rule
 from hpcdist.lint_rules.gpus import find_option
-from hpcdist.sbatch_script import Script, is_python_launch, is_work
+from hpcdist.sbatch_script import Script
+from hpcdist.work import is_python_launch, is_work
+from hpcdist.wrappers import CONTAINERS, MPI
 
 _LAUNCHERS = ("torchrun", "accelerate")
 _OWN_CLUSTER = ("--hostfile", "-H", "--launcher", "--include")
@@ -54,7 +56,7 @@ def ntasks_per_node(script: Script, _: Surroundings) -> Iterator[Hit]:
             directive = script.last("ntasks", "nodes")
             at = directive.start if directive else srun.name_word.start
             per_node = request.node_tasks if request.nodes else None
-            edits = ()
+            edits: tuple[Edit, ...] = ()
             if directive and per_node and script.data[script.line_end(at) - 1 :][:1] == b"\n":
                 edits = insert(script.line_end(at), f"#SBATCH --ntasks-per-node={per_node}\n")
             yield Hit(at, f"{request.task_count} Python tasks without --ntasks-per-node", edits)
@@ -64,7 +66,7 @@ def ntasks_per_node(script: Script, _: Surroundings) -> Iterator[Hit]:
 @rule(
     "python-without-srun",
     "error",
-    why="The script itself runs on the first node alone: the other nodes and tasks stand idle, or rank 0 waits for them.",
+    why="The script itself runs on the first node alone: the others stand idle, or rank 0 waits for them.",
     fix="Start it with srun.",
     source="sbatch(1), DESCRIPTION; PL#10098",
 )
@@ -84,7 +86,7 @@ def python_without_srun(script: Script, _: Surroundings) -> Iterator[Hit]:
 
 def _starts_elsewhere(script: Script) -> bool:
     names = {program.name for launch in script.launches for program in launch.programs}
-    return bool(names & {*MPI, "ssh", "pdsh", "parallel", "deepspeed", *_LAUNCHERS})
+    return bool(names & {*MPI, "ssh", "pdsh", "parallel", "ray", "dask", "deepspeed", *_LAUNCHERS})
 
 
 @rule(
@@ -117,7 +119,7 @@ def _finds_nodes(launch: Launch) -> bool:
 @rule(
     "torchrun-tasks",
     "error",
-    why="Each task starts a launcher, and each launcher starts a rank for each GPU: ranks fight for GPUs and for the port.",
+    why="Each task starts a launcher, and each of those a rank for each GPU: they fight for the GPUs and the port.",
     fix="One launcher for each node: --ntasks-per-node=1.",
     source="torchrun's documentation, 'Multi-node': one process per node",
 )
@@ -153,7 +155,7 @@ def mpirun_mix(script: Script, _: Surroundings) -> Iterator[Hit]:
         elif launch.find(*CONTAINERS) and any(name in CONTAINERS for name in outer):
             yield Hit(mpi.name_word.start, f"{mpi.name} inside the container knows nothing of Slurm's nodes")
         elif "srun" not in outer:
-            _, count = find_option(mpi, "-n", "-np", "--np", "-c")
+            count = find_option(mpi, "-n", "-np", "--np", "-c")[1]
             tasks = script.request.task_count
             known = script.request.tasks or script.request.tasks_per_node
             if count and known and count != tasks:
@@ -196,7 +198,7 @@ _TASK_VARIABLES = ("SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID")
 def _runs_itself(script: Script) -> bool:
     return any(
         word.text in ("$0", "${BASH_SOURCE[0]}", "${BASH_SOURCE}")
-        for launch, _, _ in script.steps
+        for launch, _srun, _request in script.steps
         for word in launch.command.words
     )
 
@@ -210,10 +212,10 @@ def _runs_itself(script: Script) -> bool:
 )
 def het_group(script: Script, _: Surroundings) -> Iterator[Hit]:
     """A heterogeneous job of which one component is used."""
-    if script.header.separators and script.steps:
-        if not any(srun.option("het-group", "pack-group") is not None for _, srun, _ in script.steps):
-            start = script.steps[0][1].name_word.start
-            yield Hit(start, f"{len(script.requests)} components, but srun uses only the first")
+    grouped = any(srun.option("het-group", "pack-group") is not None for _launch, srun, _request in script.steps)
+    if script.header.separators and script.steps and not grouped:
+        start = script.steps[0][1].name_word.start
+        yield Hit(start, f"{len(script.requests)} components, but srun uses only the first")
 
 
 RULES: tuple[Rule, ...] = (

@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.launches import CONTAINERS
-from hpcdist.lint_rule import Edit, Hit, Rule, Surroundings, insert, rule
-from hpcdist.sbatch_script import Script, is_work
+from hpcdist.lint_rule import Hit, Rule, Surroundings, insert, replace, rule
+from hpcdist.sbatch_script import Script
 from hpcdist.shell_words import Word
+from hpcdist.work import is_work
+from hpcdist.wrappers import CONTAINERS
 
 FREE_PORT = "$((10000 + SLURM_JOB_ID % 20000))"
-HEAD_NODE = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+# sed reads to the end: under pipefail, head could end scontrol with a broken pipe.
+HEAD_NODE = '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)'
 _PORTS = ("MASTER_PORT", "MAIN_PROCESS_PORT", "MAIN_PORT")
 _PORT_OPTIONS = ("--master_port", "--master-port", "--main_process_port", "--rdzv_endpoint", "--rdzv-endpoint")
 _ADDRESSES = ("MASTER_ADDR", "MASTER_ADDRESS", "MAIN_ADDR", "MAIN_PROCESS_IP", "HEAD_NODE_IP", "MASTER_IP")
@@ -33,7 +35,7 @@ def port(script: Script, _: Surroundings) -> Iterator[Hit]:
         word = assignment.value
         if assignment.name in _PORTS and word and re.fullmatch("[0-9]{2,5}", word.text):
             plain = script.data[word.start : word.end].decode(errors="replace") == word.text
-            edits = (Edit(start=word.start, end=word.end, text=FREE_PORT),) if plain else ()
+            edits = replace(word.start, word.end, FREE_PORT) if plain else ()
             seen.add(assignment.start)
             yield Hit(assignment.start, f"{assignment.name} is always {word.text}", edits)
     for launch in script.launches:
@@ -80,7 +82,7 @@ def master_addr(script: Script, _: Surroundings) -> Iterator[Hit]:
             continue
         said = _own_address(word.text)
         if said:
-            edits = (Edit(start=word.start, end=word.end, text=HEAD_NODE),)
+            edits = replace(word.start, word.end, HEAD_NODE)
             yield Hit(assignment.start, f"{assignment.name} is {said}", edits)
     for launch in script.launches:
         if not launch.inside:

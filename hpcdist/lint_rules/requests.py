@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 
+from hpcdist.asked import read_memory_bytes, read_time_s
 from hpcdist.directives import Directive
 from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
-from hpcdist.sbatch_script import Script, read_memory_bytes, read_time_s
+from hpcdist.sbatch_script import Script
 
 _MEMORIES = ("mem", "mem-per-cpu", "mem-per-gpu")
 

@@ -85,10 +85,8 @@ def shared_tmp(script: Script, _: Surroundings) -> Iterator[Hit]:
     if not script.is_multi_node:
         return
     for launch in script.launches:
-        if launch.inside:
-            continue
         in_step = launch.find("srun") is not None
-        if not in_step and launch.last.name in _COPIERS:
+        if not in_step and not launch.inside and launch.last.name in _COPIERS:
             for word in launch.last.words[-2:]:
                 if _LOCAL_FOLDER.search(word.text):
                     yield Hit(word.start, f"{launch.last.name} fills {_folder(word)} on the first node alone")

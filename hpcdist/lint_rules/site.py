@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+from hpcdist.asked import Request, read_memory_bytes, read_time_s
 from hpcdist.directives import Directive
-from hpcdist.lint_rule import Hit, Node, Partition, Rule, Surroundings, rule
-from hpcdist.sbatch_script import Request, Script, read_memory_bytes, read_time_s
+from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
+from hpcdist.partitions import Node, Partition
+from hpcdist.sbatch_script import Script
 from hpcdist.units import format_bytes, format_duration
 
 
