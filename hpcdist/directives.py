@@ -200,15 +200,14 @@ def _collect(
             value=given.value,
             start=first.start,
             end=last.end,
-            alone=_is_alone(data, first.start, last.end),
+            alone=_is_alone(data, words, given.word, given.last),
             component=component,
             fault=given.fault,
         )
         directives.append(directive)
 
 
-def _is_alone(data: bytes, start: int, end: int) -> bool:
-    line_start = data.rfind(b"\n", 0, start) + 1
-    line_end = data.find(b"\n", end)
-    after = data[end : len(data) if line_end < 0 else line_end].strip()
-    return not data[line_start + len(MAGIC) : start].strip() and (not after or after.startswith(b"#"))
+def _is_alone(data: bytes, words: Sequence[DirectiveWord], first: int, last: int) -> bool:
+    """Whether no other word stands on the lines of some."""
+    before = first == 0 or b"\n" in data[words[first - 1].end : words[first].start]
+    return before and (last + 1 == len(words) or b"\n" in data[words[last].end : words[last + 1].start])

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import msgspec
 
 from hpcdist.sbatch_options import SRUN, Given, read_options
 from hpcdist.shell import Command, parse_shell
-from hpcdist.shell_words import Expansion, Word
+from hpcdist.shell_words import Word
 from hpcdist.wrappers import (
     CONTAINER_VALUED,
     CONTAINERS,
@@ -22,7 +23,11 @@ from hpcdist.wrappers import (
     WRAPPERS,
 )
 
-DEEPEST = 8
+DEEPEST = 4
+MOST_EXPANSIONS = 100
+MOST_CHARACTERS = 50_000
+MOST_WORDS = 1_000
+MOST_SPENT = 200_000
 _PYTHON = re.compile(r"(python[0-9.]*|ipython|pypy3?)")
 
 
@@ -83,8 +88,13 @@ def read_launches(commands: Sequence[Command], values: Mapping[str, Word]) -> It
         commands: The script's commands.
         values: Variables that have one value throughout.
     """
+    spent = 0
     for command in commands:
-        yield from _launches(command, command, (), values, 0)
+        # Short scripts can be written that are endless when their values and inner texts are all read.
+        full = spent < MOST_SPENT
+        found = list(_launches(command, command, (), values if full else {}, 0 if full else DEEPEST))
+        spent += sum(len(word.text) for launch in found for program in launch.programs for word in program.words)
+        yield from found
 
 
 def _launches(
@@ -92,12 +102,11 @@ def _launches(
 ) -> Iterator[Launch]:
     words = [piece for word in command.words for piece in resolve(word, values)]
     programs = before + tuple(_unwrap(words))
-    if not programs or depth > DEEPEST:
+    if not programs:
         return
-    # A declaration's or an unset command's words are names, not programs.
-    yield Launch(command=outer, programs=programs, inside=depth > 0)
-    text = _inner_text(programs[-1], command)
-    if text is None or programs[-1] in before:
+    yield Launch(command=outer, programs=programs, inside=bool(before))
+    text = _inner_text(programs[-1], command) if depth < DEEPEST and len(programs) > len(before) else None
+    if text is None:
         return
     at = programs[-1].name_word
     for inner in parse_shell(text.encode(errors="replace")).commands:
@@ -129,20 +138,24 @@ def _inner_text(program: Program, command: Command) -> str | None:
 
 def resolve(word: Word, values: Mapping[str, Word]) -> list[Word]:
     """A word with the variables replaced whose value is known; several words where the shell would split it."""
-    for _ in range(3):
-        known = [part for part in word.expansions if part.kind == "variable" and _is_text(values.get(part.name))]
-        if not known:
-            break
-        text, left = word.text, [part for part in word.expansions if part not in known]
-        for part in known:
-            value = values[part.name]
-            text = text.replace(part.source, value.text, 1)
-            left += [_expansion(inner, part.start) for inner in value.expansions]
-        split = not word.quoted and any(re.search(r"\s", values[part.name].text) for part in known)
-        word = msgspec.structs.replace(word, text=text, expansions=tuple(left))
-        if split:
-            return [piece for part in _split(word) for piece in resolve(part, values)]
-    return [word]
+    return list(islice(_resolve(word, values, 0), MOST_WORDS)) if word.expansions and values else [word]
+
+
+def _resolve(word: Word, values: Mapping[str, Word], depth: int) -> Iterator[Word]:
+    known = [part for part in word.expansions if part.kind == "variable" and _is_text(values.get(part.name))]
+    # A value may hold its own name, and values of values grow without end.
+    if not known or depth >= DEEPEST or len(known) > MOST_EXPANSIONS or len(word.text) > MOST_CHARACTERS:
+        yield word
+        return
+    text, left = word.text, [part for part in word.expansions if part not in known]
+    for part in known:
+        value = values[part.name]
+        text = text.replace(part.source, value.text, 1)
+        left += [msgspec.structs.replace(inner, start=part.start) for inner in value.expansions]
+    split = not word.quoted and any(re.search(r"\s", values[part.name].text) for part in known)
+    replaced = msgspec.structs.replace(word, text=text, expansions=tuple(left))
+    for piece in _split(replaced) if split else [replaced]:
+        yield from _resolve(piece, values, depth + 1)
 
 
 def _is_text(value: Word | None) -> bool:
@@ -150,20 +163,16 @@ def _is_text(value: Word | None) -> bool:
     return value is not None and all(part.kind not in ("command", "process") for part in value.expansions)
 
 
-def _expansion(part: Expansion, start: int) -> Expansion:
-    return msgspec.structs.replace(part, start=start)
-
-
 def _split(word: Word) -> Iterator[Word]:
     """The words that an unquoted expansion falls into; a quote in a value is an ordinary character."""
-    for text in re.sub(r"\\\n", " ", word.text).split()[:500]:
+    for text in re.sub(r"\\\n", " ", word.text).split()[:MOST_WORDS]:
         inside = tuple(part for part in word.expansions if part.source in text)
         yield msgspec.structs.replace(word, text=text, expansions=inside)
 
 
 def _unwrap(words: Sequence[Word]) -> Iterator[Program]:
     """The programs of a command line, from the outside in."""
-    for _ in range(DEEPEST):
+    for _ in range(2 * DEEPEST):
         while words and re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[0].text):
             words = words[1:]
         if not words:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 
 from hpcdist.errors import UsageError
 from hpcdist.lint_rule import Edit, Finding, Rule, Surroundings
@@ -23,6 +24,8 @@ RULES: tuple[Rule, ...] = (
 NOWHERE = Surroundings()
 # A fix may open the way for another; a rule whose fix does not silence it must not go on for ever.
 MOST_PASSES = 10
+# Of each rule in a script; nobody reads more.
+MOST_HITS = 100
 
 _IGNORE = re.compile(r"#\s*hpcdist:\s*ignore(-file)?(?:\[([^\]]*)\])?")
 
@@ -61,7 +64,7 @@ def lint(
     for one in rules:
         if one.code in whole_file or "" in whole_file:
             continue
-        for hit in one.check(script, surroundings):
+        for hit in islice(one.check(script, surroundings), MOST_HITS):
             line, column = script.place_of(hit.at)
             if not {one.code, ""} & by_line.get(line, set()):
                 finding = Finding(

@@ -9,6 +9,9 @@ from typing import Literal
 
 import msgspec
 
+UNKNOWN = "there is no option --"
+# No option is longer, nor anything that was meant to be one.
+LONGEST = 40
 Takes = Literal["nothing", "a value", "perhaps a value"]
 
 _VALUED = """
@@ -171,5 +174,10 @@ def complete(name: str, options: Options) -> tuple[str, str]:
         return longer[0], ""
     if longer:
         return name, f"--{name} is ambiguous: " + ", ".join(f"--{known}" for known in sorted(longer)[:4])
-    near = difflib.get_close_matches(name, options.takes, n=1, cutoff=0.8)
-    return name, f"there is no option --{name}" + (f", but --{near[0]}" if near else "")
+    return name, f"{UNKNOWN}{name}"
+
+
+def find_nearest(name: str, options: Options) -> str | None:
+    """The option that an unknown one was meant to be, if one is near."""
+    near = difflib.get_close_matches(name, options.takes, n=1, cutoff=0.8) if len(name) <= LONGEST else []
+    return near[0] if near else None

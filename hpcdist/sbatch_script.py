@@ -54,13 +54,21 @@ class Script:
 
     def given(self, *names: str, component: int | None = None) -> Iterator[Directive]:
         """The directives by these names."""
-        for directive in self.header.directives:
-            if directive.name in names and component in (None, directive.component):
+        among = self.header.directives if component is None else self._by_component.get(component, ())
+        for directive in among:
+            if directive.name in names:
                 yield directive
 
     def last(self, *names: str, component: int | None = None) -> Directive | None:
         """The directive that counts: the last one by these names."""
         return next(reversed(list(self.given(*names, component=component))), None)
+
+    @cached_property
+    def _by_component(self) -> dict[int, list[Directive]]:
+        found: dict[int, list[Directive]] = {}
+        for directive in self.header.directives:
+            found.setdefault(directive.component, []).append(directive)
+        return found
 
     @cached_property
     def requests(self) -> tuple[Request, ...]:
@@ -106,7 +114,41 @@ class Script:
 
     def launches_of(self, launch: Launch) -> list[Launch]:
         """A launch and those inside of its `bash -c`."""
-        return [one for one in self.launches if one.command is launch.command]
+        return self._by_command[launch.command.start]
+
+    @cached_property
+    def _by_command(self) -> dict[int, list[Launch]]:
+        found: dict[int, list[Launch]] = {}
+        for launch in self.launches:
+            found.setdefault(launch.command.start, []).append(launch)
+        return found
+
+    @cached_property
+    def shell_options(self) -> list[tuple[int, str, str]]:
+        """What `set` and the first line switch: place, `+` or `-`, letter (`o` and a name for long ones)."""
+        found: list[tuple[int, str, str]] = []
+        first = self.data.partition(b"\n")[0].decode(errors="replace")
+        shebang = re.match(r"#!\s*\S*sh((?:\s+-[a-z]+)+)", first)
+        if shebang:
+            found += [(0, "-", letter) for letter in re.sub(r"[\s-]", "", shebang[1])]
+        for command in self.shell.commands:
+            texts = [word.text for word in command.words]
+            if not texts or texts[0] != "set" or command.depth:
+                continue
+            for at, text in enumerate(texts[1:], 1):
+                if text[:1] in ("-", "+") and len(text) > 1:
+                    found += [(command.start, text[0], letter) for letter in text[1:] if letter != "o"]
+                    if "o" in text[1:] and at + 1 < len(texts):
+                        found.append((command.start, text[0], texts[at + 1]))
+        return found
+
+    def is_set(self, at: int, *names: str) -> bool:
+        """Whether an option of the shell is on at a place."""
+        state = False
+        for start, sign, name in self.shell_options:
+            if start <= at and name in names:
+                state = sign == "-"
+        return state
 
     def step_request(self, srun: Program) -> Request:
         """What a step runs on: the request of its component as srun's own options change it."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tree_sitter import Node, Parser
 
 # The parser needs time that grows with the square of some unfinished constructs (a|a|a|…): nobody writes such scripts.
-MOST_BYTES = 256 * 1024
+MOST_BYTES = 64 * 1024
 MOST_OPERATORS = 2_000
 _OPERATORS = re.compile(rb"[|(<{]")
 

@@ -14,34 +14,6 @@ _KEEPS = re.compile(r"\$\?|\$\{?PIPESTATUS|\$\{?[a-z_]*(rc|ret|status|exit|code|
 _SAFE_TAIL = ("exit", "wait", "test", "[", "fi")
 
 
-def set_options(script: Script) -> list[tuple[int, str, str]]:
-    """What `set` and the first line switch: place, `+` or `-`, letter (`o` and a name for long ones)."""
-    found: list[tuple[int, str, str]] = []
-    first = script.data.partition(b"\n")[0].decode(errors="replace")
-    shebang = re.match(r"#!\s*\S*sh((?:\s+-[a-z]+)+)", first)
-    if shebang:
-        found += [(0, "-", letter) for letter in re.sub(r"[\s-]", "", shebang[1])]
-    for command in script.shell.commands:
-        texts = [word.text for word in command.words]
-        if not texts or texts[0] != "set" or command.depth:
-            continue
-        for at, text in enumerate(texts[1:], 1):
-            if text[:1] in ("-", "+") and len(text) > 1:
-                found += [(command.start, text[0], letter) for letter in text[1:] if letter != "o"]
-                if "o" in text[1:] and at + 1 < len(texts):
-                    found.append((command.start, text[0], texts[at + 1]))
-    return found
-
-
-def is_set(script: Script, at: int, *names: str) -> bool:
-    """Whether an option of the shell is on at a place."""
-    state = False
-    for start, sign, name in set_options(script):
-        if start <= at and name in names:
-            state = sign == "-"
-    return state
-
-
 @rule(
     "rank-death",
     "warning",
@@ -87,10 +59,10 @@ def tee_hides_death(script: Script, _: Surroundings) -> Iterator[Hit]:
     """Work whose output is piped on."""
     for launch in _work(script):
         command = launch.command
-        if not command.piped_into or command.substitution or is_set(script, command.start, "pipefail"):
+        if not command.piped_into or command.substitution or script.is_set(command.start, "pipefail"):
             continue
         # With -e a pipe that is cut short on purpose (| head) would end the script.
-        safe = not is_set(script, command.start, "e") and not command.depth
+        safe = not script.is_set(command.start, "e") and not command.depth
         at = script.line_start(command.statement)
         own_line = not script.data[at : command.statement].strip()
         edits = insert(at, "set -o pipefail\n") if safe and own_line and b"PIPESTATUS" not in script.data else ()
@@ -130,8 +102,8 @@ def exit_code(script: Script, _: Surroundings) -> Iterator[Hit]:
         if not re.search(r"\bwait\s+(-n|-p|\"?\$|%|[0-9])", tail) and not re.search(r"\bjobs\b", tail):
             yield Hit(last.start, "it runs in the background, and a plain wait has the status 0")
         return
-    errexit = is_set(script, last.start, "e", "errexit")
-    if last.piped_into and not is_set(script, last.start, "pipefail"):
+    errexit = script.is_set(last.start, "e", "errexit")
+    if last.piped_into and not script.is_set(last.start, "pipefail"):
         return
     after = [start for start, _ in script.shell.statements if start > last.end]
     if not after or errexit or last.rescued:
@@ -159,7 +131,7 @@ def rc_under_set_e(script: Script, _: Surroundings) -> Iterator[Hit]:
             value is None
             or value.text != "$?"
             or assignment.depth
-            or not is_set(script, assignment.start, "e", "errexit")
+            or not script.is_set(assignment.start, "e", "errexit")
         ):
             continue
         before = [command for command in works if command.end < assignment.start]

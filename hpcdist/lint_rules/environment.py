@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 from hpcdist.launches import Launch
 from hpcdist.lint_rule import Edit, Hit, Rule, Surroundings, rule
-from hpcdist.lint_rules.ending import is_set
 from hpcdist.sbatch_script import Script
 from hpcdist.work import is_python_launch, is_work
 
@@ -66,7 +65,7 @@ def conda_set_u(script: Script, _: Surroundings) -> Iterator[Hit]:
     """Activation under `set -u`."""
     for launch in script.launches:
         command = launch.command
-        if _activates(launch) and is_set(script, command.start, "u", "nounset") and not command.depth:
+        if _activates(launch) and script.is_set(command.start, "u", "nounset") and not command.depth:
             start, end = script.line_start(command.start), script.line_end(command.start)
             whole = script.data[start:end].strip() == script.data[command.start : command.end]
             edits: tuple[Edit, ...] = ()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from hpcdist.directives import Directive
 from hpcdist.errors import UsageError
 from hpcdist.lint_rule import Edit, Hit, Rule, Surroundings, rule
+from hpcdist.sbatch_options import SBATCH, UNKNOWN, find_nearest
 from hpcdist.sbatch_script import Script
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
@@ -15,6 +16,8 @@ _NUMBERS = ("ntasks", "ntasks-per-node", "cpus-per-task", "ntasks-per-socket", "
 _TIMES = ("time", "time-min")
 _MEMORIES = ("mem", "mem-per-cpu", "mem-per-gpu")
 _ARRAY = re.compile(r"(0x)?[0-9]+(-[0-9]+(:[0-9]+)?)?(,[0-9]+(-[0-9]+(:[0-9]+)?)?)*(%[0-9]+)?")
+# Looking for the option that was meant takes long.
+MOST_FAULTS = 50
 # Each adds to what was given before; the others replace it (sbatch -v of 22.05).
 _ADDING = ("mail-type", "verbose", "quiet")
 
@@ -165,9 +168,12 @@ def stray_word(script: Script, _: Surroundings) -> Iterator[Hit]:
 )
 def unknown_option(script: Script, _: Surroundings) -> Iterator[Hit]:
     """An option that is none, or is cut short too much; others may come from a plugin of the site."""
-    for directive in script.header.directives:
-        if directive.fault and ("but --" in directive.fault or "there is no option --" not in directive.fault):
+    faulty = [directive for directive in script.header.directives if directive.fault]
+    for directive in faulty[:MOST_FAULTS]:
+        if not directive.fault.startswith(UNKNOWN):
             yield Hit(directive.start, directive.fault)
+        elif near := find_nearest(directive.name, SBATCH):
+            yield Hit(directive.start, f"{directive.fault}, but --{near}")
 
 
 @rule(
