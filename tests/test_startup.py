@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import startup
 
-HEAVY = {"torch", "submitit", "pytorch_lightning", "tensorboard", "rich", "numpy"}
+HEAVY = {"tree_sitter", "tree_sitter_bash", "torch", "submitit", "pytorch_lightning", "tensorboard", "rich", "numpy"}
 
 
 def loaded_by(program, project):
