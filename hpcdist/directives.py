@@ -14,6 +14,9 @@ from hpcdist.sbatch_options import SBATCH, read_options
 MAGIC = b"#SBATCH"
 # isspace(3) in the C locale.
 _BLANK = b" \t\v\f\r"
+_BLANKS = tuple(_BLANK[at : at + 1] for at in range(len(_BLANK)))
+# A backslash before one of these is meant as one.
+_ESCAPABLE = (b"", b"\\", b'"', b"'", b"#")
 
 
 class DirectiveWord(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +129,7 @@ def parse_words(line: bytes, at: int, offset: int) -> Iterator[DirectiveWord]:
         offset: The script's byte at which the line begins.
     """
     while True:
-        while at < len(line) and line[at : at + 1] in (b" ", b"\t", b"\v", b"\f", b"\r"):
+        while line[at : at + 1] in _BLANKS:
             at += 1
         if at >= len(line) or line[at : at + 1] == b"#":
             return
@@ -144,30 +147,25 @@ def _word(line: bytes, at: int, offset: int) -> tuple[DirectiveWord, int]:
     start, quote, quoted, loses = at, b"", False, ""
     text = bytearray()
     while at < len(line):
-        char = line[at : at + 1]
+        char, following = line[at : at + 1], line[at + 1 : at + 2]
+        at += 1
         if char == b"\\":
-            if not quote and line[at + 1 : at + 2] in (b" ", b"\t", b"\v", b"\f", b"\r"):
-                # An escaped blank ends the word all the same.
-                at, loses = at + 1, "a backslash"
-                continue
-            loses = "a backslash" if line[at + 1 : at + 2] not in (b"", b"\\", b'"', b"'", b"#", b" ") else loses
-            text += line[at + 1 : at + 2]
-            at += 2
-            continue
-        if quote and char == quote:
-            quote = b""
+            loses = loses if following in _ESCAPABLE else "a backslash"
+            # An escaped blank ends the word all the same, unless it is quoted.
+            if quote or following not in _BLANKS:
+                text += following
+                at += 1
         elif quote:
-            text += char
+            quote = b"" if char == quote else quote
+            text += char if quote else b""
         elif char in (b'"', b"'"):
             quote, quoted = char, True
-        elif char == b"#":
-            loses = "what follows a '#'"
-            break
-        elif char in (b" ", b"\t", b"\v", b"\f", b"\r"):
+        elif char == b"#" or char in _BLANKS:
+            loses = "what follows a '#'" if char == b"#" else loses
+            at -= 1
             break
         else:
             text += char
-        at += 1
     at = min(at, len(line))
     if not text and line[at:].strip():
         loses = "the rest of the line after an empty word"

@@ -7,8 +7,8 @@ from itertools import islice
 import msgspec
 
 from hpcdist.sbatch_options import SRUN, Given, read_options
-from hpcdist.shell import Command, parse_shell
-from hpcdist.shell_words import Word
+from hpcdist.shell import parse_shell
+from hpcdist.shell_words import Command, Word
 from hpcdist.wrappers import (
     CONTAINER_VALUED,
     CONTAINERS,

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from hpcdist.errors import UsageError
-from hpcdist.lint_rule import Edit, Finding, Rule, Surroundings
+from hpcdist.lint_rule import Edit, Finding, Hit, Rule, Surroundings
 from hpcdist.lint_rules import ending, environment, gpus, header, launching, logs, network, requests, safety, site
 from hpcdist.sbatch_script import Script
 
@@ -62,23 +62,27 @@ def lint(
     whole_file, by_line = _ignored(script)
     findings = []
     for one in rules:
-        if one.code in whole_file or "" in whole_file:
+        if {one.code, ""} & whole_file:
             continue
         for hit in islice(one.check(script, surroundings), MOST_HITS):
-            line, column = script.place_of(hit.at)
-            if not {one.code, ""} & by_line.get(line, set()):
-                finding = Finding(
-                    code=one.code,
-                    severity=one.severity,
-                    line=line,
-                    column=column,
-                    message=hit.message,
-                    why=one.why,
-                    fix=hit.fix or one.fix,
-                    edits=hit.edits,
-                )
+            finding = _finding(script, one, hit)
+            if not {one.code, ""} & by_line.get(finding.line, set()):
                 findings.append(finding)
     return sorted(findings, key=lambda finding: (finding.line, finding.column, finding.code))
+
+
+def _finding(script: Script, one: Rule, hit: Hit) -> Finding:
+    line, column = script.place_of(hit.at)
+    return Finding(
+        code=one.code,
+        severity=one.severity,
+        line=line,
+        column=column,
+        message=hit.message,
+        why=one.why,
+        fix=hit.fix or one.fix,
+        edits=hit.edits,
+    )
 
 
 def _ignored(script: Script) -> tuple[set[str], dict[int, set[str]]]:

@@ -8,8 +8,8 @@ from functools import cached_property
 from hpcdist.asked import Request, count_of, gres_gpus, step_request
 from hpcdist.directives import Directive, Header, parse_header
 from hpcdist.launches import Launch, Program, read_launches
-from hpcdist.shell import Assignment, Shell, parse_shell
-from hpcdist.shell_words import Word
+from hpcdist.shell import parse_shell
+from hpcdist.shell_words import Assignment, Shell, Word
 from hpcdist.work import is_step_work
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hpcdist.shell_words import Word, read_word, text_of
+from hpcdist.shell_words import Assignment, Command, Shell, Word, read_word, text_of
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Parser
@@ -18,86 +18,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 64 * 1024
 MOST_OPERATORS = 2_000
 _OPERATORS = re.compile(rb"[|(<{]")
-
-
-class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """`NAME=value`.
-
-    Attributes:
-        name: The variable.
-        value: What it gets; None for an array or nothing.
-        start: Byte at which it begins.
-        end: Byte after it.
-        exported: Whether tasks see it: `export`, or in front of a command.
-        depth: Subshells, substitutions, loops, branches and functions around it.
-        prefix: Whether it stands in front of a command and counts for that alone.
-    """
-
-    name: str
-    value: Word | None
-    start: int
-    end: int
-    exported: bool
-    depth: int
-    prefix: bool = False
-
-
-class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """A simple command and where it stands.
-
-    Attributes:
-        words: Its words, the first one its name.
-        assignments: Those in front of it.
-        start: Byte at which it begins.
-        end: Byte after it.
-        piped_into: Names of the commands that its output is piped into.
-        depth: Functions, branches, loops and subshells around it.
-        background: Whether it ends in `&`, or what it stands in does.
-        condition: Whether its status is looked at: after if, while or `!`, or on the left of `||` and `&&`.
-        rescued: Whether `||` follows it.
-        branch: Whether it runs only sometimes: in an if, a case, or on the right of `||` and `&&`.
-        substitution: Whether it stands in `$(…)` or backquotes.
-        function: Whether it stands in a function.
-        statement: Byte at which the outermost statement around it begins.
-        writes: Files that it is redirected to.
-        heredoc: Text of its here-document; None without one.
-        raw_heredoc: Whether the shell replaces nothing in it.
-    """
-
-    words: tuple[Word, ...]
-    start: int
-    end: int
-    assignments: tuple[Assignment, ...] = ()
-    piped_into: tuple[str, ...] = ()
-    depth: int = 0
-    background: bool = False
-    condition: bool = False
-    rescued: bool = False
-    branch: bool = False
-    substitution: bool = False
-    function: bool = False
-    statement: int = 0
-    writes: tuple[Word, ...] = ()
-    heredoc: str | None = None
-    raw_heredoc: bool = False
-
-
-class Shell(msgspec.Struct, frozen=True, kw_only=True):
-    """The shell part of a script.
-
-    Attributes:
-        commands: In the order of their beginnings.
-        assignments: All of them.
-        comments: Start, end and text of each comment, `#SBATCH` lines included.
-        statements: Start and end of each statement at the top, assignments included.
-        is_complete: Whether the script was small and plain enough to be read.
-    """
-
-    commands: tuple[Command, ...] = ()
-    assignments: tuple[Assignment, ...] = ()
-    comments: tuple[tuple[int, int, str], ...] = ()
-    statements: tuple[tuple[int, int], ...] = ()
-    is_complete: bool = True
 
 
 class _Place(msgspec.Struct, frozen=True, kw_only=True):

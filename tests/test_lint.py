@@ -179,6 +179,14 @@ def test_explain_says_why_and_where_from():
     assert [line.split()[0] for line in listed.splitlines()] == [rule.code for rule in RULES]
 
 
+def test_the_pre_commit_hook_runs_the_command_on_batch_scripts():
+    hook = (REPOSITORY / ".pre-commit-hooks.yaml").read_text()
+    assert "entry: hpcdist lint\n" in hook
+    (pattern,) = re.findall(r"files: (.+)", hook)
+    assert re.search(pattern, "jobs/train.sbatch")
+    assert not re.search(pattern, "train.py")
+
+
 def test_missing_log_folders_and_the_site_are_looked_at(project, stand_in):
     Path("a.sbatch").write_text("#!/bin/bash\n#SBATCH -o logs/%j.out --mem=3G -p gpu\npython t.py\n")
     Path("site.txt").write_text("gpu*|1:00:00|2|4|2000|gpu:1\n")

@@ -165,6 +165,7 @@ def test_every_rule_has_its_two_scripts_and_its_source():
         ("nodelist", True, "", "MASTER_ADDR=$SLURM_NODELIST"),
         ("port", True, "-N1", "torchrun --nproc_per_node=2 t.py"),
         ("port", False, "-N1", "torchrun --standalone t.py"),
+        ("port", False, "", "torchrun --nnodes=$SLURM_NNODES t.py"),
         ("port", True, "", "accelerate launch --main_process_port 29501 t.py"),
         ("port", False, "", "torchrun --rdzv_endpoint=host:0 t.py"),
         ("master-addr", True, TWO, "export MASTER_ADDR=localhost"),

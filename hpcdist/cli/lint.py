@@ -75,25 +75,27 @@ def lint_command(
     surroundings = Surroundings(
         partitions=_partitions(site_file, cluster=cluster), folder_exists=lambda folder: Path(folder).is_dir()
     )
-    found = []
+    found: list[tuple[str, Finding]] = []
     for name in files:
         data = _read(name)
         if mend:
-            fixed = fix_script(data, surroundings, select=chosen, ignore=left_out)
-            _show_fix(name, data, fixed, as_json=as_json)
-            data = fixed
-        findings = lint(data, surroundings, select=chosen, ignore=left_out)
-        found += [(name, finding) for finding in findings]
-        if not as_json:
-            for finding in findings:
-                click.echo(format_finding(name, finding, brief=brief), err=mend and name == "-")
-    if as_json:
-        rows = [{"file": name, **msgspec.to_builtins(finding)} for name, finding in found]
-        click.echo(msgspec.json.format(msgspec.json.encode(rows)).decode(), err=mend and "-" in files)
-    else:
-        _sum_up(found, len(files))
+            before, data = data, fix_script(data, surroundings, select=chosen, ignore=left_out)
+            _show_fix(name, before, data, as_json=as_json)
+        found += [(name, one) for one in lint(data, surroundings, select=chosen, ignore=left_out)]
+    # Where the mended script itself goes to standard output, nothing else may.
+    _show(found, len(files), brief=brief, as_json=as_json, err=mend and "-" in files)
     if any(finding.severity != "info" for _, finding in found):
         raise click.exceptions.Exit(1)
+
+
+def _show(found: "list[tuple[str, Finding]]", files: int, *, brief: bool, as_json: bool, err: bool) -> None:
+    if as_json:
+        rows = [{"file": name, **msgspec.to_builtins(finding)} for name, finding in found]
+        click.echo(msgspec.json.format(msgspec.json.encode(rows)).decode(), err=err)
+        return
+    for name, finding in found:
+        click.echo(format_finding(name, finding, brief=brief), err=err)
+    _sum_up(found, files)
 
 
 def _codes(text: str | None) -> tuple[str, ...]:

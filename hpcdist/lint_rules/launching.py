@@ -29,7 +29,8 @@ def cpus_per_task(script: Script, _: Surroundings) -> Iterator[Hit]:
     for _launch, srun, _request in script.steps:
         if srun.option("cpus-per-task", "exclusive", "cpus-per-gpu") is None:
             word = srun.name_word
-            is_plain = script.data[word.start : word.end] == b"srun"
+            # The components of a heterogeneous job have variables of their own.
+            is_plain = script.data[word.start : word.end] == b"srun" and not script.header.separators
             edits = insert(word.end, ' --cpus-per-task="$SLURM_CPUS_PER_TASK"') if is_plain else ()
             yield Hit(word.start, f"srun without the job's --cpus-per-task={directive.value}", edits)
 

@@ -47,7 +47,11 @@ def port(script: Script, _: Surroundings) -> Iterator[Hit]:
             if found and found[1] != "0" and not seen:
                 yield Hit(launch.last.name_word.start, f"{option} is always {found[1]}")
         texts = [word.text for word in launch.last.words]
-        is_alone = "--standalone" in texts or script.exports("MASTER_PORT") or script.exports("PET_MASTER_PORT")
+        # Told of other nodes, it may have them from sbatch's command line.
+        several = any(re.match(r"--(nnodes(?!=1$)|node.rank)", text) for text in texts)
+        is_alone = (
+            several or "--standalone" in texts or script.exports("MASTER_PORT") or script.exports("PET_MASTER_PORT")
+        )
         if launch.last.name == "torchrun" and not values and not is_alone and not script.is_multi_node:
             word = launch.last.name_word
             is_plain = script.data[word.start : word.end] == b"torchrun" and not launch.inside
