@@ -53,6 +53,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python benchmarks/throughput.py --data-dir data
 	$(BIN)/python -m benchmarks.accounting
+	$(BIN)/python -m benchmarks.lint
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,7 +7,17 @@ import pytest
 
 from benchmarks import startup
 
-HEAVY = {"torch", "submitit", "pytorch_lightning", "tensorboard", "rich", "numpy", "matplotlib"}
+HEAVY = {
+    "matplotlib",
+    "numpy",
+    "pytorch_lightning",
+    "rich",
+    "submitit",
+    "tensorboard",
+    "torch",
+    "tree_sitter",
+    "tree_sitter_bash",
+}
 
 
 def loaded_by(program, project):

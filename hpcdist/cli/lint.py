@@ -1,0 +1,181 @@
+"""hpcdist lint."""
+
+import difflib
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.printable import printable_line
+
+if TYPE_CHECKING:
+    from hpcdist.lint_rule import Finding
+    from hpcdist.partitions import Partition
+
+# The finding's colour by its severity.
+_COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
+
+
+@click.command(
+    "lint",
+    epilog="""Examples:
+
+\b
+  hpcdist lint train.sbatch
+  hpcdist lint --fix *.sbatch
+  hpcdist lint --cluster train.sbatch      (and whether a node here can meet the request)
+  hpcdist lint --explain port
+  # hpcdist: ignore[port]                  (a comment on the line or above it; ignore-file[port] at the top)
+""",
+)
+@click.argument("files", nargs=-1, metavar="FILE...")
+@click.option("--fix", "mend", is_flag=True, help="Rewrite what is safe to rewrite, and show the difference.")
+@click.option("--explain", metavar="CODE", help="Explain a rule; all lists them.")
+@click.option("--select", metavar="CODE,...", help="Look for these alone.")
+@click.option("--ignore", metavar="CODE,...", help="Leave these out.")
+@click.option("--brief", is_flag=True, help="One line for each finding.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--cluster", is_flag=True, help="Ask this machine's Slurm what its nodes have.")
+@click.option(
+    "--site-file", metavar="FILE", help="What sinfo -e -h -o '%P|%l|%D|%c|%m|%G' printed, in place of asking."
+)
+def lint_command(
+    files: tuple[str, ...],
+    *,
+    mend: bool,
+    explain: str | None,
+    select: str | None,
+    ignore: str | None,
+    brief: bool,
+    as_json: bool,
+    cluster: bool,
+    site_file: str | None,
+) -> None:
+    """Find known mistakes in sbatch scripts, anybody's, with or without Slurm here.
+
+    FILE - is standard input. Ends with 1 if there are errors or warnings; notes are only shown.
+    """
+    # The parser's library is loaded only here.
+    from hpcdist.lint import find_rule, lint
+    from hpcdist.lint import fix as fix_script
+    from hpcdist.lint_rule import Surroundings
+
+    if explain:
+        click.echo(explain_rule(explain), nl=False)
+        return
+    if not files:
+        raise UsageError("there is no FILE", "hpcdist lint --help")
+    chosen, left_out = _codes(select), _codes(ignore)
+    for code in (*chosen, *left_out):
+        find_rule(code)
+    surroundings = Surroundings(
+        partitions=_partitions(site_file, cluster=cluster), folder_exists=lambda folder: Path(folder).is_dir()
+    )
+    found: list[tuple[str, Finding]] = []
+    for name in files:
+        data = _read(name)
+        if mend:
+            before, data = data, fix_script(data, surroundings, select=chosen, ignore=left_out)
+            _show_fix(name, before, data, as_json=as_json)
+        found += [(name, one) for one in lint(data, surroundings, select=chosen, ignore=left_out)]
+    # Where the mended script itself goes to standard output, nothing else may.
+    _show(found, len(files), brief=brief, as_json=as_json, err=mend and "-" in files)
+    if any(finding.severity != "info" for _, finding in found):
+        raise click.exceptions.Exit(1)
+
+
+def _show(found: "list[tuple[str, Finding]]", files: int, *, brief: bool, as_json: bool, err: bool) -> None:
+    if as_json:
+        rows = [{"file": name, **msgspec.to_builtins(finding)} for name, finding in found]
+        click.echo(msgspec.json.format(msgspec.json.encode(rows)).decode(), err=err)
+        return
+    for name, finding in found:
+        click.echo(format_finding(name, finding, brief=brief), err=err)
+    _sum_up(found, files)
+
+
+def _codes(text: str | None) -> tuple[str, ...]:
+    return tuple(code.strip() for code in text.split(",") if code.strip()) if text else ()
+
+
+def _read(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such name"
+        raise UsageError(
+            f"{printable_line(name)} can't be read: {reason}", "name an sbatch script, or - for standard input"
+        ) from None
+
+
+def _partitions(site_file: str | None, *, cluster: bool) -> "tuple[Partition, ...] | None":
+    """What the site has, where it is known or asked."""
+    from hpcdist.partitions import SINFO, parse_sinfo
+
+    if site_file:
+        return parse_sinfo(_read(site_file).decode(errors="replace"))
+    if not cluster:
+        return None
+    from hpcdist.backends.slurm import run_command
+
+    return parse_sinfo(run_command(SINFO))
+
+
+def _show_fix(name: str, before: bytes, after: bytes, *, as_json: bool) -> None:
+    """Writes the mended script and shows what changed; of standard input, prints the script itself."""
+    if name == "-":
+        sys.stdout.buffer.write(after)
+        sys.stdout.flush()
+    elif after != before:
+        try:
+            Path(name).write_bytes(after)
+        except OSError as error:
+            raise HpcdistError(f"{printable_line(name)} can't be written: {error.strerror}", "check its mode") from None
+    if after != before:
+        old, new = (data.decode(errors="replace").splitlines(keepends=True) for data in (before, after))
+        for line in difflib.unified_diff(old, new, fromfile=name, tofile=name):
+            colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
+            text = printable_line(line.rstrip("\r\n"))
+            click.echo(click.style(text, fg=colour) if colour else text, err=as_json or name == "-")
+
+
+def format_finding(name: str, finding: "Finding", *, brief: bool = False) -> str:
+    """`file:line:column: code message`, then why and what to do."""
+    place = click.style(f"{printable_line(name)}:{finding.line}:{finding.column}:", bold=True)
+    code = click.style(finding.code, fg=_COLOURS[finding.severity], bold=True)
+    mark = " [*]" if finding.edits else ""
+    note = " (note)" if finding.severity == "info" else ""
+    first = f"{place} {code}{note}{mark} {printable_line(finding.message)}"
+    if brief:
+        return first
+    return f"{first}\n    why: {finding.why}\n    fix: {finding.fix}"
+
+
+def _sum_up(found: "list[tuple[str, Finding]]", files: int) -> None:
+    """The counts, on standard error."""
+    counts = Counter(finding.severity for _, finding in found)
+    numbers = ((counts["error"], "error(s)"), (counts["warning"], "warning(s)"), (counts["info"], "note(s)"))
+    said = ", ".join(f"{count} {word}" for count, word in numbers if count)
+    mendable = sum(1 for _, finding in found if finding.edits)
+    tail = f"; {mendable} marked [*] can be mended with --fix" if mendable else ""
+    click.echo(f"{said or 'nothing'} found in {files} file(s){tail}", err=True)
+
+
+def explain_rule(code: str) -> str:
+    """A rule in full; `all` is a list of them."""
+    from hpcdist.lint import RULES, find_rule
+
+    if code == "all":
+        width = max(len(rule.code) for rule in RULES)
+        return "".join(f"{rule.code:{width}}  {rule.severity:7}  {rule.why}\n" for rule in RULES)
+    rule = find_rule(code)
+    return (
+        f"{rule.code} ({rule.severity})\n\n{rule.why}\n\nfix: {rule.fix}\nsource: {rule.source}\n"
+        f"more: docs/pitfalls.md#{rule.code}\n"
+    )

@@ -1,0 +1,242 @@
+"""What a command really starts: the programs behind srun, containers, environments and `bash -c`. Pure."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+
+import msgspec
+
+from hpcdist.sbatch_options import SRUN, Given, read_options
+from hpcdist.shell import parse_shell
+from hpcdist.shell_words import Command, Word
+from hpcdist.wrappers import (
+    CONTAINER_VALUED,
+    CONTAINERS,
+    MODULES,
+    MPI,
+    MPI_VALUED,
+    RUNNER_VALUED,
+    RUNNERS,
+    SHELLS,
+    SSH_VALUED,
+    WITH_WORD,
+    WRAPPERS,
+)
+
+DEEPEST = 4
+MOST_EXPANSIONS = 100
+MOST_CHARACTERS = 50_000
+MOST_WORDS = 1_000
+MOST_SPENT = 200_000
+_PYTHON = re.compile(r"(python[0-9.]*|ipython|pypy3?)")
+
+
+class Program(msgspec.Struct, frozen=True, kw_only=True):
+    """A program with its arguments.
+
+    Attributes:
+        name: Its name without a folder; `torchrun` also for `python -m torch.distributed.run`.
+        words: Its arguments, without those of a program that it starts.
+        name_word: The word that names it.
+        options: srun's options; empty for others.
+    """
+
+    name: str
+    words: tuple[Word, ...]
+    name_word: Word
+    options: tuple[Given, ...] = ()
+
+    def option(self, *names: str) -> str | None:
+        """Value of the last of srun's options by these names; "" without a value, None where it is not given."""
+        values = [given.value or "" for given in self.options if given.name in names]
+        return values[-1] if values else None
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """A command and what it starts, from the outside in.
+
+    Attributes:
+        command: The command.
+        programs: srun, a container, torchrun, …; the last one does the work.
+        inside: Whether it stands in the text of a `bash -c` or a here-document that another command runs.
+    """
+
+    command: Command
+    programs: tuple[Program, ...]
+    inside: bool = False
+
+    def find(self, *names: str) -> Program | None:
+        """The first program by one of these names."""
+        return next((program for program in self.programs if program.name in names), None)
+
+    @property
+    def last(self) -> Program:
+        """The program that does the work."""
+        return self.programs[-1]
+
+
+def is_python(name: str) -> bool:
+    """Whether a program's name says Python, also `$PYTHON` and `${python_bin}`."""
+    plain = name.strip("${}").lower()
+    return _PYTHON.fullmatch(plain) is not None or (name.startswith("$") and "python" in plain)
+
+
+def read_launches(commands: Sequence[Command], values: Mapping[str, Word]) -> Iterator[Launch]:
+    """What each command starts; commands in the text of a `bash -c` or a here-document too.
+
+    Args:
+        commands: The script's commands.
+        values: Variables that have one value throughout.
+    """
+    spent = 0
+    for command in commands:
+        # Short scripts can be written that are endless when their values and inner texts are all read.
+        full = spent < MOST_SPENT
+        found = list(_launches(command, command, (), values if full else {}, 0 if full else DEEPEST))
+        spent += sum(len(word.text) for launch in found for program in launch.programs for word in program.words)
+        yield from found
+
+
+def _launches(
+    outer: Command, command: Command, before: tuple[Program, ...], values: Mapping[str, Word], depth: int
+) -> Iterator[Launch]:
+    words = [piece for word in command.words for piece in resolve(word, values)]
+    programs = before + tuple(_unwrap(words))
+    if not programs:
+        return
+    yield Launch(command=outer, programs=programs, inside=bool(before))
+    text = _inner_text(programs[-1], command) if depth < DEEPEST and len(programs) > len(before) else None
+    if text is None:
+        return
+    at = programs[-1].name_word
+    for inner in parse_shell(text.encode(errors="replace")).commands:
+        moved = msgspec.structs.replace(inner, words=tuple(_move(word, at) for word in inner.words))
+        yield from _launches(outer, moved, programs, values, depth + 1)
+
+
+def _move(word: Word, at: Word) -> Word:
+    """The word of an inner text, at the place in the script of the shell that runs it."""
+    return msgspec.structs.replace(word, start=at.start, end=at.end, expansions=word.expansions)
+
+
+def _inner_text(program: Program, command: Command) -> str | None:
+    """The text that a shell is given to run: with -c, in a here-document, by ssh or by trap."""
+    texts = [word.text for word in program.words]
+    if program.name == "trap":
+        return texts[0] if len(texts) > 1 and not texts[0].startswith("-") else None
+    if program.name == "ssh":
+        return " ".join(texts[_skip(texts, 0, SSH_VALUED) + 1 :]) or None
+    if program.name not in SHELLS:
+        return None
+    for at, word in enumerate(program.words):
+        if re.fullmatch(r"-[a-z]*c", word.text):
+            return program.words[at + 1].text if at + 1 < len(program.words) else None
+        if not word.text.startswith("-"):
+            return None
+    return command.heredoc
+
+
+def resolve(word: Word, values: Mapping[str, Word]) -> list[Word]:
+    """A word with the variables replaced whose value is known; several words where the shell would split it."""
+    return list(islice(_resolve(word, values, 0), MOST_WORDS)) if word.expansions and values else [word]
+
+
+def _resolve(word: Word, values: Mapping[str, Word], depth: int) -> Iterator[Word]:
+    known = [part for part in word.expansions if part.kind == "variable" and _is_text(values.get(part.name))]
+    # A value may hold its own name, and values of values grow without end.
+    if not known or depth >= DEEPEST or len(known) > MOST_EXPANSIONS or len(word.text) > MOST_CHARACTERS:
+        yield word
+        return
+    text, left = word.text, [part for part in word.expansions if part not in known]
+    for part in known:
+        value = values[part.name]
+        text = text.replace(part.source, value.text, 1)
+        left += [msgspec.structs.replace(inner, start=part.start) for inner in value.expansions]
+    split = not word.quoted and any(re.search(r"\s", values[part.name].text) for part in known)
+    replaced = msgspec.structs.replace(word, text=text, expansions=tuple(left))
+    for piece in _split(replaced) if split else [replaced]:
+        yield from _resolve(piece, values, depth + 1)
+
+
+def _is_text(value: Word | None) -> bool:
+    """Whether a variable's value is text that may be put in its place: no command's output."""
+    return value is not None and all(part.kind not in ("command", "process") for part in value.expansions)
+
+
+def _split(word: Word) -> Iterator[Word]:
+    """The words that an unquoted expansion falls into; a quote in a value is an ordinary character."""
+    for text in re.sub(r"\\\n", " ", word.text).split()[:MOST_WORDS]:
+        inside = tuple(part for part in word.expansions if part.source in text)
+        yield msgspec.structs.replace(word, text=text, expansions=inside)
+
+
+def _unwrap(words: Sequence[Word]) -> Iterator[Program]:
+    """The programs of a command line, from the outside in."""
+    for _ in range(2 * DEEPEST):
+        while words and re.match(r"[A-Za-z_][A-Za-z0-9_]*=", words[0].text):
+            words = words[1:]
+        if not words:
+            return
+        name = words[0].text.rpartition("/")[2]
+        program, rest = _part(name, words)
+        yield program
+        if not rest:
+            return
+        words = rest
+
+
+def _part(name: str, words: Sequence[Word]) -> tuple[Program, Sequence[Word]]:
+    """A program, and the words of what it starts."""
+    head, texts = words[0], [word.text for word in words]
+    if name == "srun":
+        options = tuple(read_options(texts[1:], SRUN, stop=True))
+        own = 1 + (options[-1].last + 1 if options else 0)
+        rest = words[own + 1 :] if texts[own : own + 1] == ["--"] else words[own:]
+        return Program(name=name, words=tuple(words[1:own]), name_word=head, options=options), rest
+    end = _own_end(name, texts)
+    if end is None:
+        return _worker(name, words), ()
+    return Program(name=name, words=tuple(words[1:end]), name_word=head), words[end:]
+
+
+def _own_end(name: str, texts: Sequence[str]) -> int | None:
+    """Where a program's own words end; None for one that starts no other."""
+    if name in WRAPPERS:
+        return _skip(texts, 1, WRAPPERS[name]) + (name in WITH_WORD)
+    if name in MPI:
+        return _skip(texts, 1, MPI_VALUED)
+    verb = next((at for at, text in enumerate(texts[:6]) if at and text in ("exec", "run", "shell")), None)
+    if name in CONTAINERS and verb is not None:
+        # The image comes between the options and the program.
+        return _skip(texts, verb + 1, CONTAINER_VALUED) + 1
+    if name in RUNNERS and texts[1:2] == ["run"]:
+        return _skip(texts, 2, RUNNER_VALUED)
+    if is_python(name) and texts[1:3] == ["-m", "hpcdist.rank"] and "--" in texts and "--torchrun" not in texts:
+        return texts.index("--") + 1
+    return None
+
+
+def _worker(name: str, words: Sequence[Word]) -> Program:
+    """A program that starts no other that we know of; Python's launchers by their own names."""
+    texts = [word.text for word in words[:4]]
+    if is_python(name):
+        module = 1
+        while module < len(texts) and texts[module].startswith("-") and texts[module] not in ("-m", "-c"):
+            module += 1
+        if texts[module : module + 1] == ["-m"] and module + 1 < len(texts):
+            known = MODULES.get(texts[module + 1])
+            if texts[module + 1] == "hpcdist.rank" and "--torchrun" in [word.text for word in words]:
+                known = "hpcdist-torchrun"
+            if known:
+                return Program(name=known, words=tuple(words[module + 2 :]), name_word=words[0])
+        name = "python"
+    return Program(name=name, words=tuple(words[1:]), name_word=words[0])
+
+
+def _skip(texts: Sequence[str], at: int, valued: Mapping[str, int]) -> int:
+    """The place of the first word that is neither an option nor its value."""
+    while at < len(texts) and texts[at].startswith("-") and texts[at] != "-":
+        if texts[at] == "--":
+            return at + 1
+        at += 1 + valued.get(texts[at], 0)
+    return at

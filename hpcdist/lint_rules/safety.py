@@ -1,0 +1,111 @@
+"""Rules about what should not be in a script: secrets, and node-local folders for shared data."""
+
+import re
+from collections.abc import Iterator
+
+from hpcdist.launches import Launch
+from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
+from hpcdist.privacy import is_secret
+from hpcdist.sbatch_script import Script
+from hpcdist.shell_words import Word
+
+# How well-known keys begin: Hugging Face, GitHub, OpenAI and Anthropic, AWS, Slack, GitLab, Google.
+_KEY = re.compile(
+    r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{12,}"
+    r"|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,})"
+)
+# What stands for a value that a person is to fill in, and what is a file and no key.
+_NO_VALUE = re.compile(
+    r"(?i)(<.*>|x{3,}|\*+|\.{3,}|your[-_ ].*|.*(_here|changeme)|todo|none|null|true|false|0|1|)|[~/.].*"
+)
+_LOCAL_FOLDER = re.compile(r"(?:^|[=:,])(?:file://)?(/(?:tmp|var/tmp|dev/shm)(?:/[^:,]*)?)(?=$|[:,])")
+_SCRATCH = re.compile(r"tmp|temp|cache|scratch|socket|bind|sock|local|\B-B\b", re.IGNORECASE)
+_COPIERS = ("cp", "rsync", "tar", "unzip", "wget", "curl", "mv", "scp")
+
+
+@rule(
+    "secret",
+    "error",
+    why="Slurm keeps the script, and everybody who sees it or its repository has the key.",
+    fix="Take it out and revoke it; read it from a file with mode 600: export NAME=$(cat ~/.secrets/name).",
+    source="Slurm's accounting keeps batch scripts (slurm.conf(5), AccountingStoreFlags=job_script)",
+)
+def secret(script: Script, _: Surroundings) -> Iterator[Hit]:
+    """A key, token or password as it is."""
+    seen: set[int] = set()
+    for assignment in script.shell.assignments:
+        value = assignment.value
+        if value and value.is_static and _is_value(value.text) and is_secret(assignment.name):
+            seen |= set(range(assignment.start, assignment.end))
+            yield Hit(assignment.start, f"the value of {assignment.name} stands in the script")
+    for launch in script.launches:
+        for at, word in enumerate(launch.last.words if not launch.inside else ()):
+            name = _secret_option(launch, at, word)
+            if name and word.start not in seen:
+                seen.add(word.start)
+                yield Hit(word.start, f"the value of {name} stands in the script")
+    for found in _KEY.finditer(script.data.decode("latin-1")):
+        start = found.start()
+        line = script.line_start(start)
+        if not any(line <= place < script.line_end(start) for place in seen):
+            yield Hit(start, f"this looks like a key ({found[0][:3]}…)")
+
+
+def _is_value(text: str) -> bool:
+    return len(text) >= 6 and _NO_VALUE.fullmatch(text) is None
+
+
+def _secret_option(launch: Launch, at: int, word: Word) -> str:
+    """The option whose value is a secret that the word holds; empty for none."""
+    words = launch.last.words
+    name, equals, value = word.text.partition("=")
+    plain = name.lstrip("-").replace("-", "_").replace(".", "_")
+    if launch.last.name == "wandb" and at and words[0].text == "login" and re.fullmatch("[0-9a-f]{20,}", word.text):
+        return "wandb login"
+    if not name.startswith("--") or not is_secret(plain) or plain.lower().endswith(("_file", "_path")):
+        return ""
+    if re.search(r"(?i)(max|num|n|pad|eos|bos|mask|special|image|per|new|min)_?[a-z_]*tokens?\b|tokenizer", plain):
+        return ""
+    if equals:
+        return name if word.is_static and _is_value(value) else ""
+    following = words[at + 1] if at + 1 < len(words) else None
+    plain_value = following and following.is_static and not following.text.startswith("-") and _is_value(following.text)
+    return name if plain_value else ""
+
+
+@rule(
+    "shared-tmp",
+    "warning",
+    why="Each node has a /tmp of its own: what one node writes there the others do not see.",
+    fix="Use a folder on the shared file system, or let each node fetch its copy: srun --ntasks-per-node=1 cp ….",
+    source="sbcast(1); sbatch(1), DESCRIPTION: the script runs on the first node",
+)
+def shared_tmp(script: Script, _: Surroundings) -> Iterator[Hit]:
+    """A node's own folder in a job of several nodes."""
+    if not script.is_multi_node:
+        return
+    for launch in script.launches:
+        in_step = launch.find("srun") is not None
+        if not in_step and not launch.inside and launch.last.name in _COPIERS:
+            for word in launch.last.words[-2:]:
+                if _LOCAL_FOLDER.search(word.text):
+                    yield Hit(word.start, f"{launch.last.name} fills {_folder(word)} on the first node alone")
+        elif in_step and launch.last.name not in (*_COPIERS, "mkdir", "rm", "ls", "df"):
+            yield from _in_step(launch)
+
+
+def _in_step(launch: Launch) -> Iterator[Hit]:
+    previous = ""
+    for word in launch.last.words:
+        option = word.text.partition("=")[0] if "=" in word.text else previous
+        previous = word.text if word.text.startswith("-") else ""
+        if _LOCAL_FOLDER.search(word.text) and option.startswith("-") and not _SCRATCH.search(option):
+            yield Hit(word.start, f"{option} is {_folder(word)}, on each node another")
+
+
+def _folder(word: Word) -> str:
+    found = _LOCAL_FOLDER.search(word.text)
+    return found[1] if found else word.text
+
+
+RULES: tuple[Rule, ...] = (secret, shared_tmp)

@@ -1,0 +1,183 @@
+"""The options of sbatch and srun: their names, letters and whether they take a value; how getopt_long reads them. Pure.
+
+Source: sbatch(1) and srun(1) of Slurm 22.05, and the release notes of 23.02 to 25.11 for what came later.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+UNKNOWN = "there is no option --"
+# No option is longer, nor anything that was meant to be one.
+LONGEST = 40
+Takes = Literal["nothing", "a value", "perhaps a value"]
+
+_VALUED = """
+account/A acctg-freq array/a batch bb bbf begin/b chdir/D cluster-constraint clusters/M comment constraint/C container
+container-id core-spec/S cores-per-socket cpu-freq cpus-per-gpu cpus-per-task/c deadline delay-boot dependency/d
+distribution/m error/e exclude/x export export-file extra-node-info/B gid gpu-bind gpu-freq gpus/G gpus-per-node
+gpus-per-socket gpus-per-task gres gres-flags hint input/i job-name/J kill-on-invalid-dep licenses/L mail-type mail-user
+mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nodefile/F nodelist/w nodes/N ntasks/n ntasks-per-core
+ntasks-per-gpu ntasks-per-node ntasks-per-socket ntasks-per-tres oom-kill-step open-mode output/o partition/p power
+prefer priority profile qos/q reservation segment signal sockets-per-node switches thread-spec threads-per-core time/t
+time-min tmp tres-bind tres-per-task uid wait-all-nodes wckey wrap extra resv-ports
+"""
+# Options of pyxis, the plugin for containers that most sites have (github.com/NVIDIA/pyxis).
+_PYXIS = """
+container-image container-mounts container-workdir container-name container-env container-save
+"""
+_OPTIONAL = "exclusive get-user-env nice no-kill/k propagate requeue"
+_FLAGS = """
+contiguous external help/h hold/H ignore-pbs no-requeue overcommit/O oversubscribe/s share parsable quiet/Q reboot
+spread-job stepmgr test-only usage use-min-nodes verbose/v version/V wait/W consolidate-segments
+container-mount-home no-container-mount-home container-remap-root no-container-remap-root no-container-entrypoint
+container-readonly container-writable
+"""
+_SRUN_VALUED = """
+accel-bind bcast-exclude cpu-bind epilog het-group jobid msg-timeout mpi prolog relative/r slurmd-debug task-epilog
+task-prolog threads/T wait/W auto-resume
+"""
+_SRUN_OPTIONAL = (
+    "bcast compress immediate/I kill-on-bad-exit/K resv-ports send-libs x11 exclusive nice no-kill/k propagate"
+)
+_SRUN_FLAGS = """
+disable-status/X exact label/l multi-prog no-allocate/Z overlap preserve-env/E pty quit-on-interrupt unbuffered/u
+interactive
+"""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a program's options are.
+
+    Attributes:
+        takes: Whether each long option takes a value.
+        letters: The long option of each letter.
+    """
+
+    takes: Mapping[str, Takes]
+    letters: Mapping[str, str]
+
+
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    """One option as it was given, or a word that is none.
+
+    Attributes:
+        name: The long name; None for a word that is no option.
+        value: Its value; None without one.
+        word: Place of the word it stands in.
+        last: Place of the last word that belongs to it.
+        fault: What getopt_long says against it; empty when nothing.
+    """
+
+    name: str | None
+    value: str | None
+    word: int
+    last: int
+    fault: str = ""
+
+
+def _table(*groups: tuple[Takes, str]) -> Options:
+    takes: dict[str, Takes] = {}
+    letters: dict[str, str] = {}
+    for kind, words in groups:
+        for word in words.split():
+            name, _, letter = word.partition("/")
+            takes[name] = kind
+            if letter:
+                letters[letter] = name
+    return Options(takes=takes, letters=letters)
+
+
+SBATCH = _table(("a value", _VALUED), ("a value", _PYXIS), ("perhaps a value", _OPTIONAL), ("nothing", _FLAGS))
+SRUN = _table(
+    ("a value", _VALUED),
+    ("a value", _PYXIS),
+    ("nothing", _FLAGS),
+    ("a value", _SRUN_VALUED),
+    ("perhaps a value", _SRUN_OPTIONAL),
+    ("nothing", _SRUN_FLAGS),
+)
+
+
+def read_options(words: Sequence[str], options: Options, *, stop: bool = False) -> Iterator[Given]:
+    """Options among words, as getopt_long(3) takes them.
+
+    Args:
+        words: The words.
+        options: What there is.
+        stop: End before the first word that is no option, which is where srun's own options end.
+    """
+    at = 0
+    while at < len(words):
+        word = words[at]
+        if word == "--" and stop:
+            return
+        if not word.startswith("-") or word in ("-", "--"):
+            if stop:
+                return
+            yield Given(name=None, value=word, word=at, last=at)
+            at += 1
+            continue
+        found = list(_long(words, at, options) if word.startswith("--") else _short(words, at, options))
+        yield from found
+        at = found[-1].last + 1
+
+
+def _long(words: Sequence[str], at: int, options: Options) -> Iterator[Given]:
+    name, equals, value = words[at][2:].partition("=")
+    full, fault = complete(name, options)
+    takes = options.takes.get(full)
+    if fault:
+        yield Given(name=full, value=value if equals else None, word=at, last=at, fault=fault)
+    elif takes == "nothing" and equals:
+        yield Given(name=full, value=value, word=at, last=at, fault=f"--{full} takes no value")
+    elif takes == "a value" and not equals:
+        yield _with_next(full, words, at)
+    else:
+        yield Given(name=full, value=value if equals else None, word=at, last=at)
+
+
+def _short(words: Sequence[str], at: int, options: Options) -> Iterator[Given]:
+    letters = words[at][1:]
+    for place, letter in enumerate(letters):
+        name = options.letters.get(letter)
+        rest = letters[place + 1 :]
+        if name is None:
+            yield Given(name=letter, value=None, word=at, last=at, fault=f"there is no option -{letter}")
+            return
+        takes = options.takes[name]
+        if takes == "nothing":
+            yield Given(name=name, value=None, word=at, last=at)
+            continue
+        yield (
+            Given(name=name, value=rest or None, word=at, last=at)
+            if rest or takes != "a value"
+            else _with_next(name, words, at)
+        )
+        return
+
+
+def _with_next(name: str, words: Sequence[str], at: int) -> Given:
+    if at + 1 < len(words):
+        return Given(name=name, value=words[at + 1], word=at, last=at + 1)
+    return Given(name=name, value=None, word=at, last=at, fault=f"--{name} needs a value")
+
+
+def complete(name: str, options: Options) -> tuple[str, str]:
+    """The option that a name means, which may be cut short, and what is wrong with it (getopt_long(3))."""
+    if name in options.takes:
+        return name, ""
+    longer = [known for known in options.takes if known.startswith(name)]
+    if len(longer) == 1:
+        return longer[0], ""
+    if longer:
+        return name, f"--{name} is ambiguous: " + ", ".join(f"--{known}" for known in sorted(longer)[:4])
+    return name, f"{UNKNOWN}{name}"
+
+
+def find_nearest(name: str, options: Options) -> str | None:
+    """The option that an unknown one was meant to be, if one is near."""
+    near = difflib.get_close_matches(name, options.takes, n=1, cutoff=0.8) if len(name) <= LONGEST else []
+    return near[0] if near else None
