@@ -34,7 +34,7 @@ def parse_queue(listed: str) -> list[JobStatus]:
         JobStatus(
             job_id=job_id,
             state=state,
-            reason=None if reason == "None" else reason,
+            reason=None if reason == "None" or state == "COMPLETED" else reason,
             elapsed_s=_elapsed(elapsed),
             nodes=nodes or None,
             name=name,
@@ -49,7 +49,8 @@ def parse_accounting(listed: str) -> list[JobStatus]:
         JobStatus(
             job_id=job_id,
             state=state.partition(" ")[0],  # "CANCELLED by 1000"
-            reason=None if reason in ("None", "") else reason,
+            # Of a job that started, accounting keeps why it had waited.
+            reason=None if reason in ("None", "") or state in ("COMPLETED", "RUNNING") else reason,
             elapsed_s=float(elapsed) if elapsed.isdigit() else None,
             nodes=None if nodes == "None assigned" else nodes or None,
             name=name,
