@@ -1,6 +1,7 @@
 """`hpcdist drill` on the real cluster: every kind is brought about, and gets the verdict it should."""
 
 import json
+import os
 
 import pytest
 
@@ -21,36 +22,40 @@ def drill(testbed, project, mnist_dir):
     return run
 
 
+LONG = "SOAK" in os.environ
+SURVIVED = {"preempt": ["PREEMPTED", "COMPLETED"]}
+if LONG:
+    SURVIVED |= {"time-limit": ["REQUEUED", "COMPLETED"], "corrupt-checkpoint": ["REQUEUED", "COMPLETED"]}
+
+
 def test_what_is_survived(drill):
-    kinds = ("preempt", "time-limit", "corrupt-checkpoint")
-    code, results = drill(*kinds, "--preempt-with", "high")
-    assert [(one["kind"], one["passed"]) for one in results] == [(kind, True) for kind in kinds], results
+    code, results = drill(*SURVIVED, "--preempt-with", "high")
+    assert [(one["kind"], one["passed"]) for one in results] == [(kind, True) for kind in SURVIVED], results
     assert code == 0
-    assert [one["seen"]["states"] for one in results] == [
-        ["PREEMPTED", "COMPLETED"],
-        ["REQUEUED", "COMPLETED"],
-        ["REQUEUED", "COMPLETED"],
-    ]
+    assert {one["kind"]: one["seen"]["states"] for one in results} == SURVIVED
     # Those that were warned saved what they had; of the other the checkpoint before the damaged one was used.
-    assert [one["seen"]["lost_s"] for one in results[:2]] == [0, 0]
-    assert results[2]["seen"]["is_damage_noticed"]
+    assert all(one["seen"]["lost_s"] == 0 for one in results if one["kind"] != "corrupt-checkpoint")
+    assert all(one["seen"]["is_damage_noticed"] for one in results if one["kind"] == "corrupt-checkpoint")
     assert all(one["seen"]["back_s"] > 0 for one in results)
 
 
 def test_what_must_fail_fails_at_once_with_its_cause(drill):
-    code, results = drill("kill-rank", "hang", "--hang-timeout", "3s")
-    assert [(one["kind"], one["passed"]) for one in results] == [("kill-rank", True), ("hang", True)], results
+    kinds = ("kill-rank", "hang") if LONG else ("kill-rank",)
+    code, results = drill(*kinds, "--hang-timeout", "3s")
+    assert [(one["kind"], one["passed"]) for one in results] == [(kind, True) for kind in kinds], results
     assert code == 0
-    assert [one["seen"]["states"] for one in results] == [["FAILED"], ["FAILED"]]
+    assert [one["seen"]["states"] for one in results] == [["FAILED"]] * len(kinds)
     assert results[0]["seen"]["cause"]["rank"] == 1
     assert all(one["seen"]["ended_s"] < 30 for one in results)
 
 
-def test_a_node_is_killed_by_the_administrators_command_only(drill, testbed):
-    command = f"{REPOSITORY / 'testbed' / 'kill-node'} {{node}}"
-    try:
-        code, (result,) = drill("kill-node", "--allow-kill-node", command)
-    finally:
-        testbed.run(REPOSITORY / "testbed" / "up")
-    assert result["passed"], result
-    assert code == 0
+if LONG:  # a node's death takes a minute, and test_interruptions has one
+
+    def test_a_node_is_killed_by_the_administrators_command_only(drill, testbed):
+        command = f"{REPOSITORY / 'testbed' / 'kill-node'} {{node}}"
+        try:
+            code, (result,) = drill("kill-node", "--allow-kill-node", command)
+        finally:
+            testbed.run(REPOSITORY / "testbed" / "up")
+        assert result["passed"], result
+        assert code == 0

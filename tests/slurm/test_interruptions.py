@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -158,20 +159,16 @@ NEAR_LIMIT = ("--time", "2", "--sbatch", "signal=USR2@112")
 
 
 def test_its_time_limit_is_near(submit, untouched):
-    job = submit(*NEAR_LIMIT)
-    job.train_until_asked()
-    eventually(lambda: job.field("Restarts") == "1", 60)
+    goes_on, at_its_cap = submit(*NEAR_LIMIT), submit(*NEAR_LIMIT, "--max-requeues", 0)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Job.train_until_asked, (goes_on, at_its_cap)))
+    assert at_its_cap.wait().code == 1
+    assert "not requeued: it was 0 time(s) before, and --max-requeues is 0" in at_its_cap.log()
+    assert at_its_cap.field("ExitCode") == "75:0"
+    eventually(lambda: goes_on.field("Restarts") == "1", 60)
     # In the second attempt it may be asked again.
-    job.assert_ends_as(untouched)
-    assert "requeued, time 1 of 10 at most" in job.log()
-
-
-def test_the_time_limit_is_near_and_the_cap_is_reached(submit):
-    job = submit(*NEAR_LIMIT, "--max-requeues", 0)
-    job.train_until_asked()
-    assert job.wait().code == 1
-    assert "not requeued: it was 0 time(s) before, and --max-requeues is 0" in job.log()
-    assert job.field("ExitCode") == "75:0"
+    goes_on.assert_ends_as(untouched)
+    assert "requeued, time 1 of 10 at most" in goes_on.log()
 
 
 def test_a_node_dies(testbed, submit, untouched):
@@ -232,27 +229,33 @@ def weights_printed(log):
     return line
 
 
-@pytest.mark.parametrize(
-    ("script", "options"),
-    [
-        ("resumable_script.py", ()),
-        # A worker of its own interpreter would die of a USR2 that reached it.
-        ("resumable_lightning_script.py", ("--env", "WORKERS=spawn")),
-    ],
-)
-def test_a_program_of_the_user_s_goes_on(testbed, project, script, options):
-    command = ("submit", "--nodes", 2, "--resumable", *options)
-    program = ("--", "python", Path(__file__).with_name(script))
-    whole = testbed.hpcdist(*command, "--run", "whole", "--wait", *program, cwd=project, timeout=240)
-    assert whole.code == 0, whole.err
-    job = testbed.hpcdist(*command, "--run", "interrupted", *program, cwd=project).out.strip()
-    folder = project / "jobs" / "runs" / "interrupted"
-    eventually(lambda: any(path.read_text() for path in folder.glob("logs/*_0_log.out")), 60)
-    time.sleep(3)
-    # What Slurm does when the time limit is near: the signal goes to every process of the step.
-    testbed.run("scancel", "--signal=USR2", job)
-    done = testbed.hpcdist("wait", job, cwd=project, timeout=240)
-    assert done.code == 0, done.err
-    log = testbed.hpcdist("logs", job, cwd=project).out
-    assert "the job is requeued, time 1 of 10 at most" in log
-    assert weights_printed(log) == weights_printed(testbed.hpcdist("logs", "whole", cwd=project).out)
+PROGRAMS = {
+    "plain": ("resumable_script.py", ()),
+    # A worker of its own interpreter would die of a USR2 that reached it.
+    "lightning": ("resumable_lightning_script.py", ("--env", "WORKERS=spawn")),
+}
+
+
+def test_programs_of_the_user_s_go_on(testbed, project):
+    """Each is run to its end, and interrupted, all at the same time."""
+    jobs = {}
+    for name, (script, options) in PROGRAMS.items():
+        for how in ("whole", "interrupted"):
+            command = ("submit", "--nodes", 2, "--resumable", *options, "--run", f"{name}-{how}")
+            program = ("--", "python", Path(__file__).with_name(script))
+            jobs[name, how] = testbed.hpcdist(*command, *program, cwd=project).out.strip()
+    for name in PROGRAMS:
+        logs = project / "jobs" / "runs" / f"{name}-interrupted" / "logs"
+        eventually(lambda logs=logs: any(path.read_text() for path in logs.glob("*_0_log.out")), 90)
+        time.sleep(2)
+        # What Slurm does when the time limit is near: the signal goes to every process of the step.
+        testbed.run("scancel", "--signal=USR2", jobs[name, "interrupted"])
+    for job in jobs.values():
+        done = testbed.hpcdist("wait", job, cwd=project, timeout=240)
+        assert done.code == 0, done.err
+    for name in PROGRAMS:
+        whole, interrupted = (
+            testbed.hpcdist("logs", jobs[name, how], cwd=project).out for how in ("whole", "interrupted")
+        )
+        assert "the job is requeued, time 1 of 10 at most" in interrupted
+        assert weights_printed(interrupted) == weights_printed(whole)
