@@ -74,7 +74,7 @@ def test_the_nodes_are_asked_and_their_network_is_kept(examine, project):
     assert record.job_id.isdigit()
 
 
-def test_a_partition_or_an_account_that_is_not_there_is_found(examine, testbed, project):
+def test_a_partition_or_a_constraint_that_is_not_there_is_found(examine, testbed, project):
     site = project / "site.toml"
     site.write_text('partition = "mian"\n')
     code, checks, _ = examine(env={"HPCDIST_CONFIG": str(site)})
@@ -83,10 +83,10 @@ def test_a_partition_or_an_account_that_is_not_there_is_found(examine, testbed, 
         "error",
         True,
     )
-    site.write_text('partition = "main"\nqos = "never-heard-of"\n')
+    site.write_text('partition = "main"\nconstraint = "never-heard-of"\n')
     code, checks, _ = examine(env={"HPCDIST_CONFIG": str(site)})
     assert (code, checks["request"]["status"]) == (1, "error")
-    assert "qos" in checks["request"]["sentence"].lower()
+    assert "feature" in checks["request"]["sentence"].lower()
 
 
 def test_a_controller_that_is_away_is_not_ready(examine, testbed, tmp_path):

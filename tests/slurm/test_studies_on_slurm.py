@@ -46,7 +46,7 @@ def cluster(testbed, project):
 
 def count_jobs(cluster, name):
     """Tasks of jobs of a name that Slurm knows, by accounting."""
-    listed = cluster.run("sacct", "-X", "-n", "-P", "--array", f"--name={name}", "--format=JobID", "-S", "now-1hour")
+    listed = cluster.run("sacct", "-X", "-n", "-P", f"--name={name}", "--format=JobID", "-S", "now-1hour")
     return len(listed.split())
 
 
@@ -91,7 +91,7 @@ def test_no_more_trials_run_at_once_than_the_limit(cluster, project):
     (project / "s.toml").write_text(text)
     assert run_study(cluster, project, "--wait").code == 0
     fields = subprocess.run(
-        ["sacct", "-X", "-n", "-P", "--array", f"--name={name}", "--format=Start,End", "-S", "now-1hour"],
+        ["sacct", "-X", "-n", "-P", f"--name={name}", "--format=Start,End", "-S", "now-1hour"],
         env={**cluster.env, "SLURM_TIME_FORMAT": "%s"},
         capture_output=True,
         text=True,
