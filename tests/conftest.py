@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).parent.parent
 HPCDIST = [sys.executable, "-m", "hpcdist.cli.main"]
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin reads the groups
 def pytest_collection_modifyitems(items):
     """What stays together when tests run in two processes: all that use the cluster, and each other file's."""
     for item in items:
