@@ -23,7 +23,7 @@ demo: $(INSTALLED)
 # The tests on a real cluster start the testbed; tests/slurm/conftest.py says when it may install Slurm's packages.
 # Two at a time: one waits for Slurm most of the while (tests/conftest.py groups them).
 test: $(INSTALLED) check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 check: $(INSTALLED)
 	$(BIN)/ruff check --quiet .
