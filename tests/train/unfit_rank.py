@@ -18,7 +18,7 @@ from hpcdist.train.__main__ import main
 FAULT = sys.argv.pop(1)
 # An emulated node has the machine's name; only Slurm gives each its own.
 os.environ["SLURMD_NODENAME"] = f"n{int(os.environ['NODE_RANK']) + 1}"
-preflight.DEADLINE_S = 4.0
+preflight.DEADLINE_S = 8.0
 preflight.VISIBLE_TIMEOUT_S = 1.0
 
 
