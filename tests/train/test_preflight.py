@@ -177,7 +177,7 @@ class TestRanks:
         ranks = start_ranks(2, "--data-dir", mnist_dir, program=[*UNFIT_RANK, fault])
         assert ranks.processes[0].wait(60) == BAD_NODE_STATUS
         error, _ = assert_two_lines(ranks.errors(0))
-        assert error == f"error: preflight: rank 1 on n2 did not come to {stage} within 4 s, and 1 of 2 ranks did"
+        assert error == f"error: preflight: rank 1 on n2 did not come to {stage} within 8 s, and 1 of 2 ranks did"
         assert ranks.metrics(0)["fault"]["host"] == "n2"
         ranks.processes[1].send_signal(signal.SIGKILL)
 
