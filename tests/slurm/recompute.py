@@ -24,7 +24,7 @@ def recompute_trial(testbed, folder: Path, job_id, *, target, per_gpu_hour):
     ranks = [json.loads(path.read_text()) for path in sorted(folder.glob("ranks/[0-9].json"))]
     trainings = [rank["training"] for rank in ranks]
     gpus = int(job["AllocTRES"].partition("gres/gpu=")[2].split(",")[0])
-    reached = [test["at_s"] for test in trainings[0]["tests"] if test["accuracy"] >= target]
+    reached = [test["at_s"] for training in trainings for test in training["tests"] if test["accuracy"] >= target]
     communication = [training["split"]["communication_s"] for training in trainings]
     figures = {
         "wall_s": wall_s,
@@ -35,7 +35,7 @@ def recompute_trial(testbed, folder: Path, job_id, *, target, per_gpu_hour):
         "cpu_efficiency": seconds(job["TotalCPU"]) / (int(job["AllocCPUS"]) * wall_s),
         "gpu_hours": gpus * wall_s / 3600,
         "cost": gpus * wall_s / 3600 * per_gpu_hour,
-        "time_to_target_s": reached[0] - int(job["Start"]) if reached else None,
+        "time_to_target_s": min(reached) - int(job["Start"]) if reached else None,
         "memory_used": max(memory_bytes(step["TRESUsageInTot"]) or 0 for step in steps),
         "memory_asked": memory_bytes(job["AllocTRES"]),
         "waiting_s": statistics.mean(communication) - min(communication) if len(ranks) > 1 else None,

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from tests.conftest import HPCDIST
+from tests.slurm.waiting import eventually
 
 pytestmark = pytest.mark.slurm
 
@@ -66,7 +67,7 @@ def test_a_study_runs_from_one_command_to_its_end(cluster, project):
     assert len(json.loads(table.out)) == 6
     again = run_study(cluster, project)
     assert again.code == 0, again.err
-    assert count_jobs(cluster, name) == 6
+    eventually(lambda: count_jobs(cluster, name) == 6)
 
 
 @pytest.mark.parametrize("delay_s", [0.6, 1.2])
@@ -82,7 +83,15 @@ def test_a_study_killed_while_it_is_sent_has_no_job_twice_and_none_missing(clust
     done = run_study(cluster, project, "--wait")
     assert done.code == 0, done.err
     assert "6 trials: 6 done" in done.err
+    eventually(lambda: count_jobs(cluster, name) >= 6)
     assert count_jobs(cluster, name) == 6
+
+
+def read_spans(cluster, name):
+    """Start and end of each task, seconds since the epoch, as far as accounting knows them."""
+    ask = ("env", "SLURM_TIME_FORMAT=%s", "sacct", "-X", "-n", "-P", f"--name={name}", "--format=Start,End")
+    rows = [line.split("|") for line in cluster.run(*ask, "-S", "now-1hour").split()]
+    return sorted((int(start), int(end)) for start, end in rows if start.isdigit() and end.isdigit())
 
 
 def test_no_more_trials_run_at_once_than_the_limit(cluster, project):
@@ -90,16 +99,8 @@ def test_no_more_trials_run_at_once_than_the_limit(cluster, project):
     text = TWO.format(name=name).replace("max-concurrent = 2", "max-concurrent = 1")
     (project / "s.toml").write_text(text)
     assert run_study(cluster, project, "--wait").code == 0
-    fields = subprocess.run(
-        ["sacct", "-X", "-n", "-P", f"--name={name}", "--format=Start,End", "-S", "now-1hour"],
-        env={**cluster.env, "SLURM_TIME_FORMAT": "%s"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    spans = sorted(tuple(map(int, line.split("|"))) for line in fields.split())
-    assert len(spans) == 6
-    assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+    eventually(lambda: len(read_spans(cluster, name)) == 6)
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(read_spans(cluster, name)))
 
 
 def test_a_thousand_trials_are_sent_about_as_fast_as_a_plain_array(cluster, project):

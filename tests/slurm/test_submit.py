@@ -55,12 +55,13 @@ def test_slurm_accepts_every_golden_script(testbed, name, tmp_path):
 # other clusters.
 MET_HERE = {
     "1x1",
-    "1x2-tasks-command",
-    "2x1-tasks",
+    "1x1-replace",
     "1x1cpu",
     "1x2-small",
+    "1x2-tasks-command",
     "2x1",
     "2x1-run",
+    "2x1-tasks",
     "2x2",
     "2x2-command",
     "2x2-torchrun",

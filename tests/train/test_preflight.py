@@ -184,5 +184,7 @@ class TestRanks:
     def test_rank_0_that_stands_still_is_named_by_the_others(self, start_ranks, mnist_dir):
         ranks = start_ranks(2, "--data-dir", mnist_dir, program=[*UNFIT_RANK, "rank0"])
         assert ranks.processes[1].wait(60) == BAD_NODE_STATUS
-        error, _ = assert_two_lines(ranks.errors(1))
+        # On a busy machine torch warns that the store did not answer in time.
+        own = [line for line in ranks.errors(1).splitlines() if not line.startswith("[rank1]:[W")]
+        error, _ = assert_two_lines("\n".join(own))
         assert error.startswith("error: preflight: rank 0 on 127.0.0.1 does not answer rank 1 on n2 any more, after")
