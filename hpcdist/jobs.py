@@ -13,6 +13,7 @@ from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
 from hpcdist.ending import Ending
 from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError
+from hpcdist.here import open_project
 from hpcdist.joined import JobRecord
 from hpcdist.merging import merge_options
 from hpcdist.prepare import Prepared, prepare
@@ -58,7 +59,7 @@ def submit(
         SubmitError: The scheduler refused.
     """
     check_keys(options, "submit()", site=False)
-    project = find_project(Path.cwd())
+    project = open_project()
     shape = msgspec.structs.asdict(layout) if layout else {}
     given = merge_options(shape, options, {"command": tuple(command) or None})
     backend = choose_backend(backend)

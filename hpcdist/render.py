@@ -9,6 +9,7 @@ import jinja2
 import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from hpcdist import releases
 from hpcdist.errors import UsageError
 from hpcdist.spec import JobSpec, Layout, Site, Training
 from hpcdist.units import parse_slurm_time
@@ -116,6 +117,10 @@ def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str],
             gpu_request=gpu_request(job.layout, site),
             task=task_command(job, place),
             signal_before_s=signal_before_s(job.layout),
+            output=log_pattern(job, place) if releases.holds("log-folders-are-made", site.slurm_version) else None,
+            enter=_enter_container(job, site, place),
+            # The built-in training is told where its copy of the data is; a command finds it in its environment.
+            staged_flag=job.stage_data and not job.command,
         )
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"template {error.name or name}, line {error.lineno}: {error.message}", _HINT) from None
@@ -134,6 +139,23 @@ def gpu_request(layout: Layout, site: Site) -> tuple[str, str] | None:
     return ("gres", f"gpu:{kind}") if site.gpu_flag == "gres" else ("gpus-per-node", kind)
 
 
+def _enter_container(job: JobSpec, site: Site, place: Place) -> list[str]:
+    """What stands before the program of each task, where it runs in a container."""
+    if site.container is None:
+        return []
+    from hpcdist.container import find_mounts, list_lines  # only for those who have one
+
+    mounts = find_mounts(job, site.container, [place.root, place.workdir])
+    return list_lines(job, site.container, mounts, place.workdir)
+
+
+def log_pattern(job: JobSpec, place: Place) -> str:
+    """Where the batch shell writes, for a script that is submitted by hand: beside what its ranks write."""
+    run = place.run or f"{job.slug}-{job.layout.name}-{'%A' if job.array else '%j'}"
+    log = "%A_%a_batch.out" if job.array else "%j_batch.out"
+    return f"{place.root.replace('%', '%%')}/jobs/runs/{run}/logs/{log}"
+
+
 def signal_before_s(layout: Layout) -> int:
     """Seconds before the time limit at which ranks are asked to save: two minutes, less where the limit is short."""
     limit_s = parse_slurm_time(layout.time) if layout.time else None
@@ -147,6 +169,8 @@ def task_command(job: JobSpec, place: Place) -> list[list[str]]:
     train = [place.python, "-m", "hpcdist.train"]
     # What every task of an array says for itself would only mislead in the common line.
     own = set.intersection(*(set(words) for words in job.tasks)) if job.tasks else set()
+    if job.stage_data:
+        own = own | {"--data-dir"}  # its place is known on the node alone
     flags = [*_flags(job.layout), *_flags(job.training)]
     return [train, *(words for words in flags if words[0] not in own)]
 

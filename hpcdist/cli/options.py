@@ -93,6 +93,12 @@ def job_options(function: F) -> F:
             default=None,
             help="Check nodes and network before the built-in training [on].",
         ),
+        click.option(
+            "--stage-data",
+            is_flag=True,
+            default=None,
+            help="Copy --data-dir to each node's own disk first; a COMMAND finds it in $HPCDIST_DATA_DIR.",
+        ),
         click.option("--launcher", type=click.Choice(["srun", "torchrun"]), help="What starts the ranks [srun]."),
         click.option("--setup", multiple=True, metavar="LINE", help="Shell line to run first; repeatable."),
         click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the job; repeatable."),

@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from hpcdist.cli.options import JobCommand, collect_options, job_options
+from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.merging import merge_options
 from hpcdist.prepare import prepare
-from hpcdist.project import find_project, packaged_templates
+from hpcdist.project import packaged_templates
 
 BACKEND = click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where to run [Slurm if it is there].")
 RUN = click.option("--run", metavar="NAME", help="Name of the run.")
@@ -33,6 +34,7 @@ FILE = click.argument("file", required=False, type=click.Path(path_type=Path), m
 @BACKEND
 @RUN
 @TEMPLATE
+@SITE
 @click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
 @click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -62,7 +64,7 @@ def submit(
     from hpcdist.spec import build_job
     from hpcdist.store import new_run_name
 
-    project = find_project(Path.cwd())
+    project = open_here()
     given = merge_options(*collect_options(file, options, ctx.meta["hpcdist.command"]))
     chosen = jobs.choose_backend(backend)  # type: ignore[arg-type]
     if run is None:
@@ -94,6 +96,7 @@ Example: hpcdist render --nodes 2 --gpus 2 > job.sbatch && sbatch job.sbatch
 @job_options
 @RUN
 @TEMPLATE
+@SITE
 @click.pass_context
 def render(ctx: click.Context, /, file: Path | None, *, run: str | None, template: Path | None, **options: Any) -> None:
     """Print the sbatch script that submit would send.
@@ -101,7 +104,7 @@ def render(ctx: click.Context, /, file: Path | None, *, run: str | None, templat
     With --run R it is, byte for byte, what `submit --run R` sends. Without, the script names its run after its
     Slurm job, so that it can be submitted any number of times.
     """
-    project = find_project(Path.cwd())
+    project = open_here()
     given = merge_options(*collect_options(file, options, ctx.meta["hpcdist.command"]))
     prepared = prepare(given, project, backend="slurm", run=run, template=template)
     click.echo(prepared.script, nl=False)
