@@ -107,21 +107,25 @@ def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str],
     )
     environment.filters |= {"sbatch": quote_sbatch, "sh": quote_shell}
     name = template or template_name(job.layout)
+    context = {
+        "job": job,
+        "layout": job.layout,
+        "site": site,
+        "place": place,
+        "options": list(_options(job)),
+        "gpu_request": gpu_request(job.layout, site),
+        "task": task_command(job, place),
+        "signal_before_s": signal_before_s(job.layout),
+        "log_pattern": log_pattern(job, place),
+        "enter": "".join(f"  {line} \\\n" for line in _enter_container(job, site, place)),
+    }
     try:
-        return environment.get_template(name).render(
-            job=job,
-            layout=job.layout,
-            site=site,
-            place=place,
-            options=list(_options(job)),
-            gpu_request=gpu_request(job.layout, site),
-            task=task_command(job, place),
-            signal_before_s=signal_before_s(job.layout),
-            output=log_pattern(job, place) if releases.holds("log-folders-are-made", site.slurm_version) else None,
-            enter=_enter_container(job, site, place),
-            # The built-in training is told where its copy of the data is; a command finds it in its environment.
-            staged_flag=job.stage_data and not job.command,
-        )
+        # Compiling a template takes milliseconds: what few jobs have stands in templates of its own.
+        part = {
+            key: environment.get_template(f"{key}.j2").render(context) if wanted else ""
+            for key, wanted in _parts(job, site).items()
+        }
+        return environment.get_template(name).render(context, part=part)
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"template {error.name or name}, line {error.lineno}: {error.message}", _HINT) from None
     except (jinja2.TemplateError, jinja2.exceptions.SecurityError) as error:
@@ -137,6 +141,22 @@ def gpu_request(layout: Layout, site: Site) -> tuple[str, str] | None:
         return None
     kind = f"{site.gpu_type}:{layout.gpus}" if site.gpu_type else str(layout.gpus)
     return ("gres", f"gpu:{kind}") if site.gpu_flag == "gres" else ("gpus-per-node", kind)
+
+
+def _parts(job: JobSpec, site: Site) -> dict[str, bool]:
+    """The pieces of a script that not all have, and whether this one does."""
+    has_log = releases.holds("log-folders-are-made", site.slurm_version)
+    return {
+        "requeue": job.goes_on and site.container is not None,
+        "log": has_log,
+        "log_folder": has_log,
+        "activation": bool(site.modules or site.conda or site.env_folder),
+        "stage": job.stage_data,
+        # The built-in training is told where its copy of the data is; a command finds it in its environment.
+        "staged": job.stage_data and not job.command,
+        "unstage": job.stage_data,
+        "teardown": bool(site.teardown),
+    }
 
 
 def _enter_container(job: JobSpec, site: Site, place: Place) -> list[str]:
