@@ -112,11 +112,11 @@ def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str],
         "layout": job.layout,
         "site": site,
         "place": place,
-        "options": list(_options(job)),
+        "options": list(_options(job, site, place)),
+        "srun_options": list(_srun_options(job, site)),
         "gpu_request": gpu_request(job.layout, site),
         "task": task_command(job, place),
         "signal_before_s": signal_before_s(job.layout),
-        "log_pattern": log_pattern(job, place),
         "enter": "".join(f"  {line} \\\n" for line in _enter_container(job, site, place)),
     }
     try:
@@ -145,17 +145,13 @@ def gpu_request(layout: Layout, site: Site) -> tuple[str, str] | None:
 
 def _parts(job: JobSpec, site: Site) -> dict[str, bool]:
     """The pieces of a script that not all have, and whether this one does."""
-    has_log = releases.holds("log-folders-are-made", site.slurm_version)
     return {
-        "requeue": job.goes_on and site.container is not None,
-        "log": has_log,
-        "log_folder": has_log,
+        "log_folder": _has_log(site),
         "activation": bool(site.modules or site.conda or site.env_folder),
         "stage": job.stage_data,
         # The built-in training is told where its copy of the data is; a command finds it in its environment.
         "staged": job.stage_data and not job.command,
-        "unstage": job.stage_data,
-        "teardown": bool(site.teardown),
+        "after": job.stage_data or bool(site.teardown),
     }
 
 
@@ -211,9 +207,25 @@ def flag_words(name: str, value: object) -> list[str]:
     return [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
 
 
-def _options(job: JobSpec) -> Iterator[tuple[str, str]]:
+def _srun_options(job: JobSpec, site: Site) -> Iterator[tuple[str, str]]:
+    """Further options of srun for the ranks, with the value "" for a flag."""
+    yield from sorted(job.srun.items())
+    if site.auto_resume and "auto-resume" not in job.srun:
+        yield "auto-resume", "1"
+
+
+def _has_log(site: Site) -> bool:
+    """Whether the script says where its own log goes."""
+    return releases.holds("log-folders-are-made", site.slurm_version)
+
+
+def _options(job: JobSpec, site: Site, place: Place) -> Iterator[tuple[str, str]]:
     """The job's further sbatch options, with the value "" for a flag."""
     layout = job.layout
+    if site.container and job.goes_on:
+        yield "requeue", ""  # by Slurm itself: after preemption, or the loss of a node
+    if _has_log(site) and "output" not in job.sbatch:
+        yield "output", log_pattern(job, place)
     for name in ("mem", "mem_per_cpu", "time"):
         value = getattr(layout, name)
         if value is not None:

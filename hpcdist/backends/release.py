@@ -2,12 +2,30 @@
 
 import os
 
+from pathlib import Path
+
 from hpcdist.errors import ParseError
 from hpcdist.releases import parse_release
 
 
+# Where Slurm's settings are on a machine that submits: by packages, by its own make install, handed out by sackd.
+PLACES = (
+    "/etc/slurm",
+    "/etc/slurm-llnl",
+    "/run/slurm/conf",
+    "/opt/slurm/etc",
+    "/usr/local/etc",
+    "/usr/local/slurm/etc",
+)
+
+
 def find_release() -> str | None:
-    """The release that `sbatch -V` names (`22.05`); None where there is no Slurm, or it does not say."""
+    """The release that `sbatch -V` names (`22.05`); None where there is no Slurm, or it does not say.
+
+    It is only asked where Slurm is set up: elsewhere it would look for its settings in the network, and fail.
+    """
+    if not os.environ.get("SLURM_CONF") and not any(Path(place, "slurm.conf").exists() for place in PLACES):
+        return None
     reader, writer = os.pipe()
     nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 2)]
     try:
