@@ -26,6 +26,7 @@ COMMANDS = {
     "rerun": ("hpcdist.cli.rerun:rerun", "Submit a run again, as it was or with changes."),
     "drill": ("hpcdist.cli.drill:drill", "Break a short training on purpose; say whether it would survive."),
     "doctor": ("hpcdist.cli.doctor:doctor", "Check that everything a job needs is there; mend half-done runs."),
+    "schema": ("hpcdist.cli.schema:schema", "Print the JSON Schema of hpcdist.toml, for editors."),
     "data": ("hpcdist.cli.data:data", "Put datasets where jobs find them."),
     "completion": ("hpcdist.cli.completion:completion", "Print the line that switches shell completion on."),
 }
