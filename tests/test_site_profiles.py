@@ -1,8 +1,8 @@
 """Profiles of sites: chosen, checked, and what scripts are made of them.
 
 The scripts of the shipped examples are compared whole with tests/golden/sites; `python -m tests.test_site_profiles`
-writes those anew, to be read. No apptainer, pyxis or HyperPod was at hand: those are tested as text, and apptainer with a
-stand-in that records its arguments.
+writes those anew, to be read. No apptainer, pyxis or HyperPod was at hand: those are tested as text, and apptainer with
+a stand-in that records its arguments.
 """
 
 import json

@@ -1,12 +1,10 @@
 """Slurm's release on this machine. Apart from the rest, since every render asks: subprocess alone takes longer."""
 
 import os
-
 from pathlib import Path
 
 from hpcdist.errors import ParseError
 from hpcdist.releases import parse_release
-
 
 # Where Slurm's settings are on a machine that submits: by packages, by its own make install, handed out by sackd.
 PLACES = (
