@@ -41,8 +41,8 @@ def copy(source: Path, target: Path) -> tuple[int, int]:
     files = list_files(source)
     if target.is_dir() and list_files(target) == files:
         return 0, 0
-    # Made under another name: what has the right one is complete.
-    partial = target.with_name(target.name + ".partial")
+    # Made under another name: what has the right one is complete. One of each node's own, where the folder is shared.
+    partial = target.with_name(f"{target.name}.{socket.gethostname()}.partial")
     for left in (target, partial):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(mode=0o700, parents=True)
@@ -59,13 +59,18 @@ def copy(source: Path, target: Path) -> tuple[int, int]:
         written.parent.mkdir(parents=True, exist_ok=True)
         if _copy_file(source / name, written) != _digest(written):
             raise HpcdistError(f"{written} is not what was read from {source / name}", "check the node's disk")
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:
+        if list_files(target) != files:
+            raise
+        shutil.rmtree(partial)  # another node was first
     return len(files), size
 
 
 def clean(target: Path) -> None:
     """Removes a copy, finished or not."""
-    for path in (target, target.with_name(target.name + ".partial")):
+    for path in (target, *target.parent.glob(f"{target.name}.*.partial")):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,3 +1,5 @@
+import shutil
+import socket
 import subprocess
 import sys
 
@@ -37,10 +39,24 @@ def test_an_unfinished_or_other_copy_is_made_anew(source, tmp_path):
     target = tmp_path / "copy"
     target.mkdir()
     (target / "one").write_bytes(b"1" * 999)
-    (tmp_path / "copy.partial").mkdir()
-    (tmp_path / "copy.partial" / "rest").write_text("of a job that was killed")
+    rest = tmp_path / f"copy.{socket.gethostname()}.partial"
+    rest.mkdir()
+    (rest / "rest").write_text("of a job that was killed")
     assert stage.copy(source, target) == (2, 1234)
     assert stage.list_files(target) == {"one": 1000, "a/two words": 234}
+    assert not rest.exists()
+
+
+def test_a_copy_that_another_node_made_meanwhile_is_taken(source, tmp_path, monkeypatch):
+    target, digest = tmp_path / "copy", stage._digest
+
+    def other_node_is_quicker(path):
+        shutil.copytree(source, target, dirs_exist_ok=True)
+        return digest(path)
+
+    monkeypatch.setattr(stage, "_digest", other_node_is_quicker)
+    stage.copy(source, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "shared"]
 
 
 def test_a_full_disk_is_told_before_anything_is_copied(source, tmp_path, monkeypatch):

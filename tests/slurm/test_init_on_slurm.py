@@ -60,4 +60,5 @@ def test_data_is_staged_to_each_node_and_cleaned(testbed, project):
     assert done.code == 0, done.err
     said = "".join(path.read_text() for path in (project / "jobs/runs/staged/logs").glob("*.out"))
     assert said.count("1 2 3") == 2
-    assert said.count("data staged to /tmp/hpcdist-") == 2 or "it was there" in said  # the testbed's nodes share /tmp
+    # The testbed's nodes share /tmp: one of the two may find the other's copy.
+    assert said.count("data staged to /tmp/hpcdist-") == 2
