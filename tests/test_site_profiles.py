@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hpcdist.backends import release
 from hpcdist.cli.study import read_study
 from hpcdist.errors import UsageError
 from hpcdist.prepare import prepare
@@ -316,6 +317,20 @@ def test_every_release_gets_cpus_per_task_at_every_step(release):
         script.count('--cpus-per-task="$SLURM_CPUS_PER_TASK"') == 2
     )  # the ranks', and that of both once-per-node steps
     assert all("once_per_node" in step or "--cpus-per-task" in step for step in steps)
+
+
+def test_the_release_is_asked_where_slurm_is_set_up(project, stand_in, monkeypatch):
+    stand_in("sbatch", "echo slurm 24.11.3")
+    directive = "#SBATCH --output="
+    monkeypatch.setattr(release, "PLACES", ())
+    assert release.find_release() is None
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
+    assert release.find_release() == "24.11"
+    assert directive in run_hpcdist("render", "--", "true").out
+    (project / "hpcdist.toml").write_text('slurm_version = "22.05"\n')
+    assert directive not in run_hpcdist("render", "--", "true").out
+    stand_in("sbatch", "exit 1")
+    assert release.find_release() is None
 
 
 if __name__ == "__main__":

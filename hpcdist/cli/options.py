@@ -30,7 +30,7 @@ SCHEDULING = (
     ("--exclude", str, "Nodes to avoid."),
     ("--reservation", str, "Reservation."),
     ("--array", str, "Array tasks, e.g. 0-9%3."),
-    ("--dependency", str, "Jobs to wait for, e.g. afterok:123."),
+    ("--dependency", str, "Jobs or runs to wait for: afterok:123, afterany:RUN."),
     ("--comment", str, "Comment; the run's name is added to it."),
     ("--mail-type", str, "When to write: END,FAIL."),
     ("--mail-user", str, "To whom."),

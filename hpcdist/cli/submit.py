@@ -35,6 +35,7 @@ FILE = click.argument("file", required=False, type=click.Path(path_type=Path), m
 @RUN
 @TEMPLATE
 @SITE
+@click.option("--snapshot", is_flag=True, help="Run COMMAND in a copy of the code as it is now (git tree and changes).")
 @click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
 @click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -47,6 +48,7 @@ def submit(
     backend: str | None,
     run: str | None,
     template: Path | None,
+    snapshot: bool,
     dry_run: bool,
     wait: bool,
     as_json: bool,
@@ -69,7 +71,10 @@ def submit(
     chosen = jobs.choose_backend(backend)  # type: ignore[arg-type]
     if run is None:
         run = new_run_name(build_job(merge_options(project.defaults, given)))
-    prepared = prepare(given, project, backend=chosen, run=run, template=template)
+    if given.get("dependency"):
+        given["dependency"] = jobs.resolve_dependency(given["dependency"], project.root)
+    workdir = _copy_code(project.root, run, given, dry_run=dry_run) if snapshot else None
+    prepared = prepare(given, project, backend=chosen, run=run, template=template, workdir=workdir)
     following.warn_of_missing_data(prepared)
     following.warn_of_exposed_secret(prepared)
     if prepared.note:
@@ -82,6 +87,25 @@ def submit(
     if wait:
         with exported(prepared.secrets):  # what is known is masked where the end of a log is shown
             ctx.exit(following.follow(job, as_json=as_json))
+
+
+def _copy_code(root: Path, run: str, given: dict[str, Any], *, dry_run: bool) -> Path:
+    """The folder to start COMMAND in: the current one's copy.
+
+    Raises:
+        UsageError: There is no COMMAND, or nothing to copy.
+    """
+    from hpcdist.errors import UsageError
+    from hpcdist.snapshot import take_snapshot
+    from hpcdist.spec import check_run_name
+
+    if not given.get("command"):
+        raise UsageError("--snapshot keeps the code of a COMMAND, and there is none", "add -- python train.py")
+    if given.get("data_dir"):
+        given["data_dir"] = str(Path(given["data_dir"]).absolute())  # meant from here, not from the copy
+    # A dry run writes nothing; its script names the folder as it would be.
+    target = root / "jobs" / "snapshots" / check_run_name(run)
+    return target if dry_run else take_snapshot(Path.cwd(), target)
 
 
 @click.command(
