@@ -31,7 +31,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	cd testbed && MYPYPATH=. ../$(BIN)/mypy --config-file= --strict cluster testbed
 	@$(BIN)/lint-imports --no-cache > /dev/null || { $(BIN)/lint-imports --no-cache; exit 1; }
-	$(BIN)/shellcheck --exclude=SC2016 tests/golden/*.sbatch tests/golden/*.sh .ci/run
+	$(BIN)/shellcheck --exclude=SC2016 tests/golden/*.sbatch tests/golden/*.sh tests/golden/sites/*.sbatch .ci/run
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --quiet --fix .

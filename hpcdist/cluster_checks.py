@@ -77,7 +77,7 @@ def list_partitions() -> list[Partition]:
 
 def check_request(project: Project, partitions: Sequence[Partition]) -> list[Check]:
     """Whether the partition is there, and Slurm would take a minute on one node with the project's settings."""
-    checks = [judge_partition(project.defaults.get("partition"), partitions)]
+    checks = [judge_partition(project.defaults.get("partition") or project.site.partitions.gpu, partitions)]
     if checks[0].status == "error":
         return checks
     options = {key: project.defaults[key] for key in PLACE_WORDS if key in project.defaults}

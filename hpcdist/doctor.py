@@ -8,7 +8,8 @@ from hpcdist import cluster_checks, machine_checks
 from hpcdist.backends import site
 from hpcdist.check import SLURM, Check
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.project import Project, find_nearest, find_project
+from hpcdist.here import open_project
+from hpcdist.project import Project, find_nearest
 from hpcdist.registry import Problem, find_problems, judge_runs
 from hpcdist.repair import Repair, repair
 from hpcdist.site_checks import Partition
@@ -28,6 +29,7 @@ class Doctor:
     Args:
         start: The folder it is looked for from.
         backend: Where its jobs run; None is Slurm where it is there. Of "local" Slurm is not asked.
+        profile: The profile of hpcdist.toml to take; None chooses by the cluster's name.
 
     Attributes:
         project: What is looked at; of one whose settings can't be read, the folder alone.
@@ -35,13 +37,13 @@ class Doctor:
         trial: What the job on the nodes left, where one was sent.
     """
 
-    def __init__(self, start: Path, backend: Backend | None = None) -> None:
+    def __init__(self, start: Path, backend: Backend | None = None, *, profile: str | None = None) -> None:
         self._backend = backend
         self.repairs: list[Repair] = []
         self.trial: Trial | None = None
         self._fault: Check | None = None
         try:
-            self.project = find_project(start)
+            self.project = open_project(start, profile=profile)
         except UsageError as error:
             self._fault = Check(name="settings", status="error", sentence=error.message, hint=error.hint)
             self.project = Project(root=find_nearest(start) or start, config=None, site=Site(), defaults={})
@@ -143,5 +145,5 @@ class Doctor:
         return judge_trial(self.trial)
 
     def _named_partition(self) -> str | None:
-        named = self.project.defaults.get("partition")
+        named = self.project.defaults.get("partition") or self.project.site.partitions.gpu
         return named if isinstance(named, str) else None

@@ -67,10 +67,19 @@ def prepare(
     """
     workdir = (workdir or Path.cwd()).absolute()
     merged = merge_options(project.defaults, options)
+    merged = _choose_partition(merged, project.site)
     merged["data_dir"] = str((workdir / merged.get("data_dir", project.root / "data")).absolute())
     spec = build_job(merged)
-    place = Place(root=str(project.root), workdir=str(workdir), python=project.site.python or sys.executable, run=run)
+    box = project.site.container if backend == "slurm" else None
+    python = box.python if box else project.site.python or sys.executable
+    place = Place(root=str(project.root), workdir=str(workdir), python=python, run=run)
     return prepare_spec(spec, project.site, place, backend=backend, template=template)
+
+
+def _choose_partition(options: dict[str, Any], site: Site) -> dict[str, Any]:
+    """The options with the site's partition for what they ask for, where they name none."""
+    purpose = site.partitions.cpu if options.get("gpus", 1) == 0 else site.partitions.gpu
+    return options if options.get("partition") or purpose is None else {**options, "partition": purpose}
 
 
 def prepare_spec(
@@ -93,6 +102,8 @@ def prepare_spec(
         from hpcdist.machine import fit_to_machine  # NVML: not for a render
 
         spec, note = fit_to_machine(spec)
+        if site.container:
+            note = f"{note}\nthe container is for Slurm's nodes: here the ranks run without it".strip()
     if place.run is not None:
         check_run_name(place.run)
     templates, name = read_templates(site, template)

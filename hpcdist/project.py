@@ -1,7 +1,7 @@
 """The project on disk: its root, `hpcdist.toml`, job files and templates."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.render import PACKAGED_PREFIX
+from hpcdist.site_file import PROFILES, choose_profile, normalize
 from hpcdist.spec import SITE_KEYS, Site, build_site, check_keys
 
 CONFIG_NAME = "hpcdist.toml"
@@ -24,18 +25,32 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
         config: The file the defaults came from; None when there is none.
         site: The site's settings.
         defaults: Defaults for the options of jobs, by the options' names.
+        profile: Name of the profile (`[sites.NAME]`) that holds; None where the file's own settings alone do.
     """
 
     root: Path
     config: Path | None
     site: Site
     defaults: dict[str, Any]
+    profile: str | None = None
 
 
-def find_project(start: Path, env: Mapping[str, str] = os.environ) -> Project:
+def find_project(
+    start: Path,
+    env: Mapping[str, str] = os.environ,
+    *,
+    profile: str | None = None,
+    ask_cluster: Callable[[], str | None] = lambda: None,
+) -> Project:
     """The project around a folder.
 
     `HPCDIST_CONFIG` names another file for the defaults (a cluster's own); the root stays the same.
+
+    Args:
+        start: The folder.
+        env: The environment.
+        profile: The profile to take; None takes that of `HPCDIST_SITE`, else by the cluster's name.
+        ask_cluster: Says the cluster's name; asked only where the file has profiles to choose from.
 
     Raises:
         UsageError: The file has a fault; the message has its path and key.
@@ -45,13 +60,26 @@ def find_project(start: Path, env: Mapping[str, str] = os.environ) -> Project:
     named = env.get("HPCDIST_CONFIG")
     config = Path(named) if named else (nearest / CONFIG_NAME if nearest else None)
     options = read_options(config, site=True) if config else {}
+    asked = profile or env.get("HPCDIST_SITE") or None
+    cluster = ask_cluster() if options.get(PROFILES) and asked is None else None
+    chosen, options = choose_profile(options, str(config or CONFIG_NAME), asked=asked, cluster=cluster)
     site = build_site(options, str(config))
-    if config and site.templates:
-        site = msgspec.structs.replace(site, templates=str(config.parent / site.templates))
+    if config:
+        site = _with_absolute_paths(site, config.parent)
     defaults = {key: value for key, value in options.items() if key not in SITE_KEYS}
     if config and isinstance(defaults.get("data_dir"), str):
         defaults["data_dir"] = str(config.parent / defaults["data_dir"])
-    return Project(root=root, config=config, site=site, defaults=defaults)
+    return Project(root=root, config=config, site=site, defaults=defaults, profile=chosen)
+
+
+def _with_absolute_paths(site: Site, folder: Path) -> Site:
+    """The site with its paths meant from the folder of its file."""
+    paths = {name: getattr(site, name) for name in ("templates", "venv", "uv")}
+    site = msgspec.structs.replace(site, **{name: str(folder / path) for name, path in paths.items() if path})
+    box = site.container
+    if box is None or box.runtime == "pyxis" or "://" in box.image:
+        return site
+    return msgspec.structs.replace(site, container=msgspec.structs.replace(box, image=str(folder / box.image)))
 
 
 def find_nearest(start: Path) -> Path | None:
@@ -73,10 +101,12 @@ def read_options(path: Path, *, site: bool) -> dict[str, Any]:
         raise UsageError(f"can't read {path}: {error.strerror}", "check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}", "see https://toml.io for the format") from None
-    options = {key.replace("-", "_"): value for key, value in options.items()}
     if "layouts" in options:
         raise UsageError(f"{path} has layouts: it is a study, not a job", f"hpcdist study run {path}")
-    check_keys(options, str(path), site=site)
+    if site:
+        return normalize(options, str(path))
+    options = {key.replace("-", "_"): value for key, value in options.items()}
+    check_keys(options, str(path), site=False)
     return options
 
 

@@ -9,6 +9,7 @@ import jinja2
 import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from hpcdist import releases
 from hpcdist.errors import UsageError
 from hpcdist.spec import JobSpec, Layout, Site, Training
 from hpcdist.units import parse_slurm_time
@@ -106,17 +107,25 @@ def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str],
     )
     environment.filters |= {"sbatch": quote_sbatch, "sh": quote_shell}
     name = template or template_name(job.layout)
+    context = {
+        "job": job,
+        "layout": job.layout,
+        "site": site,
+        "place": place,
+        "options": list(_options(job, site, place)),
+        "srun_options": list(_srun_options(job, site)),
+        "gpu_request": gpu_request(job.layout, site),
+        "task": task_command(job, place),
+        "signal_before_s": signal_before_s(job.layout),
+        "enter": "".join(f"  {line} \\\n" for line in _enter_container(job, site, place)),
+    }
     try:
-        return environment.get_template(name).render(
-            job=job,
-            layout=job.layout,
-            site=site,
-            place=place,
-            options=list(_options(job)),
-            gpu_request=gpu_request(job.layout, site),
-            task=task_command(job, place),
-            signal_before_s=signal_before_s(job.layout),
-        )
+        # Compiling a template takes milliseconds: what few jobs have stands in templates of its own.
+        part = {
+            key: environment.get_template(f"{key}.j2").render(context) if wanted else ""
+            for key, wanted in _parts(job, site).items()
+        }
+        return environment.get_template(name).render(context, part=part)
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"template {error.name or name}, line {error.lineno}: {error.message}", _HINT) from None
     except (jinja2.TemplateError, jinja2.exceptions.SecurityError) as error:
@@ -134,6 +143,35 @@ def gpu_request(layout: Layout, site: Site) -> tuple[str, str] | None:
     return ("gres", f"gpu:{kind}") if site.gpu_flag == "gres" else ("gpus-per-node", kind)
 
 
+def _parts(job: JobSpec, site: Site) -> dict[str, bool]:
+    """The pieces of a script that not all have, and whether this one does."""
+    return {
+        "log_folder": _has_log(site),
+        "activation": bool(site.modules or site.conda or site.env_folder),
+        "stage": job.stage_data,
+        # The built-in training is told where its copy of the data is; a command finds it in its environment.
+        "staged": job.stage_data and not job.command,
+        "after": job.stage_data or bool(site.teardown),
+    }
+
+
+def _enter_container(job: JobSpec, site: Site, place: Place) -> list[str]:
+    """What stands before the program of each task, where it runs in a container."""
+    if site.container is None:
+        return []
+    from hpcdist.container import find_mounts, list_lines  # only for those who have one
+
+    mounts = find_mounts(job, site.container, [place.root, place.workdir])
+    return list_lines(job, site.container, mounts, place.workdir)
+
+
+def log_pattern(job: JobSpec, place: Place) -> str:
+    """Where the batch shell writes, for a script that is submitted by hand: beside what its ranks write."""
+    run = place.run or f"{job.slug}-{job.layout.name}-{'%A' if job.array else '%j'}"
+    log = "%A_%a_batch.out" if job.array else "%j_batch.out"
+    return f"{place.root.replace('%', '%%')}/jobs/runs/{run}/logs/{log}"
+
+
 def signal_before_s(layout: Layout) -> int:
     """Seconds before the time limit at which ranks are asked to save: two minutes, less where the limit is short."""
     limit_s = parse_slurm_time(layout.time) if layout.time else None
@@ -147,6 +185,8 @@ def task_command(job: JobSpec, place: Place) -> list[list[str]]:
     train = [place.python, "-m", "hpcdist.train"]
     # What every task of an array says for itself would only mislead in the common line.
     own = set.intersection(*(set(words) for words in job.tasks)) if job.tasks else set()
+    if job.stage_data:
+        own = own | {"--data-dir"}  # its place is known on the node alone
     flags = [*_flags(job.layout), *_flags(job.training)]
     return [train, *(words for words in flags if words[0] not in own)]
 
@@ -167,9 +207,25 @@ def flag_words(name: str, value: object) -> list[str]:
     return [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
 
 
-def _options(job: JobSpec) -> Iterator[tuple[str, str]]:
+def _srun_options(job: JobSpec, site: Site) -> Iterator[tuple[str, str]]:
+    """Further options of srun for the ranks, with the value "" for a flag."""
+    yield from sorted(job.srun.items())
+    if site.auto_resume and "auto-resume" not in job.srun:
+        yield "auto-resume", "1"
+
+
+def _has_log(site: Site) -> bool:
+    """Whether the script says where its own log goes."""
+    return releases.holds("log-folders-are-made", site.slurm_version)
+
+
+def _options(job: JobSpec, site: Site, place: Place) -> Iterator[tuple[str, str]]:
     """The job's further sbatch options, with the value "" for a flag."""
     layout = job.layout
+    if site.container and job.goes_on:
+        yield "requeue", ""  # by Slurm itself: after preemption, or the loss of a node
+    if _has_log(site) and "output" not in job.sbatch:
+        yield "output", log_pattern(job, place)
     for name in ("mem", "mem_per_cpu", "time"):
         value = getattr(layout, name)
         if value is not None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from hpcdist.errors import UsageError
+from hpcdist.site import Site as Site  # noqa: PLC0414
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
 Accelerator = Literal["auto", "cpu", "gpu"]
@@ -128,26 +129,6 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
 
 
-class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is particular about a cluster; from `hpcdist.toml`.
-
-    Attributes:
-        gpu_flag: How this cluster wants GPUs asked for; the two exclude each other.
-        gpu_type: GPU type to name in the request ("a100"); None takes any.
-        network_interface: Interface for NCCL and gloo (`NCCL_SOCKET_IFNAME`); None lets them choose.
-        templates: Folder with templates that override the packaged ones.
-        python: Interpreter to start in the job; None is the one that runs hpcdist.
-        secrets: Environment variables whose values are secret although their names do not say so.
-    """
-
-    gpu_flag: Literal["gpus-per-node", "gres"] = "gpus-per-node"
-    gpu_type: str | None = None
-    network_interface: str | None = None
-    templates: str | None = None
-    python: str | None = None
-    secrets: tuple[str, ...] = ()
-
-
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training, in one layout, as it is to be submitted.
 
@@ -166,6 +147,8 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             training does.
         max_requeues: How often a run that can go on is requeued when it was stopped before its end.
         replace_bad_node: Whether a node that the preflight blames is left out and the job requeued.
+        stage_data: Whether the data (`training.data_dir`) is copied to each node's own disk before the ranks start;
+            they find it there by `HPCDIST_DATA_DIR`.
         tasks: Arguments that each task of the array adds to what is run, the task's number being the place here; empty
             where all tasks run the same.
         task_env: Environment variables of each task of the array, likewise.
@@ -186,6 +169,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     resumable: bool = False
     max_requeues: int = 10
     replace_bad_node: bool = False
+    stage_data: bool = False
     tasks: tuple[tuple[str, ...], ...] = ()
     task_env: tuple[dict[str, str], ...] = ()
     partition: str | None = None

@@ -4,25 +4,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from hpcdist.site import Prices as Prices  # noqa: PLC0414
 from hpcdist.spec import Layout
 
 Scaling = Literal["strong", "weak"]
-
-
-class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
-    """What a cluster charges; what is not given costs nothing that is known.
-
-    Attributes:
-        per_gpu_hour: For each GPU allocated, per hour.
-        per_node_hour: For each node allocated, per hour.
-        node_types: Per hour for a node of a named type: what a layout's `constraint` says.
-        currency: Printed behind every price.
-    """
-
-    per_gpu_hour: float | None = None
-    per_node_hour: float | None = None
-    node_types: dict[str, float] = {}
-    currency: str = "USD"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):

@@ -7,6 +7,7 @@ import click
 
 from hpcdist.check import Check, find_exit_status
 from hpcdist.cli.output import print_json
+from hpcdist.cli.site_option import SITE, asked_profile
 from hpcdist.printable import printable_line
 from hpcdist.spec import Backend
 from hpcdist.units import parse_duration
@@ -32,6 +33,7 @@ STATUS_WIDTH, NAME_WIDTH = 7, 21
     "--gpus", type=click.IntRange(min=0), metavar="N", help="GPUs per node for --deep [1 where there are any]."
 )
 @click.option("--timeout", default="10min", metavar="TIME", show_default=True, help="Give --deep up after so long.")
+@SITE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def doctor(
@@ -54,7 +56,7 @@ def doctor(
     from hpcdist.doctor import Doctor
 
     timeout_s = parse_duration(timeout)
-    patient = Doctor(Path.cwd(), backend)
+    patient = Doctor(Path.cwd(), backend, profile=asked_profile())
     checks: list[Check] = []
     for check in patient.examine(fix=fix):
         # The nodes tell for certain what is only likely here.

@@ -1,16 +1,15 @@
 """hpcdist drill."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 
 from hpcdist.cli.options import collect_options, job_options
 from hpcdist.cli.output import format_table, print_json
+from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.drill import DRILLS, DrillKind, Means, Result
 from hpcdist.errors import NotReadyError
-from hpcdist.project import find_project
 from hpcdist.units import format_duration, parse_duration
 
 HEADER = ("DRILL", "VERDICT", "ATTEMPTS", "LOST", "BACK AFTER", "TOOK", "WHAT HAPPENED")
@@ -41,6 +40,7 @@ Examples:
 @click.option("--allow-kill-node", metavar="COMMAND", help="An administrator's command that kills the node {node}.")
 @click.option("--timeout", default="30min", metavar="TIME", show_default=True, help="Give a drill up after so long.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@SITE
 @job_options
 @click.pass_context
 def drill(
@@ -66,7 +66,7 @@ def drill(
 
     if not slurm.is_available():
         raise NotReadyError("a drill needs Slurm, and there is no sbatch here", "run it on the cluster's login node")
-    project = find_project(Path.cwd())
+    project = open_here()
     (given,) = collect_options(None, options, ())[1:]
     means = Means(
         at_step=at_step, preempt_with=preempt_with, kill_node=allow_kill_node, timeout_s=parse_duration(timeout)

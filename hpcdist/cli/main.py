@@ -25,8 +25,10 @@ COMMANDS = {
     "report": ("hpcdist.cli.report:report", "Compare a study's layouts, or some jobs; say what to use and why."),
     "rerun": ("hpcdist.cli.rerun:rerun", "Submit a run again, as it was or with changes."),
     "drill": ("hpcdist.cli.drill:drill", "Break a short training on purpose; say whether it would survive."),
+    "init": ("hpcdist.cli.init:init", "Write hpcdist.toml from what the cluster says."),
     "doctor": ("hpcdist.cli.doctor:doctor", "Check that everything a job needs is there; mend half-done runs."),
     "lint": ("hpcdist.cli.lint:lint_command", "Find known mistakes in any sbatch script."),
+    "schema": ("hpcdist.cli.schema:schema", "Print the JSON Schema of hpcdist.toml, for editors."),
     "data": ("hpcdist.cli.data:data", "Put datasets where jobs find them."),
     "completion": ("hpcdist.cli.completion:completion", "Print the line that switches shell completion on."),
 }

@@ -10,6 +10,7 @@ import msgspec
 from hpcdist.backends import slurm
 from hpcdist.batches import make_batches
 from hpcdist.cli.output import format_table, print_json
+from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study import FILE, JSON, read_study
 from hpcdist.comparison import Spread
 from hpcdist.errors import SubmitError
@@ -19,7 +20,7 @@ from hpcdist.link import Link
 from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.prepare import prepare
 from hpcdist.probes import read_probes
-from hpcdist.project import Project, find_project
+from hpcdist.project import Project
 from hpcdist.spec import build_job
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_state import find_study
@@ -33,6 +34,7 @@ HEADER = ("VARIANT", "TRIALS", "MISSING", "START", "LIMIT", "GPU-HOURS <=", "COS
 @click.command(epilog="Example: hpcdist plan jobs/mnist-layouts.toml")
 @FILE
 @click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where it would run [Slurm if it is there].")
+@SITE
 @JSON
 def plan(file: Path, *, backend: str | None, as_json: bool) -> None:
     """Say what each variant of a study would wait, take and cost; nothing is sent.
@@ -40,7 +42,7 @@ def plan(file: Path, *, backend: str | None, as_json: bool) -> None:
     START is when Slurm would start a job that is submitted now. What it takes at most is by the time limits; WALL and
     COST are as earlier trials of the same variant went, with their range, or as predicted from others.
     """
-    project = find_project(Path.cwd())
+    project = open_here()
     study = read_study(file, project)
     variants = expand(study, project.defaults)
     known = find_study(study.name, project.root)

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import msgspec
 
 from hpcdist import study_state
 from hpcdist.batches import Batch
 from hpcdist.cli import following
 from hpcdist.cli.output import format_table, print_json
+from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
 from hpcdist.errors import UsageError
 from hpcdist.jobs import choose_backend
 from hpcdist.printable import printable_line
 from hpcdist.project import Project, find_project
 from hpcdist.record import JobStatus
+from hpcdist.report import has_prices
 from hpcdist.studies import cancel_study, prepare_batches, run_study
 from hpcdist.study import Study, Trial
 from hpcdist.study_file import parse_study
@@ -49,7 +52,9 @@ def read_study(file: Path, project: Project) -> Study:
         raise UsageError(f"can't read {file}: {error.strerror}", "check the path") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: {error}", "see https://toml.io for the format") from None
-    return parse_study(text, str(file), project.defaults)
+    study = parse_study(text, str(file), project.defaults)
+    # A study that says nothing of prices is charged what the cluster charges.
+    return study if has_prices(study.prices) else msgspec.structs.replace(study, prices=project.site.prices)
 
 
 @click.group()
@@ -63,6 +68,7 @@ def study() -> None:
 @click.option("--wait", is_flag=True, help="Follow it to its end; Ctrl-C leaves the jobs running.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent; send nothing.")
 @click.option("--retry", is_flag=True, help="Run trials again that failed, were refused or cancelled.")
+@SITE
 @JSON
 @click.pass_context
 def run(
@@ -73,7 +79,7 @@ def run(
     Run it again after a crash, or when you changed the file: nothing is sent twice. Where there is no Slurm the
     trials run here, one after the other.
     """
-    project = find_project(Path.cwd())
+    project = open_here()
     asked = read_study(file, project)
     chosen = choose_backend(backend)  # type: ignore[arg-type]
     if dry_run:

@@ -1,0 +1,38 @@
+"""`--site NAME`, and the project that it leads to."""
+
+from pathlib import Path
+
+import click
+
+from hpcdist.here import open_project
+from hpcdist.project import Project
+
+_KEY = "hpcdist.site"
+
+
+def _remember(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:
+    ctx.meta[_KEY] = value
+
+
+SITE = click.option(
+    "--site",
+    metavar="NAME",
+    expose_value=False,
+    callback=_remember,
+    help="Profile of hpcdist.toml [by the cluster's name].",
+)
+
+
+def open_here() -> Project:
+    """The project around the working folder, with the profile that was asked for.
+
+    Raises:
+        UsageError: `hpcdist.toml` has a fault, or no such profile.
+    """
+    return open_project(Path.cwd(), profile=asked_profile())
+
+
+def asked_profile() -> str | None:
+    """The profile that was asked for; None where none was."""
+    context = click.get_current_context(silent=True)
+    return context.meta.get(_KEY) if context else None

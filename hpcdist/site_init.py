@@ -1,0 +1,261 @@
+"""`hpcdist.toml` from what the cluster says: asked, tried with `sbatch --test-only`, and written down."""
+
+import getpass
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import msgspec
+
+from hpcdist.backends import discovery
+from hpcdist.cluster_facts import (
+    Association,
+    NodeKind,
+    PartitionFacts,
+    order_partitions,
+    parse_associations,
+    parse_modules,
+    parse_nodes,
+    parse_partition_facts,
+    parse_qos_limits,
+)
+from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.project import CONFIG_NAME, read_options
+from hpcdist.site_proposal import (
+    Accepted,
+    Setting,
+    Share,
+    find_share,
+    propose_account,
+    propose_identity,
+    propose_requests,
+    propose_surroundings,
+)
+from hpcdist.site_text import Merged, format_section, merge_file
+
+MODULES_TIMEOUT_S = 30.0
+HYPERPOD = Path("/opt/sagemaker_cluster")  # there on its nodes [awsome-distributed-ai#231]
+PROGRAMS = ("apptainer", "singularity", "enroot", "seff")
+# A site may have fifty partitions; each try asks the controller.
+MOST_PARTITIONS = 8
+_RELATIVE = re.compile(r'^(\s*(?:venv|uv|templates|data[_-]dir|image)\s*=\s*")(?!/|[a-z]+://)([^"]*")', re.MULTILINE)
+
+Request = list[tuple[str, str]]
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cluster said.
+
+    Attributes:
+        cluster: Its name; None without Slurm.
+        settings: What to write.
+    """
+
+    cluster: str | None
+    settings: tuple[Setting, ...]
+
+
+def look_at_cluster() -> Found:
+    """Asks the cluster for everything, and tries what it would take.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    answers = discovery.ask()
+    partitions, kinds = parse_partition_facts(answers.partitions), parse_nodes(answers.nodes)
+    associations = parse_associations(answers.accounts)
+    account = find_account(associations, answers.default_account.strip())
+    named = {one.name: one for one in partitions}
+    gpu = _try_partitions(order_partitions(partitions, kinds, gpus=True), kinds, account, gpus=True)
+    cpu = _try_partitions(order_partitions(partitions, kinds, gpus=False), kinds, account, gpus=False)
+    if gpu is None and cpu is None:
+        account = None  # nothing was taken with it
+    share = find_share(named[gpu.partition], kinds) if gpu else None
+    if gpu and share:
+        share = _try_share(gpu, share, account)
+    settings = [
+        *propose_identity(answers.config),
+        *propose_account(associations, account, parse_qos_limits(answers.qos)),
+        *propose_requests(gpu, cpu, named, share),
+        *propose_surroundings(
+            modules=parse_modules(read_modules()),
+            programs=[name for name in PROGRAMS if shutil.which(name)],
+            srun_help=answers.srun_help,
+            scratch=_find_scratch(answers.config, kinds),
+            has_hyperpod=HYPERPOD.exists(),
+        ),
+        _describe_accounting(answers.config),
+    ]
+    return Found(cluster=answers.config.get("ClusterName"), settings=tuple(settings))
+
+
+def find_account(associations: Sequence[Association], default: str) -> str | None:
+    """The account to charge: the user's default one, else the first; None where there is none to choose from."""
+    names = [one.account for one in associations]
+    return default if default in names else (names[0] if names else None)
+
+
+def _describe_accounting(config: Mapping[str, str]) -> Setting:
+    storage = config.get("AccountingStorageType", "")
+    gathered = config.get("JobAcctGatherType", "")
+    told = f"on ({storage})" if "slurmdbd" in storage else f"off ({storage or '?'})"
+    return Setting(source=f"accounting: {told}, usage by {gathered or '?'} (scontrol show config)")
+
+
+def _find_scratch(config: Mapping[str, str], kinds: Sequence[tuple[NodeKind, int]]) -> str | None:
+    """The nodes' own folder, where the settings say that there is room in it."""
+    folder = config.get("TmpFS", "")
+    return folder if folder.startswith("/") and any(kind.scratch_mib > 0 for kind, _ in kinds) else None
+
+
+def _try_partitions(
+    candidates: Sequence[PartitionFacts], kinds: Sequence[tuple[NodeKind, int]], account: str | None, *, gpus: bool
+) -> Accepted | None:
+    """The first partition that takes a job, and how a GPU has to be asked for there; None where none does."""
+    refused: list[str] = []
+    for partition in candidates[:MOST_PARTITIONS]:
+        types = {kind.gpu_type for kind, _ in kinds if kind.gpu_type and partition.name in kind.partitions}
+        for flag, gpu_type in _ways(sorted(types)) if gpus else [(None, None)]:
+            request = _request(partition.name, account, flag, gpu_type, 1)
+            why = discovery.try_request(request)
+            if why is None:
+                return Accepted(partition=partition.name, gpu_flag=flag, gpu_type=gpu_type, refused=tuple(refused))
+            asked = next((f" --{key}={value}" for key, value in request if key in ("gpus-per-node", "gres")), "")
+            refused.append(f"--partition={partition.name}{asked}: {why}")
+    return None
+
+
+def _ways(types: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """How to ask for a GPU, the plainest first."""
+    for gpu_type in (None, *types):
+        for flag in ("gpus-per-node", "gres"):
+            yield flag, gpu_type
+
+
+def _request(partition: str, account: str | None, flag: str | None, gpu_type: str | None, gpus: int) -> Request:
+    request = [("partition", partition), ("nodes", "1"), ("ntasks-per-node", str(max(1, gpus))), ("time", "1")]
+    if account:
+        request.append(("account", account))
+    if flag:
+        count = f"{gpu_type}:{gpus}" if gpu_type else str(gpus)
+        request.append((flag, f"gpu:{count}" if flag == "gres" else count))
+    return request
+
+
+def _try_share(gpu: Accepted, share: Share, account: str | None) -> Share:
+    """The share as Slurm takes it: without the memory where it refuses that."""
+    request = _request(gpu.partition, account, gpu.gpu_flag, gpu.gpu_type, 1)
+    request.append(("cpus-per-task", str(share.cpus)))
+    if (
+        share.mem_per_cpu_mib
+        and discovery.try_request([*request, ("mem-per-cpu", f"{share.mem_per_cpu_mib}M")]) is None
+    ):
+        return share
+    return msgspec.structs.replace(share, mem_per_cpu_mib=None)
+
+
+def read_modules() -> str:
+    """What `module avail` lists in a login shell; empty where there are no modules."""
+    try:
+        done = subprocess.run(
+            ["bash", "-lc", "command -v module > /dev/null && module --terse avail 2>&1"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=MODULES_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+
+
+def look_at_machine() -> Found:
+    """A small file for runs on a machine without Slurm."""
+    cores = len(os.sched_getaffinity(0))
+    return Found(
+        cluster=None,
+        settings=(
+            Setting(source="There is no Slurm on this machine: jobs run here, one process per rank."),
+            Setting(source="On the cluster's login node, hpcdist init writes what jobs need there."),
+            Setting(
+                key="cpus_per_task", value=max(1, cores // 2), source=f"half of the {cores} CPUs here: two ranks fit"
+            ),
+        ),
+    )
+
+
+def merge(path: Path, found: Found) -> Merged:
+    """The file with what was found; what a person wrote stays.
+
+    Raises:
+        UsageError: The file can't be read, or has a fault.
+    """
+    if not path.exists():
+        return Merged(text=_head(found) + "\n".join(format_section(found.settings)) + "\n")
+    read_options(path, site=True)  # a fault is told before anything is changed
+    text = _read(path)
+    return merge_file(text, found.settings, _find_section(text, found.cluster), str(path))
+
+
+def _head(found: Found) -> str:
+    said = f"from what the cluster {found.cluster} said to {getpass.getuser()}" if found.cluster else "on this machine"
+    return (
+        f"# Written by hpcdist init {said}. Change what you like: run again it keeps your changes.\n"
+        "# Every line can be overridden on the command line; docs/cluster.md and hpcdist schema have all the keys.\n"
+    )
+
+
+def _find_section(text: str, cluster: str | None) -> str | None:
+    """The profile that is this cluster's in a file with profiles, or of another cluster; None is the file itself."""
+    parsed = tomllib.loads(text)
+    if cluster is None:
+        return None
+    profiles = parsed.get("sites", {})
+    for name, profile in profiles.items():
+        if fnmatchcase(cluster, str(profile.get("cluster", name))):
+            return str(name)
+    other = not fnmatchcase(cluster, str(parsed.get("cluster", cluster)))
+    return cluster if profiles or other else None
+
+
+def read_from(source: Path, target: Path) -> str:
+    """Another's file for this project, its relative paths still meant from where it was.
+
+    Raises:
+        UsageError: There is none, or it has a fault.
+    """
+    path = source / CONFIG_NAME if source.is_dir() else source
+    if not path.is_file():
+        raise UsageError(f"there is no {path}", "give a hpcdist.toml, or a folder that has one")
+    if path.resolve() == target.resolve():
+        raise UsageError(f"{path} is the file to write", "go to your own project's folder first")
+    read_options(path, site=True)
+    folder = path.parent.resolve()
+    text = _RELATIVE.sub(lambda found: f"{found[1]}{folder}/{found[2]}", _read(path))
+    return f"# From {path.resolve()} by hpcdist init --from.\n{text}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read {path}: {error}", "check the path") from None
+
+
+def write(path: Path, text: str) -> None:
+    """Writes the file whole, or not at all.
+
+    Raises:
+        HpcdistError: It can't be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise HpcdistError(f"can't write {path}: {error.strerror}", "check the folder's permissions") from None

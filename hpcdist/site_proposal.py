@@ -1,0 +1,166 @@
+"""What `hpcdist init` writes, each value with where it came from. Pure: what was asked and tried goes in."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from hpcdist.cluster_facts import Association, NodeKind, PartitionFacts
+
+# As many modules as anybody reads; those that trainings load go first.
+_MOST_MODULES = 12
+_WANTED_MODULES = ("cuda", "cudnn", "nccl", "pytorch", "python", "anaconda", "miniconda", "gcc", "openmpi", "apptainer")
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """A line to write, or what a person might want to know.
+
+    Attributes:
+        key: The setting's name; empty for a remark.
+        value: Its value: a text, a number, a truth, or texts by their names.
+        source: Where it came from, or the remark.
+    """
+
+    key: str = ""
+    value: str | int | bool | dict[str, str] | None = None
+    source: str
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """A request that Slurm would take.
+
+    Attributes:
+        partition: Where.
+        gpu_flag: How its GPU was asked for; None for a CPU job.
+        gpu_type: The type that had to be named; None where none had to.
+        refused: What was refused before, and why.
+    """
+
+    partition: str
+    gpu_flag: str | None = None
+    gpu_type: str | None = None
+    refused: tuple[str, ...] = ()
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """What one GPU's part of a node is.
+
+    Attributes:
+        cpus: CPUs per GPU.
+        mem_per_cpu_mib: Memory per CPU; None where Slurm does not know the memory, or refused it.
+        source: How that was found.
+    """
+
+    cpus: int
+    mem_per_cpu_mib: int | None
+    source: str
+
+
+def find_share(partition: PartitionFacts, kinds: Sequence[tuple[NodeKind, int]]) -> Share | None:
+    """A GPU's part of the partition's most frequent nodes with GPUs; None where they have none."""
+    fitting = [(kind, count) for kind, count in kinds if kind.gpus and partition.name in kind.partitions]
+    if not fitting:
+        return None
+    kind, count = fitting[0]
+    cpus = max(1, kind.cpus // kind.gpus)
+    # Whole cores: half a core is not given to anybody else.
+    cpus = max(kind.threads_per_core, cpus - cpus % kind.threads_per_core)
+    memory = None if kind.memory_mib is None else kind.memory_mib // kind.gpus // cpus
+    if memory is not None and partition.max_mem_per_cpu_mib is not None:
+        memory = min(memory, partition.max_mem_per_cpu_mib)
+    told = f"{kind.cpus} CPUs, {kind.memory_mib or '?'} MiB and {kind.gpus} GPU(s)"
+    return Share(cpus=cpus, mem_per_cpu_mib=memory, source=f"{told} on {count} node(s) of partition {partition.name}")
+
+
+def propose_identity(config: Mapping[str, str]) -> list[Setting]:
+    """The cluster's name and Slurm's release."""
+    found = []
+    if name := config.get("ClusterName"):
+        found.append(Setting(key="cluster", value=name, source="ClusterName of scontrol show config"))
+    if release := re.match(r"[0-9]{2}\.[0-9]{2}", config.get("SLURM_VERSION", "")):
+        source = f"SLURM_VERSION = {config['SLURM_VERSION']} of scontrol show config"
+        found.append(Setting(key="slurm_version", value=release[0], source=source))
+    return found
+
+
+def propose_account(
+    associations: Sequence[Association], account: str | None, limits: Mapping[str, str]
+) -> list[Setting]:
+    """The account that was tried, and what else the user has."""
+    found = []
+    if account:
+        found.append(Setting(key="account", value=account, source="sacctmgr show associations, and a request with it"))
+        others = sorted({one.account for one in associations} - {account})
+        if others:
+            found.append(Setting(source=f"further accounts of yours: {', '.join(others)}"))
+    for qos in sorted({name for one in associations for name in one.qos}):
+        limit = limits.get(qos)
+        found.append(Setting(source=f"QOS {qos}: {limit or 'no limits of its own'} (sacctmgr show qos)"))
+    return found
+
+
+def propose_requests(
+    gpu: Accepted | None, cpu: Accepted | None, partitions: Mapping[str, PartitionFacts], share: Share | None
+) -> list[Setting]:
+    """Partitions, how GPUs are asked for, and a GPU's share of a node."""
+    chosen = {purpose: one.partition for purpose, one in (("gpu", gpu), ("cpu", cpu)) if one}
+    found = []
+    if chosen:
+        source = "sinfo's partitions, of which sbatch --test-only takes a job there"
+        found.append(Setting(key="partitions", value=chosen, source=source))
+    for name in dict.fromkeys(chosen.values()):
+        facts = partitions[name]
+        longest = facts.max_time or "without limit"
+        usual = f", {facts.default_time} where none is asked for" if facts.default_time else ""
+        found.append(Setting(source=f"partition {name}: time limit {longest}{usual}"))
+    refused = [*(gpu.refused if gpu else ()), *(cpu.refused if cpu else ())]
+    found += [Setting(source=f"refused here: {one}") for one in dict.fromkeys(refused)]
+    if gpu is None:
+        return [
+            *found,
+            Setting(key="gpus", value=0, source="no GPU can be asked for here: CPU layouts are the default"),
+        ]
+    tried = "sbatch --test-only took a job that asked so"
+    found.append(Setting(key="gpu_flag", value=gpu.gpu_flag, source=tried))
+    if gpu.gpu_type:
+        found.append(Setting(key="gpu_type", value=gpu.gpu_type, source=f"without a type it was refused; {tried}"))
+    if share:
+        found.append(Setting(key="cpus_per_task", value=share.cpus, source=f"CPUs per GPU: {share.source}"))
+        if share.mem_per_cpu_mib:
+            memory = f"{share.mem_per_cpu_mib}M"
+            found.append(Setting(key="mem_per_cpu", value=memory, source="a GPU's share of the memory, by its CPUs"))
+    return found
+
+
+def propose_surroundings(
+    *, modules: Sequence[str], programs: Sequence[str], srun_help: str, scratch: str | None, has_hyperpod: bool
+) -> list[Setting]:
+    """What is there beside Slurm; remarks but for what is certain.
+
+    Args:
+        modules: What `module avail` lists.
+        programs: Those of apptainer, singularity, enroot and seff that are on PATH here.
+        srun_help: `srun --help`.
+        scratch: The nodes' own folder, by the settings.
+        has_hyperpod: Whether this is SageMaker HyperPod.
+    """
+    found = []
+    if has_hyperpod:
+        found.append(Setting(key="auto_resume", value=True, source="/opt/sagemaker_cluster is here: HyperPod"))
+    if scratch:
+        found.append(
+            Setting(key="scratch", value=scratch, source="TmpFS of scontrol show config; --stage-data copies there")
+        )
+    likely = [one for one in modules if one.lower().startswith(_WANTED_MODULES)][:_MOST_MODULES]
+    if modules:
+        found.append(Setting(source=f"modules here: {', '.join(likely or list(modules)[:_MOST_MODULES])}, …"))
+        found.append(Setting(source='modules = ["…"]'))
+    runtimes = [one for one in programs if one != "seff"]
+    if "--container-image" in srun_help:
+        found.append(Setting(source='containers: srun has pyxis; [container] runtime = "pyxis", image = "…"'))
+    elif runtimes:
+        found.append(
+            Setting(source=f'containers: {", ".join(runtimes)}; [container] runtime = "apptainer", image = "…"')
+        )
+    told = "on PATH" if "seff" in programs else "not here: hpcdist seff reads sacct, or what the ranks measured"
+    return [*found, Setting(source=f"seff: {told}")]
