@@ -34,6 +34,7 @@ _SPREAD = (
     "cost",
     "cost_to_target",
     "ettr",
+    "loader_cpu_share",
 )
 
 

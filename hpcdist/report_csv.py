@@ -21,6 +21,7 @@ CSV_FIGURES = (
     "cost",
     "cost_to_target",
     "ettr",
+    "loader_cpu_share",
 )
 _CSV_PLAIN = ("waiting_s", "bytes_per_step", "global_batch_size", "latency_s", "bandwidth_bytes_per_s")
 _CSV_SPLIT = ("data_s", "compute_s", "communication_s", "other_s", "step_s")

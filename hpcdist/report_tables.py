@@ -97,6 +97,7 @@ def tabulate_use(comparison: Comparison) -> Table:
     headings = _headings(
         "Layout",
         ("CPU used", "of requested"),
+        ("by loaders", "of requested"),
         ("Memory used", "of requested"),
         ("GPU used", "mean"),
         f"{name_rank(comparison)}-hours",
@@ -110,6 +111,7 @@ def tabulate_use(comparison: Comparison) -> Table:
         cells = (
             _name(row),
             spread_cell(row.cpu_efficiency, format_share, repeats),
+            spread_cell(row.loader_cpu_share, format_share, repeats),
             spread_cell(row.memory_efficiency, format_share, repeats),
             spread_cell(row.gpu_efficiency, format_share, repeats),
             spread_cell(row.gpu_hours, format_number, repeats),
