@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from hpcdist.comparison import Spread
 from hpcdist.units import format_bytes, format_duration
+from hpcdist.verdict_words import format_rate, format_size
 
 # Centres ask for this much efficiency at least.
 WORTHWHILE = 0.75
@@ -135,11 +136,13 @@ def format_evidence(name: str, value: float | str) -> tuple[str, str]:
         return words, value
     last = words.rpartition(" ")[2]
     if words.endswith(" bytes per s"):
-        return words.removesuffix(" bytes per s"), f"{format_bytes(value)}/s"
+        return words.removesuffix(" bytes per s"), format_rate(value)
     if words.endswith(" per s"):
         return words.removesuffix(" per s"), f"{format_number(value)}/s"
     if last == "s":
         return words.removesuffix(" s"), format_seconds(value)
+    if words == "bytes per step":
+        return words, format_size(value)
     if last == "bytes":
         return words.removesuffix(" bytes"), format_bytes(value)
     if _FRACTIONS & set(words.split()):
