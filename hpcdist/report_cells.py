@@ -5,11 +5,10 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from hpcdist.comparison import Spread
+from hpcdist.scaling import EFFICIENCY_LINE
 from hpcdist.units import format_bytes, format_duration
 from hpcdist.verdict_words import format_rate, format_size
 
-# Centres ask for this much efficiency at least.
-WORTHWHILE = 0.75
 _FRACTIONS = {"share", "efficiency", "fraction", "ettr", "accuracy"}
 Mark = Literal["", "good", "bad", "name", "wide"]
 
@@ -126,7 +125,9 @@ def efficiency_cell(spread: Spread | None, repeats: int = 0) -> Cell:
     cell = spread_cell(spread, format_share, repeats)
     if spread is None:
         return cell
-    return cell._replace(mark="good" if spread.median >= WORTHWHILE else "bad", share=max(0.0, min(1.0, spread.median)))
+    return cell._replace(
+        mark="good" if spread.median >= EFFICIENCY_LINE else "bad", share=max(0.0, min(1.0, spread.median))
+    )
 
 
 def format_evidence(name: str, value: float | str) -> tuple[str, str]:
