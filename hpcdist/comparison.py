@@ -167,6 +167,26 @@ class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
     same_as: tuple[str, ...] = ()
 
 
+SPREAD_FIGURES = (
+    "wall_s",
+    "starting_s",
+    "images_per_s",
+    "speedup",
+    "efficiency",
+    "time_to_target_s",
+    "accuracy",
+    "cpu_efficiency",
+    "memory_efficiency",
+    "gpu_efficiency",
+    "gpu_hours",
+    "cost",
+    "cost_to_target",
+    "ettr",
+    "loader_cpu_share",
+)
+"""The figures of a variant that have a spread, in the order of a table."""
+
+
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """A law of scaling fitted to the speedups of one choice of settings, over ranks.
 
