@@ -15,6 +15,8 @@ from tests.slurm.recompute import recompute_trial
 from tests.slurm.recompute_report import recompute_evidence, recompute_fits, recompute_prediction, recompute_rows
 
 LONG = "SOAK" in os.environ
+# The ranks read their clock for the throughput some microseconds before they read it for their phases.
+CLOSE = 1e-4
 PER_GPU_HOUR = None if LONG else 1.5
 # What was asked, and what Slurm says in words: no figures.
 NAMES = {"repeat", "run", "job_id", "state", "reason"}
@@ -64,12 +66,12 @@ def assert_same(found, figures, besides):
     wanted = {name: value for name, value in figures.items() if not name.startswith("_")}
     assert set(found) - besides == set(wanted)
     for name, value in wanted.items():
-        if value is None or name == "tests":
+        if value is None or name in {"tests", "nodes"}:
             assert found[name] == value, name
             continue
         seen = {key: found[name][key] for key in value} if isinstance(value, dict) else found[name]
         # Slurm's sum over the tasks and the largest task are not always of one moment.
-        assert seen == pytest.approx(value, rel=0.01 if name == "memory_efficiency" else 1e-6), name
+        assert seen == pytest.approx(value, rel=0.01 if name == "memory_efficiency" else CLOSE), name
 
 
 def test_the_whole_study_ran(report):
@@ -101,7 +103,7 @@ def test_the_laws_go_through_these_speedups(report, recomputed):
         assert all("not enough points" in fit["note"] and not fit["parameters"] for fit in fits.values())
         return
     for law, parameters in recompute_fits(recomputed[1]).items():
-        assert {name: fits[law]["parameters"][name] for name in parameters} == pytest.approx(parameters, rel=1e-6)
+        assert {name: fits[law]["parameters"][name] for name in parameters} == pytest.approx(parameters, rel=CLOSE)
     assert "not enough points" in fits["usl"]["note"]
 
 
@@ -112,7 +114,7 @@ def test_predictions_follow_from_the_smaller_layouts_and_the_probes(report, reco
     wanted = {"2x1": recompute_prediction(rows, "2x1", "1x2")}
     if LONG:
         wanted["2x2"] = recompute_prediction(rows, "2x2", "2x1", along="1x1")
-    assert {label: one["wall_s"] for label, one in predictions.items()} == pytest.approx(wanted, rel=1e-6)
+    assert {label: one["wall_s"] for label, one in predictions.items()} == pytest.approx(wanted, rel=CLOSE)
     for label, one in predictions.items():
         assert one["measured_s"] == rows[label]["wall_s"]["median"]
         assert one["low_s"] <= one["wall_s"] <= one["high_s"]
@@ -127,4 +129,4 @@ def test_the_verdict_rests_on_these_figures(report, recomputed):
         texts = {name: value for name, value in wanted.items() if isinstance(value, str)}
         assert {name: statement["evidence"][name] for name in texts} == texts
         figures = {name: value for name, value in statement["evidence"].items() if name not in texts}
-        assert figures == pytest.approx({name: wanted[name] for name in wanted if name not in texts}, rel=1e-6)
+        assert figures == pytest.approx({name: wanted[name] for name in wanted if name not in texts}, rel=CLOSE)
