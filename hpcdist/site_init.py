@@ -32,6 +32,7 @@ from hpcdist.site_proposal import (
     Setting,
     Share,
     find_share,
+    propose_accelerator,
     propose_account,
     propose_identity,
     propose_requests,
@@ -86,6 +87,7 @@ def look_at_cluster() -> Found:
         *propose_identity(answers.config),
         *propose_account(associations, account, parse_qos_limits(answers.qos)),
         *propose_requests(gpu, cpu, named, share, refused),
+        *propose_accelerator(gpu, kinds),
         *propose_surroundings(
             modules=parse_modules(read_modules()),
             programs=[name for name in PROGRAMS if shutil.which(name)],

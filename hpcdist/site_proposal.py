@@ -10,6 +10,8 @@ from hpcdist.cluster_facts import Association, NodeKind, PartitionFacts
 # As many modules as anybody reads; those that trainings load go first.
 _MOST_MODULES = 12
 _WANTED_MODULES = ("cuda", "cudnn", "nccl", "pytorch", "python", "anaconda", "miniconda", "gcc", "openmpi", "apptainer")
+# What the testbed calls its GPUs.
+FAKE_GPU = "fake"
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +150,15 @@ def propose_qos(gpu: Accepted | None, cpu: Accepted | None) -> list[Setting]:
         Setting(key="qos", value=first.qos, source=source),
         *(Setting(source=f"partition {one.partition} needs --qos {one.qos}") for one in others),
     ]
+
+
+def propose_accelerator(gpu: Accepted | None, kinds: Sequence[tuple[NodeKind, int]]) -> list[Setting]:
+    """CPUs to train on, where the GPUs are none; nothing where they are real."""
+    types = {kind.gpu_type for kind, _ in kinds if gpu and kind.gpus and gpu.partition in kind.partitions}
+    if types != {FAKE_GPU}:
+        return []
+    source = f"GPUs of type {FAKE_GPU} schedule, and do not compute (docs/testbed.md)"
+    return [Setting(key="accelerator", value="cpu", source=source)]
 
 
 def propose_surroundings(
