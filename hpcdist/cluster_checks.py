@@ -91,21 +91,13 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
             words = slurm.test_only(path)
     except HpcdistError as error:
         sentence = f"Slurm would refuse a job with this project's settings: {error.message}"
-        return [*checks, Check(name="request", status="error", sentence=sentence, hint=_hint(error))]
+        hint = error.hint or "hpcdist submit --dry-run shows what is asked for"
+        return [*checks, Check(name="request", status="error", sentence=sentence, hint=hint)]
     except OSError as error:
         sentence = f"can't write a script to try: {error.strerror}"
         return [*checks, Check(name="request", status="unknown", sentence=sentence)]
     sentence = "Slurm would take a job with this project's settings (sbatch --test-only)"
     return [*checks, Check(name="request", status="ok", sentence=sentence, evidence=tuple(words.splitlines()[:1]))]
-
-
-def _hint(error: HpcdistError) -> str:
-    if error.hint:
-        return error.hint
-    from hpcdist.backends.submission import HINTS  # loads submitit, which takes longer than all the rest
-
-    found = (hint for sign, hint in HINTS if sign in error.message.lower())
-    return next(found, "hpcdist submit --dry-run shows what is asked for")
 
 
 def check_clock() -> Check:

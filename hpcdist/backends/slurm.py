@@ -12,6 +12,7 @@ from hpcdist.backends.lines import CommandLines
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError, NotReadyError, SubmitError, UsageError
 from hpcdist.record import JobStatus
+from hpcdist.refusal import find_hint
 from hpcdist.sacct_question import TIME_ENVIRONMENT
 from hpcdist.status_rows import (
     ACCOUNTING_FIELDS,
@@ -178,7 +179,7 @@ def test_only(script: Path) -> str:
         raise NotReadyError(f"sbatch did not answer within {COMMAND_TIMEOUT_S:.0f} s", "try again") from None
     words = done.stderr.strip().removeprefix("sbatch: ")
     if done.returncode != 0:
-        raise SubmitError(words or f"sbatch --test-only: exit status {done.returncode}")
+        raise SubmitError(words or f"sbatch --test-only: exit status {done.returncode}", find_hint(words))
     return words
 
 
