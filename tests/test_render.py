@@ -162,7 +162,12 @@ def test_an_array_s_task_gets_its_own_words_and_variables():
     assert (done.returncode, done.stderr) == (2, "there is no task 3 in this job\n")
 
 
-@pytest.mark.parametrize("array", [None, "0-2", "1-2%1", "5"])
+def test_tasks_alone_make_an_array_of_all_of_them():
+    assert build_job({"tasks": [["a"], ["b"], ["c"]]}).array == "0-2"
+    assert build_job({"task_env": [{"A": "1"}], "array": None}).array == "0-0"
+
+
+@pytest.mark.parametrize("array", ["0-2", "1-2%1", "5"])
 def test_tasks_that_do_not_fit_the_array_are_refused(array):
     with pytest.raises(UsageError, match="2 in tasks") as caught:
         build_job({"array": array, "tasks": [["a"], ["b"]]})

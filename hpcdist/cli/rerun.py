@@ -50,7 +50,7 @@ def rerun(
     """Submit a run of this project again, and show what is different.
 
     Options, site settings, template, interpreter and working folder are those of the run; jobs that it waited for
-    (--dependency) are not waited for again. An array is submitted whole.
+    (--dependency) are not waited for again, unless --set dependency=JOB says so. An array is submitted whole.
     """
     found = Job.find(job)
     record = found.run.record()

@@ -71,8 +71,6 @@ def submit(
     chosen = jobs.choose_backend(backend)  # type: ignore[arg-type]
     if run is None:
         run = new_run_name(build_job(merge_options(project.defaults, given)))
-    if given.get("dependency"):
-        given["dependency"] = jobs.resolve_dependency(given["dependency"], project.root)
     workdir = _copy_code(project.root, run, given, dry_run=dry_run) if snapshot else None
     prepared = prepare(given, project, backend=chosen, run=run, template=template, workdir=workdir)
     following.warn_of_missing_data(prepared)
