@@ -12,7 +12,7 @@ from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
 from hpcdist.ending import Ending
-from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, UsageError
+from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError
 from hpcdist.here import open_project
 from hpcdist.joined import JobRecord
 from hpcdist.merging import merge_options

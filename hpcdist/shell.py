@@ -237,7 +237,9 @@ def _assignment(node: "Node", place: _Place, *, exported: bool, prefix: bool = F
     return Assignment(
         name=text_of(name) if name is not None else "",
         value=read_word(value) if value is not None and not is_array else None,
-        words=tuple(read_word(one) for one in value.children if one.is_named) if value is not None and is_array else None,
+        words=tuple(read_word(one) for one in value.children if one.is_named)
+        if value is not None and is_array
+        else None,
         adds=any(child.type == "+=" for child in node.children),
         start=node.start_byte,
         end=node.end_byte,

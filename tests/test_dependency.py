@@ -21,7 +21,8 @@ def runs(project):
 
 # The words of sbatch(1), --dependency, of Slurm 22.05.
 @pytest.mark.parametrize(
-    "words", ["afterok:12", "afterany:12_3:14+5,afternotok:9", "singleton", "after:1?afterok:2", "aftercorr:7", "expand:3"]
+    "words",
+    ["afterok:12", "afterany:12_3:14+5,afternotok:9", "singleton", "after:1?afterok:2", "aftercorr:7", "expand:3"],
 )
 def test_slurm_s_own_words_stay(project, words):
     assert resolve_dependency(words, project) == words

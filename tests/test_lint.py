@@ -219,8 +219,9 @@ def test_no_bytes_make_it_fail(data):
     assert fix(fix(data)) == fix(data)
 
 
-FRAGMENTS = """srun torchrun python -m bash -c " ' $( ) ` | && || & ; { } if then fi for do done case esac in <<EOF EOF A=(-c4 A+=( "${A[@]}"
-$SLURM_NODEID ${A%%,*} $((1+2)) A=1 export MASTER_ADDR= MASTER_PORT=29500 $(hostname) --nodes=2 -n 4 #SBATCH # set -e"""
+FRAGMENTS = """srun torchrun python -m bash -c " ' $( ) ` | && || & ; { } if then fi for do done case esac in <<EOF EOF
+$SLURM_NODEID ${A%%,*} $((1+2)) A=1 A=(-c4 A+=( "${A[@]}" export MASTER_ADDR= MASTER_PORT=29500 $(hostname)
+--nodes=2 -n 4 #SBATCH # set -e"""
 WORDS = [*FRAGMENTS.split(), "\n", "\\\n", "\n#SBATCH --nodes=2\n", "\r\n", "é"]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from hpcdist.cli.offers import offer_code, offer_codes
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.printable import printable_line
 
@@ -32,16 +33,19 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
   # hpcdist: ignore[port]                  (a comment on the line or above it; ignore-file[port] at the top)
 """,
 )
-@click.argument("files", nargs=-1, metavar="FILE...")
+@click.argument("files", nargs=-1, type=click.Path(), metavar="FILE...")
 @click.option("--fix", "mend", is_flag=True, help="Rewrite what is safe to rewrite, and show the difference.")
-@click.option("--explain", metavar="CODE", help="Explain a rule; all lists them.")
-@click.option("--select", metavar="CODE,...", help="Look for these alone.")
-@click.option("--ignore", metavar="CODE,...", help="Leave these out.")
+@click.option("--explain", metavar="CODE", shell_complete=offer_code, help="Explain a rule; all lists them.")
+@click.option("--select", metavar="CODE,...", shell_complete=offer_codes, help="Look for these alone.")
+@click.option("--ignore", metavar="CODE,...", shell_complete=offer_codes, help="Leave these out.")
 @click.option("--brief", is_flag=True, help="One line for each finding.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--cluster", is_flag=True, help="Ask this machine's Slurm what its nodes have.")
 @click.option(
-    "--site-file", metavar="FILE", help="What sinfo -e -h -o '%P|%l|%D|%c|%m|%G' printed, in place of asking."
+    "--site-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="What sinfo -e -h -o '%P|%l|%D|%c|%m|%G' printed, in place of asking.",
 )
 def lint_command(
     files: tuple[str, ...],
