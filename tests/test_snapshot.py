@@ -52,6 +52,8 @@ def test_the_copy_has_changes_and_new_files_and_neither_secrets_nor_what_is_igno
     [
         (".env", True),
         ("a/.env.local", True),
+        ("deploy/Prod.ENV", True),
+        (".envrc", True),
         ("id_ed25519", True),
         (".aws/config", True),
         ("keys/server.pem", True),

@@ -56,8 +56,9 @@ def submit(
 ) -> None:
     """Submit a training and print its job id.
 
-    FILE.toml holds options by their names; options given here win. Without COMMAND the built-in MNIST CNN is
-    trained. Where there is no Slurm the same layout runs on this machine.
+    FILE.toml holds options by their names; options given here win. A list of lists of arguments, tasks, makes an
+    array there. Without COMMAND the built-in MNIST CNN is trained. Where there is no Slurm the same layout runs on
+    this machine.
     """
     # Only here: render, which shares this file, must start as fast as a template engine can.
     from hpcdist import jobs
