@@ -1,6 +1,5 @@
 """submit() and Job: what the command line calls, and the Python API."""
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
 from hpcdist.ending import Ending
-from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError, UsageError
+from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError
 from hpcdist.here import open_project
 from hpcdist.joined import JobRecord
 from hpcdist.merging import merge_options
@@ -83,26 +82,6 @@ def rerun(job: "Job", run: str | None = None, **changes: Any) -> "Job":
     """
     again = prepare_rerun(job.run.record(), job.run.path.parents[2], changes, run)
     return submit_prepared(again.prepared)
-
-
-def resolve_dependency(text: str, root: Path) -> str:
-    """What a job waits for in Slurm's words, with names of runs replaced by their jobs; one alone has to end well.
-
-    Raises:
-        NotFoundError: There is no such run here.
-        UsageError: A run has no Slurm job.
-    """
-    found = re.split(r"([,?:])", text if ":" in text or text in ("singleton",) else f"afterok:{text}")
-    # Slurm's own: kinds of dependencies, ids with a task or a delay, "singleton".
-    is_own = re.compile(r"after[a-z]*|aftercorr|expand|singleton|[0-9]+(_([0-9]+|\*))?(\+[0-9]+)?|[,?:]|")
-    return "".join(word if is_own.fullmatch(word) else _slurm_id(word, root) for word in found)
-
-
-def _slurm_id(run: str, root: Path) -> str:
-    job = Job.find(run, root)
-    if job.id is None or job.run.is_local:
-        raise UsageError(f"dependency: run {run} has no Slurm job to wait for", f"hpcdist status {run}")
-    return job.id
 
 
 def submit_prepared(prepared: Prepared, *, after: Sequence[str] = ()) -> "Job":

@@ -1,4 +1,4 @@
-"""What a cluster says of itself and of the jobs of one user, for `hpcdist doctor`."""
+"""What a cluster says of itself and of the jobs of one user, for `hpcdist doctor` and for Tab."""
 
 import getpass
 import time
@@ -20,6 +20,15 @@ def list_partitions() -> str:
         HpcdistError: Slurm does not answer.
     """
     return slurm.run_command(["sinfo", "-h", "-a", "-o", PARTITION_FORMAT])
+
+
+def name_partitions() -> list[str]:
+    """The names of the partitions that this user may see.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    return sorted(set(slurm.run_command(["sinfo", "-h", "-o", "%R"]).split()))
 
 
 def ask_accounting() -> None:

@@ -8,7 +8,7 @@ from hpcdist import datasets
 from hpcdist.cli.site_option import SITE, open_here
 
 
-@click.group()
+@click.group(epilog="Example: hpcdist data fetch mnist")
 def data() -> None:
     """Put datasets where jobs find them: jobs themselves never download."""
 

@@ -10,6 +10,7 @@ from hpcdist import statuses as where
 from hpcdist.backends import slurm
 from hpcdist.cause import Cause
 from hpcdist.cli.following import follow
+from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, format_table, print_json
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
@@ -21,8 +22,8 @@ from hpcdist.store import Run, Store
 from hpcdist.units import format_duration
 from hpcdist.why import explain, find_secrets
 
-JOBS = click.argument("jobs", nargs=-1, metavar="JOB...")
-ONE_JOB = click.argument("job", metavar="JOB")
+JOBS = click.argument("jobs", nargs=-1, metavar="JOB...", shell_complete=offer_jobs)
+ONE_JOB = click.argument("job", metavar="JOB", shell_complete=offer_jobs)
 SHOWN_RUNS = 30
 SHOWN_CAUSES = 5  # each asks Slurm and reads logs; an array may have thousands
 LOG_POLL_S = 0.5
@@ -184,7 +185,7 @@ def wait(ctx: click.Context, job: str, *, timeout: float | None, as_json: bool) 
 
 
 @click.command(epilog="Example: hpcdist cancel 1234")
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=offer_jobs)
 def cancel(jobs: tuple[str, ...]) -> None:
     """End jobs."""
     for job in [Job.find(token) for token in jobs]:

@@ -8,6 +8,7 @@ from hpcdist import provenance
 from hpcdist.advice import advise
 from hpcdist.cli import following
 from hpcdist.cli.advise import format_line, observe
+from hpcdist.cli.offers import offer_jobs
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs import Job, submit_prepared
 from hpcdist.printable import printable_line
@@ -26,7 +27,7 @@ from hpcdist.store import RunRecord
   hpcdist rerun mnist-2x1-3d46fd --resume --set nodes=1
 """
 )
-@click.argument("job", metavar="JOB")
+@click.argument("job", metavar="JOB", shell_complete=offer_jobs)
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Change an option; empty: its default.")
 @click.option("--advised", is_flag=True, help="Change what `hpcdist advise JOB` says; --set wins over it.")
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint (built-in training).")
@@ -50,7 +51,7 @@ def rerun(
     """Submit a run of this project again, and show what is different.
 
     Options, site settings, template, interpreter and working folder are those of the run; jobs that it waited for
-    (--dependency) are not waited for again. An array is submitted whole.
+    (--dependency) are not waited for again, unless --set dependency=JOB says so. An array is submitted whole.
     """
     found = Job.find(job)
     record = found.run.record()
