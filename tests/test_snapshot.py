@@ -4,8 +4,8 @@ import pytest
 
 from hpcdist import snapshot
 from hpcdist.errors import NotFoundError, UsageError
-from hpcdist.jobs import resolve_dependency
 from hpcdist.snapshot import is_left_out, take_snapshot
+from hpcdist.submitting import resolve_dependency
 from tests.conftest import run_hpcdist
 
 
