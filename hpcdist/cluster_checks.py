@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcdist.backends import site, slurm
+from hpcdist.backends import sbatch, site, slurm
 from hpcdist.check import SLURM, Check
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.kinds import parse_gathering
@@ -88,7 +88,7 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "script.sbatch")
             path.write_text(script)
-            words = slurm.test_only(path)
+            words = sbatch.test_only(path)
     except HpcdistError as error:
         sentence = f"Slurm would refuse a job with this project's settings: {error.message}"
         hint = error.hint or "hpcdist submit --dry-run shows what is asked for"

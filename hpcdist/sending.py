@@ -8,12 +8,13 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import provenance
-from hpcdist.backends import local, site, slurm
+from hpcdist.backends import local, sbatch, site, slurm
 from hpcdist.errors import HpcdistError, NotFoundError, SubmitError, UsageError
 from hpcdist.prepare import Prepared
 from hpcdist.privacy import exported, require_secrets
 from hpcdist.refusal import find_hint
-from hpcdist.store import Run, RunRecord, Store
+from hpcdist.run_files import RunRecord
+from hpcdist.store import Run, Store
 
 
 def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:
@@ -66,7 +67,7 @@ def find_sent(run: Run) -> str | None:
     if record.job_id is not None or record.backend == "local":
         return record.job_id
     with run.locked():
-        job_id = slurm.find_by_run(run.name, record.workdir)
+        job_id = sbatch.find_by_run(run.name, record.workdir)
         if job_id is not None:
             cluster = slurm.read_config().get("ClusterName")
             _write(run, msgspec.structs.replace(record, job_id=job_id, cluster=cluster, refused=None))
@@ -89,7 +90,7 @@ def _send_held(
         local.submit(run, prepared.spec)
         return
     # A retry after a crash: the job may exist although nobody wrote its id down.
-    job_id = slurm.find_by_run(run.name, record.workdir) if again else None
+    job_id = sbatch.find_by_run(run.name, record.workdir) if again else None
     try:
         job_id = job_id or _submit_new(prepared, run, record, config, after)
     except SubmitError as error:
@@ -101,7 +102,7 @@ def _send_held(
 def _submit_new(
     prepared: Prepared, run: Run, record: RunRecord, config: Mapping[str, str], after: Sequence[str]
 ) -> str:
-    job_id = slurm.submit(
+    job_id = sbatch.submit(
         run.name,
         run.path,
         record.workdir,

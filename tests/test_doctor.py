@@ -15,8 +15,9 @@ from hpcdist.doctor import Doctor
 from hpcdist.probes import find_probe, read_probes
 from hpcdist.record import RankUsage
 from hpcdist.registry import find_problems
+from hpcdist.run_files import LocalState, RunRecord
 from hpcdist.spec import Site, build_job
-from hpcdist.store import LocalState, RunRecord, Store
+from hpcdist.store import Store
 from tests.conftest import run_hpcdist
 
 CONFIG = r"""if [ "$1 $2" = "show config" ]; then

@@ -175,9 +175,15 @@ def test_an_error_of_ours_comes_with_its_hint():
 
 
 def test_stopped_and_unfinished():
-    assert verdict(ranks=[rank(0, 75), rank(1, 75)], exit_code=75).kind == "stopped"
+    found = verdict(ranks=[rank(0, 75), rank(1, 75)], exit_code=75)
+    assert (found.kind, found.hint) == ("stopped", "hpcdist rerun --resume r")
     cause = verdict(ranks=[rank(0, 75, ended=99), rank(1, 1)], logs={1: "user-exception"})
     assert (cause.kind, cause.rank) == ("user-exception", 1)
+
+
+def test_a_program_that_can_t_go_on_saved_nothing():
+    assert verdict(ranks=[rank(0, 75)], exit_code=75, command=("make",)).kind == "unknown"
+    assert verdict(exit_code=75, job=False, run=None).kind == "unknown"
 
 
 def test_a_hang():

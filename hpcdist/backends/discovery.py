@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends import slurm
+from hpcdist.backends import sbatch, slurm
 from hpcdist.errors import HpcdistError
 from hpcdist.render import quote_sbatch
 
@@ -78,7 +78,7 @@ def try_request(options: Iterable[tuple[str, str]]) -> str | None:
         script = Path(folder, "init.sbatch")
         script.write_text(f"#!/bin/bash\n#SBATCH --job-name=hpcdist-init\n{lines}srun true\n")
         try:
-            slurm.test_only(script)
+            sbatch.test_only(script)
         except HpcdistError as error:
             if error.exit_code != 1:
                 raise

@@ -16,7 +16,7 @@ from hpcdist.joined import Finding
 from hpcdist.observed import Observation
 from hpcdist.printable import printable, printable_line
 from hpcdist.record import Efficiency
-from hpcdist.store import RunRecord
+from hpcdist.run_files import RunRecord
 
 # What sbatch calls an option where hpcdist has another word.
 _SBATCH_NAMES = {"gpus": "gpus-per-node", "tasks-per-node": "ntasks-per-node"}

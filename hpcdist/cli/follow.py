@@ -57,11 +57,17 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
     statuses = [one for several in where.query([(job.run, job.task) for job in ours]) for one in several]
     statuses += [one for several in slurm.query(others).values() for one in several]
     unknown = [one.job_id for one in statuses if one.state == "UNKNOWN" and one.run is None]
+    statuses = [one for one in statuses if one.state != "UNKNOWN" or one.run is not None]
+    if statuses or not unknown:
+        # Causes of jobs that were named: the whole list would ask Slurm about each.
+        _show_statuses(statuses, ours, as_json=as_json, with_causes=bool(jobs))
     if unknown:
         raise NotFoundError(f"Slurm knows no job {', '.join(map(str, unknown))}", "hpcdist status lists the runs here")
+
+
+def _show_statuses(statuses: Sequence[JobStatus], ours: Sequence[Job], *, as_json: bool, with_causes: bool) -> None:
     ranks = {job.run.name: job.folder.ranks() for job in ours}
-    # Of the jobs that were named: the whole list would ask Slurm about each.
-    causes = find_causes(statuses, {job.run.name: job.run for job in ours}) if jobs else {}
+    causes = find_causes(statuses, {job.run.name: job.run for job in ours}) if with_causes else {}
     if as_json:
         print_json(
             [

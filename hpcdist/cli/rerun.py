@@ -10,11 +10,12 @@ from hpcdist.cli import following
 from hpcdist.cli.advise import format_line, observe
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.jobs import Job, submit_prepared
+from hpcdist.jobs import Job
 from hpcdist.printable import printable_line
 from hpcdist.privacy import exported
 from hpcdist.rerun import Rerun, parse_changes, prepare_rerun
-from hpcdist.store import RunRecord
+from hpcdist.run_files import RunRecord
+from hpcdist.submitting import submit_prepared
 
 
 @click.command(

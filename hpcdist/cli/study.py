@@ -16,7 +16,6 @@ from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
 from hpcdist.errors import UsageError
-from hpcdist.jobs import choose_backend
 from hpcdist.printable import printable_line
 from hpcdist.project import Project, find_project
 from hpcdist.record import JobStatus
@@ -26,6 +25,7 @@ from hpcdist.study import Study, Trial
 from hpcdist.study_file import parse_study
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, load_study
+from hpcdist.submitting import choose_backend
 from hpcdist.trials import find_runs, query_trials
 from hpcdist.units import format_duration
 

@@ -61,7 +61,7 @@ def submit(
     this machine.
     """
     # Only here: render, which shares this file, must start as fast as a template engine can.
-    from hpcdist import jobs
+    from hpcdist import submitting
     from hpcdist.cli import following
     from hpcdist.privacy import exported
     from hpcdist.spec import build_job
@@ -69,7 +69,7 @@ def submit(
 
     project = open_here()
     given = merge_options(*collect_options(file, options, ctx.meta["hpcdist.command"]))
-    chosen = jobs.choose_backend(backend)  # type: ignore[arg-type]
+    chosen = submitting.choose_backend(backend)  # type: ignore[arg-type]
     if run is None:
         run = new_run_name(build_job(merge_options(project.defaults, given)))
     workdir = _copy_code(project.root, run, given, dry_run=dry_run) if snapshot else None
@@ -81,7 +81,7 @@ def submit(
     if dry_run:
         following.show_dry_run(prepared)
         return
-    job = jobs.submit_prepared(prepared)
+    job = submitting.submit_prepared(prepared)
     following.announce(job, as_json=as_json and not wait)
     if wait:
         with exported(prepared.secrets):  # what is known is masked where the end of a log is shown
