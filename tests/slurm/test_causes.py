@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.slurm.waiting import eventually
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
@@ -41,7 +42,7 @@ os.kill(os.getpid(), 9)
 RAISE = "def step():\n    raise ValueError('bad batch')\n\nstep()\n"
 AGAIN = '[ -n "$SLURM_RESTART_COUNT" ] || sleep 300'
 # A rank that ends within the grace of a preemption leaves its job FAILED, so this one stays.
-STAYS = f'trap "" TERM; {AGAIN}'
+STAYS = f'trap "" TERM; echo it stays; {AGAIN}'
 PYTHON = sys.executable
 TWO = ("--nodes", "2", "--gpus", "0")
 ONE = ("--gpus", "0")
@@ -111,7 +112,9 @@ OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
 
 def preempt(jobs):
     jobs.submit("preempted", ["--gpus", "0", "--nodelist", "n4", "--sbatch", "requeue="], ["sh", "-c", STAYS])
-    jobs.wait("preempted", {"RUNNING"}, 60)
+    # Slurm calls a job running before its ranks have begun.
+    logs = jobs.folder / "jobs" / "runs" / "preempted" / "logs"
+    eventually(lambda: any("it stays" in path.read_text() for path in logs.glob("*_0_log.out")), 90)
     jobs.testbed.run("srun", "--partition=high", "--nodelist=n4", "--exclusive", "true")
     jobs.wait("preempted", OVER, 60)
 
@@ -119,12 +122,7 @@ def preempt(jobs):
 def kill_a_node(jobs):
     options = [*TWO, "--nodelist", "n3,n4", "--sbatch", "no-requeue="]
     jobs.submit("node", options, ["sleep", "300"])
-    jobs.wait("node", {"RUNNING"}, 60)
-    # Slurm calls a job running before its ranks have begun.
-    deadline = time.monotonic() + 60
-    while not (rank := jobs.folder / "jobs" / "runs" / "node" / "ranks" / "1.json").exists():
-        assert time.monotonic() < deadline, f"no {rank}"
-        time.sleep(0.1)
+    eventually((jobs.folder / "jobs" / "runs" / "node" / "ranks" / "1.json").exists, 90)
     try:
         subprocess.run([REPOSITORY / "testbed" / "kill-node", "n4"], env=jobs.testbed.env, check=True)
         jobs.wait("node", OVER, 90)
