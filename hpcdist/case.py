@@ -17,6 +17,9 @@ TAIL_LINES = 20
 SHORT_TAIL_LINES = 5
 # A sign further up was survived.
 LAST_LINES = 40
+# From here on a kill that nobody explains is put down to memory: samples lag behind what a program takes at once, and
+# a training with nine tenths in use is an ordinary one.
+FULL_MEMORY_SHARE = 0.95
 # Causes for which no rank is to blame, whatever the ranks did when they were ended.
 _NOBODY_S = frozenset({"cancelled", "completed", "node-failure", "preempted", "requeued", "stopped", "time-limit"})
 
@@ -145,7 +148,7 @@ class Case:
         """Whether the fullest node used nearly all it was given."""
         pool = self.pool
         asked, used = (pool.memory_asked_bytes(), pool.memory_bytes()) if pool else (None, None)
-        return bool(asked and used and used >= 0.9 * asked)
+        return bool(asked and used and used >= FULL_MEMORY_SHARE * asked)
 
 
 def name_rank(rank: RankUsage) -> str:

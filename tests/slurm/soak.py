@@ -17,6 +17,8 @@ INTERVAL_S = 2.0
 AGREEMENT_S = 0.5  # hpcdist.train.pauses.INTERVAL_S: how often the ranks look whether a checkpoint is due
 PROGRESS_S = 1.0  # progress.json is first written after so much training
 OPTIONS = ("--epochs", 3, "--checkpoint-every", f"{INTERVAL_S:g}s", "--log-every", 1, "--time", 20)
+# So much that a rank that is killed is not taken for one whose memory was full.
+OPTIONS += ("--mem-per-cpu", "1500M")
 
 
 class Soaked:
