@@ -228,6 +228,12 @@ def is_folder(data: str) -> bool:
     return "/" in data or data in (".", "..")
 
 
+def parse_folder(data: str) -> tuple[str, int]:
+    """`/data/imagenet@64`: the folder, and the side of the images that are cut from its own; 224 without a number."""
+    folder, at, side = data.rpartition("@")
+    return (folder, int(side)) if at and side.isdecimal() and int(side) else (data, 224)
+
+
 def is_synthetic(data: str) -> bool:
     """Whether `--data` means made-up images."""
     return data.partition(":")[0] == SYNTHETIC

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdist.archives import fetch_archives, find_trouble, is_complete
-from hpcdist.catalogue import find_dataset, is_folder, is_synthetic
+from hpcdist.catalogue import find_dataset, is_folder, is_synthetic, parse_folder
 from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.mnist_wheel import FetchError, RawFile, Report, read_wheel
@@ -43,7 +43,7 @@ def is_present(name: str, data_dir: Path | str) -> bool:
         NotFoundError: No dataset has this name.
     """
     if is_synthetic(name) or is_folder(name):
-        return is_synthetic(name) or _find_folder_trouble(Path(name)) is None
+        return is_synthetic(name) or _find_folder_trouble(Path(parse_folder(name)[0])) is None
     dataset = find_dataset(name)
     if name != "mnist":
         return is_complete(dataset, Path(data_dir))
@@ -61,7 +61,10 @@ def verify(name: str, data_dir: Path | str) -> None:
     if is_synthetic(name):
         return
     if is_folder(name):
-        trouble, hint = _find_folder_trouble(Path(name)), "give a folder with train/<class>/ and val/<class>/ in it"
+        trouble, hint = (
+            _find_folder_trouble(Path(parse_folder(name)[0])),
+            "give a folder with train/<class>/ and val/<class>/ in it",
+        )
     else:
         dataset, hint = find_dataset(name), fetch_hint(name, data_dir)
         trouble = _find_mnist_trouble(Path(data_dir)) if name == "mnist" else find_trouble(dataset, Path(data_dir))
