@@ -1,7 +1,11 @@
 """What is trained: the network with its learning rates."""
 
+import os
+import shutil
+
 import torch
 
+from hpcdist.errors import NotReadyError
 from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.module import Classifier
@@ -17,11 +21,20 @@ def count_steps(options: Options, steps_per_epoch: int) -> int:
     return min(steps, options.training.max_steps or steps)
 
 
+def _require_compiler() -> None:
+    if not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
+        raise NotReadyError(
+            "compile: torch.compile needs a C++ compiler, and there is no g++ and no clang++ on PATH",
+            "load the site's compiler module in setup, or leave out --compile",
+        )
+
+
 def build_module(options: Options, rank: RankEnvironment, data: ImageData, outcome: Outcome) -> Classifier:
     """The network, as it is to be trained; says on rank 0 what it is.
 
     Raises:
         UsageError: There is no such network, or it can't take these images.
+        NotReadyError: It is to be compiled and nothing can.
     """
     training = options.training
     steps_per_epoch = data.train_batches.steps_per_epoch
@@ -49,7 +62,8 @@ def build_module(options: Options, rank: RankEnvironment, data: ImageData, outco
         if said := describe_rates(rates, asked=training.lr, scaled=is_scaled, **batches):
             print(said, flush=True)
     if training.compile:
+        _require_compiler()
         # The method and not the module: the names of its weights stay, and hooks are called outside of it.
         # A kernel per shape, so that what a sum rounds to does not depend on which shapes came before.
-        network.forward = torch.compile(network.forward, dynamic=False)  # type: ignore[method-assign]
+        network.forward = torch.compile(network.forward, dynamic=False)
     return Classifier(network, training, steps=steps, world_size=rank.world_size, rates=rates)

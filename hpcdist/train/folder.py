@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -29,11 +29,11 @@ class Sample(NamedTuple):
     """What a worker is asked for.
 
     Attributes:
-        index: Of the image.
+        place: Of the image in the folder's order.
         draw: What its crop is drawn from; None cuts the middle out.
     """
 
-    index: int
+    place: int
     draw: str | None
 
 
@@ -58,13 +58,13 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     def __getitems__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         """`images_BCHW` as bytes, and `labels_B`."""
         images_BHWC = numpy.empty((len(samples), self._side, self._side, 3), dtype=numpy.uint8)
-        for place, sample in enumerate(samples):
-            images_BHWC[place] = self._decode(sample)
-        labels_B = torch.tensor([self.labels[sample.index] for sample in samples], dtype=torch.int64)
+        for number, sample in enumerate(samples):
+            images_BHWC[number] = numpy.asarray(self._decode(sample))
+        labels_B = torch.tensor([self.labels[sample.place] for sample in samples], dtype=torch.int64)
         return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), labels_B
 
     def _decode(self, sample: Sample) -> Image.Image:
-        with Image.open(self._paths[sample.index]) as file:
+        with Image.open(self._paths[sample.place]) as file:
             image = file.convert("RGB")
         if sample.draw is None:
             return image.resize((self._side, self._side), Image.Resampling.BILINEAR, cut_middle(*image.size))
@@ -135,7 +135,7 @@ class _Asked:
         return iter(self._asked)
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -78,8 +78,11 @@ def _build_torchvision(name: str, shape: Shape, class_count: int) -> nn.Module:
     extra = dict(_EXTRA.get(full_name, {}))
     if full_name.startswith("vit_"):
         extra["image_size"] = shape[1]
+    is_small = max(shape[1:]) <= SMALL_SIDE
+    if full_name.startswith("vgg") and is_small:
+        return _build_small_vgg(full_name, shape, class_count)
     network: nn.Module = models.get_model(full_name, weights=None, num_classes=class_count, **extra)
-    if max(shape[1:]) <= SMALL_SIDE:
+    if is_small:
         for kind, adapt in _STEMS.items():
             if type(network).__name__ == kind:
                 adapt(network, shape)
@@ -127,8 +130,12 @@ def _adapt_mobilenet_v2(network: Any, shape: Shape) -> None:
     network.features[2].conv[1][0].stride = (1, 1)
 
 
-def _adapt_vgg(network: Any, shape: Shape) -> None:
+def _build_small_vgg(name: str, shape: Shape, class_count: int) -> nn.Module:
     """As many poolings as the image has halvings in it, and one dense layer in place of 120 million numbers."""
+    from torchvision import models
+
+    with torch.device("meta"):  # those numbers would take seconds to draw
+        network: Any = models.get_model(name, weights=None, num_classes=class_count, init_weights=False)
     side, channels = min(shape[1:]), 0
     for number, layer in enumerate(network.features):
         if isinstance(layer, nn.Conv2d):
@@ -138,7 +145,25 @@ def _adapt_vgg(network: Any, shape: Shape) -> None:
                 network.features[number] = nn.Identity()
             side //= 2
     network.avgpool = nn.AdaptiveAvgPool2d(1)
-    network.classifier = nn.Linear(channels, network.classifier[-1].out_features)
+    network.classifier = nn.Linear(channels, class_count)
+    _set_channels(network, shape[0])
+    network.to_empty(device="cpu")
+    for layer in network.modules():
+        _draw_as_vgg(layer)
+    return network
+
+
+def _draw_as_vgg(layer: nn.Module) -> None:
+    """The first weights of a layer, as torchvision's VGG has them."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, 0, 0.01)
+    elif isinstance(layer, nn.BatchNorm2d):
+        layer.reset_parameters()
+        return
+    if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 _STEMS: dict[str, Callable[[Any, Shape], None]] = {
@@ -148,7 +173,6 @@ _STEMS: dict[str, Callable[[Any, Shape], None]] = {
     "MobileNetV2": _adapt_mobilenet_v2,
     "MobileNetV3": _adapt_stem,
     "EfficientNet": _adapt_stem,
-    "VGG": _adapt_vgg,
 }
 
 

@@ -1,7 +1,8 @@
 """A LightningModule and data of one's own, trained with what the launcher, the layout and the run bring.
 
 Devices, threads, process group, precision, checkpoints, stopping, the watchdog, TensorBoard and records are as in the
-built-in training. Batches, their shares (Lightning's DistributedSampler), loss, optimizer and schedule are the module's.
+built-in training. Batches, loss, optimizer and schedule are the module's; a rank's share of the data is what
+Lightning's DistributedSampler gives it.
 """
 
 import importlib
