@@ -147,10 +147,10 @@ def _build_small_vgg(name: str, shape: Shape, class_count: int) -> nn.Module:
     network.avgpool = nn.AdaptiveAvgPool2d(1)
     network.classifier = nn.Linear(channels, class_count)
     _set_channels(network, shape[0])
-    network.to_empty(device="cpu")
-    for layer in network.modules():
+    built: nn.Module = network.to_empty(device="cpu")
+    for layer in built.modules():
         _draw_as_vgg(layer)
-    return network
+    return built
 
 
 def _draw_as_vgg(layer: nn.Module) -> None:
