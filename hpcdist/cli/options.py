@@ -50,6 +50,14 @@ TRAINING = (
     ("--hang-timeout", str, "End the job after this time without a step [10min]."),
     ("--log-every", int, "Steps between logged points [20]."),
     ("--data-dir", str, "Folder of the datasets [data, in the project]."),
+    ("--model", str, "cnn, vgg, resnet18, mobilenet, shufflenet, densenet, or a classifier of torchvision [cnn]."),
+    ("--data", str, "A dataset's name, a folder of images (with a slash), or synthetic:3x32x32x10 [mnist]."),
+    ("--module", str, "LightningModule of one's own, package.module:Class, in place of --model."),
+    ("--datamodule", str, "Its LightningDataModule, in place of --data."),
+    ("--schedule", str, "one-cycle, cosine, step or constant [one-cycle]."),
+    ("--lr-batch", int, "Global batch that --lr is for [512, or the batch per rank]."),
+    ("--accumulate", int, "Compute each batch in so many parts, one after the other [1]."),
+    ("--target-accuracy", float, "Stop at this test accuracy, a fraction."),
 )
 
 
@@ -99,6 +107,12 @@ def job_options(function: F) -> F:
             default=None,
             help="Copy --data-dir to each node's own disk first; a COMMAND finds it in $HPCDIST_DATA_DIR.",
         ),
+        click.option(
+            "--scale-lr/--no-scale-lr",
+            default=None,
+            help="Scale --lr with the global batch over --lr-batch, with a warm-up [off].",
+        ),
+        click.option("--compile/--no-compile", default=None, help="Compile the network with torch.compile [off]."),
         click.option("--launcher", type=click.Choice(["srun", "torchrun"]), help="What starts the ranks [srun]."),
         click.option("--setup", multiple=True, metavar="LINE", help="Shell line to run first; repeatable."),
         click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the job; repeatable."),

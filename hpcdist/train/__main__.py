@@ -45,7 +45,8 @@ def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_wor
         _write(outcome)
         return
     data_dir = Path(options.training.data_dir) if options.training.data_dir else DEFAULT_DATA_DIR
-    datasets.verify("mnist", data_dir)
+    if options.training.data_name is not None:
+        datasets.verify(options.training.data_name, data_dir)
     from hpcdist.train.fit import train
 
     train(options, rank, data_dir, outcome, last_words)

@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 import torch
 import torch.distributed as dist
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 
 from hpcdist.errors import UsageError
 from hpcdist.record import TestResult
 from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
 from hpcdist.train.data import cut_shard
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.module import Classifier
+from hpcdist.train.module import Classifier, Tally
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 
@@ -83,7 +83,17 @@ class Checkpoints:
             self._writing.result()
 
     def _identity(self) -> dict[str, Any]:
-        return {"batch_size": self._options.batch_size, "seed": self._options.training.seed}
+        training = self._options.training
+        return {
+            "batch_size": self._options.batch_size,
+            "seed": training.seed,
+            "model": training.model or "cnn",
+            "data": training.data or "mnist",
+            "module": training.module,
+            "optimizer": training.optimizer,
+            "schedule": training.schedule or "one-cycle",
+            "accumulate": self._options.accumulate,
+        }
 
     def find(self) -> Path | None:
         """The checkpoint to go on from, the same on every rank; None to begin anew.
@@ -110,16 +120,17 @@ class Checkpoints:
         _wait_until_visible(path)
         return path
 
-    def restore(self, content: dict[str, Any], module: Classifier) -> None:
+    def restore(self, content: dict[str, Any], module: LightningModule) -> None:
         """Takes up this rank's random numbers and count of samples where they were; Lightning has done the rest."""
+        tally = module.tally if isinstance(module, Classifier) else Tally()
         states = content[OWN_KEY]["ranks"]
         tests = content[OWN_KEY].get("tests", [])  # checkpoints of release 0.1 have none
         self._outcome.learn(tests=msgspec.convert(tests, tuple[TestResult, ...]))
         begin, end = cut_shard(sum(state["samples"] for state in states), self._rank.rank, self._rank.world_size)
-        module.tally.samples = end - begin
+        tally.samples = end - begin
         if len(states) == self._rank.world_size:
             _restore_rank(states[self._rank.rank])
-            module.tally.samples = states[self._rank.rank]["samples"]
+            tally.samples = states[self._rank.rank]["samples"]
         elif self._rank.rank == 0:
             print(
                 f"note: the checkpoint was made by {len(states)} rank(s), and these are {self._rank.world_size}:"
@@ -138,7 +149,8 @@ class Checkpoints:
         if own is None:
             raise UsageError("the checkpoint was not written by hpcdist's training", "leave out --resume-from")
         for name, value in self._identity().items():
-            if own[name] != value:
+            # Those of release 0.1 say nothing of what there was no choice of then.
+            if own.get(name, value) != value:
                 raise UsageError(
                     f"the checkpoint was made with {name} {own[name]}, and this training has {value}",
                     f"use --{name.replace('_', '-')} {own[name]}, or leave out --resume-from",

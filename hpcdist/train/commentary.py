@@ -26,12 +26,15 @@ class Commentary(Callback):
         path: `progress.json`; None writes none.
         epochs: Epochs in all.
         steps: Optimizer steps in all.
+
+    Attributes:
+        steps: Likewise, for who learns it late.
     """
 
     def __init__(self, recorder: Recorder, outcome: Outcome, path: Path | None, *, epochs: int, steps: int) -> None:
         self._recorder, self._outcome = recorder, outcome
         self._path = path
-        self._epochs, self._steps = epochs, steps
+        self._epochs, self.steps = epochs, steps
         self._file_at = self._line_at = self._epoch_at = time.monotonic()
         self._tested_at: int | None = None
 
@@ -67,10 +70,10 @@ class Commentary(Callback):
     def _progress(self, trainer: Trainer) -> Progress:
         return Progress(
             # Not current_epoch: Lightning counts it up before the last test.
-            epoch=math.ceil(trainer.global_step / trainer.num_training_batches) or 1,
+            epoch=math.ceil(trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches) or 1,
             epochs=self._epochs,
             step=trainer.global_step,
-            steps=self._steps,
+            steps=self.steps,
             loss=self._recorder.train_loss,
             accuracy=self._outcome.metrics().accuracy,
             images_per_s=self._recorder.images_per_s(),

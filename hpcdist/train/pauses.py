@@ -12,7 +12,7 @@ from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import StoppedError
-from hpcdist.train.module import Classifier
+from hpcdist.train.module import Classifier, ends_step
 
 # How often the ranks agree. Each time costs an all-reduce of three numbers: 0.5 % of the time at 2.5 ms.
 INTERVAL_S = 0.5
@@ -45,8 +45,10 @@ class Pauses(Callback):
         self._next = trainer.global_step + 1
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
-        """Agrees when it is time, but not between the last step of an epoch and its test."""
+        """Agrees when it is time, but not between the last step of an epoch and its test, nor within a step."""
         step = trainer.global_step
+        if not ends_step(trainer):
+            return
         ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if step < self._next or ends_epoch or step == self._steps:
             return
@@ -93,9 +95,7 @@ class GoOn(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Settles the order of sums, then the random numbers."""
-        if not isinstance(module, Classifier):
-            raise TypeError(f"{type(module).__name__} is no Classifier")
-        if trainer.world_size > 1:
+        if trainer.world_size > 1 and isinstance(module, Classifier):
             _settle_buckets(trainer, module)
         if self._content is not None:
             self._checkpoints.restore(self._content, module)
@@ -110,9 +110,7 @@ def _settle_buckets(trainer: Trainer, module: Classifier) -> None:
     checkpoint would round differently from the same step in the middle of a run [seen with torch 2.14.1 and gloo].
     """
     data: ImageData = trainer.datamodule  # type: ignore[attr-defined]
-    split = data.train_batches.split
-    nothing = split.select(torch.empty(0, dtype=torch.int64, device=split.labels_N.device), 1)
-    loss = trainer.strategy.training_step(nothing, 0)
+    loss = trainer.strategy.training_step(data.train_batches.nothing(), 0)
     if not isinstance(loss, torch.Tensor):
         raise TypeError(f"a training step gave {type(loss).__name__}")
     loss.backward()  # type: ignore[no-untyped-call]

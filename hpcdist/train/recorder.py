@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from hpcdist.record import TestResult
 from hpcdist.train.data import Batch
 from hpcdist.train.failure import LastWords
-from hpcdist.train.module import Classifier
+from hpcdist.train.module import Classifier, ends_step
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import StepTimes
 from hpcdist.train.tensorboard import RunLogger
@@ -49,17 +49,22 @@ class Recorder(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """Counts the step."""
+        if not ends_step(trainer):
+            return
         step = trainer.global_step
         self._images += batch.global_count
+        self._count_step(module, step)
+        self._outcome.learn(steps=step, samples=_classifier(module).tally.samples)
+
+    def _count_step(self, module: LightningModule, step: int) -> None:
         is_first, self._is_first = self._is_first, False
         if is_first:
-            _settle(module)
+            settle(module)
             self._first_images = self._images
             self._clock.enter("steady")
         if self._logs_at(step):
             self._log_point(module, step)
         self._step_times.tick(settled=is_first or self._logs_at(step) or module.device.type == "cpu")
-        self._outcome.learn(steps=step, samples=_classifier(module).tally.samples)
 
     def _logs_at(self, step: int) -> bool:
         return step % self._log_every == 0
@@ -77,21 +82,24 @@ class Recorder(Callback):
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops the training's stop-watches."""
-        _settle(module)
+        settle(module)
         self._interrupted = self._clock.enter("validation")
         self._outcome.learn(**self._speed())
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Notes the test accuracy."""
-        classifier = _classifier(module)
-        accuracy, loss = classifier.test_accuracy, classifier.test_loss
-        if accuracy is not None and loss is not None:
+        accuracy, loss = self._test_figures(trainer, module)
+        if accuracy is not None:
             test = TestResult(step=trainer.global_step, accuracy=accuracy, at_s=time.time())
             self._outcome.learn(accuracy=accuracy, loss=loss, tests=(*self._outcome.metrics().tests, test))
-            if self._logger:
+            if self._logger and loss is not None:
                 self._logger.log_metrics({"val/accuracy": accuracy, "val/loss": loss}, trainer.global_step)
         self._step_times.pause()
         self._clock.enter(self._interrupted)
+
+    def _test_figures(self, trainer: Trainer, module: LightningModule) -> tuple[float | None, float | None]:
+        classifier = _classifier(module)
+        return classifier.test_accuracy, classifier.test_loss
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Counts the epoch, unless `max_steps` cut it short."""
@@ -100,7 +108,7 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops measuring."""
-        _settle(module)
+        settle(module)
         self._outcome.learn(**self._speed())
         self._clock.enter("other")
 
@@ -124,7 +132,7 @@ def _classifier(module: LightningModule) -> Classifier:
     return module
 
 
-def _settle(module: LightningModule) -> None:
+def settle(module: LightningModule) -> None:
     """Waits for the GPU, so that a time taken now is that of work done and not of work queued."""
     if module.device.type == "cuda":
         torch.cuda.synchronize(module.device)

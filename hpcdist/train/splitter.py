@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hpcdist.train.data import Batch
 from hpcdist.train.laps import CudaLaps, HostLaps, Laps
+from hpcdist.train.module import ends_step
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.slowdown import Slowdown
 
@@ -93,7 +94,10 @@ class Splitter(Callback):
             self._hooks.append(_hook(self._last, self._end_computing))
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
-        """Ends the step."""
+        """Ends the step, unless it was only a part of one."""
+        if not ends_step(trainer):
+            self._laps.lap("other")
+            return
         self._laps.end_step(steady=self._changes == self._clock.changes)
         self._changes = self._clock.changes
         self._steps += 1
