@@ -85,7 +85,15 @@ def template_name(layout: Layout) -> str:
     return "multi_gpu.sbatch.j2" if layout.world_size > 1 else "single_gpu.sbatch.j2"
 
 
-def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str], *, template: str | None = None) -> str:
+def render(
+    job: JobSpec,
+    site: Site,
+    place: Place,
+    templates: Mapping[str, str],
+    *,
+    template: str | None = None,
+    cache: jinja2.BytecodeCache | None = None,
+) -> str:
     """The script of a job.
 
     Args:
@@ -94,6 +102,7 @@ def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str],
         place: Where it runs.
         templates: Text of each template by its name; the packaged ones are there under `hpcdist/` too.
         template: Name of the template; None chooses by the layout.
+        cache: Templates that were compiled before.
 
     Raises:
         UsageError: The template is faulty, or a value can't be written safely.
@@ -104,6 +113,7 @@ def render(job: JobSpec, site: Site, place: Place, templates: Mapping[str, str],
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        bytecode_cache=cache,
     )
     environment.filters |= {"sbatch": quote_sbatch, "sh": quote_shell}
     name = template or template_name(job.layout)
