@@ -211,7 +211,8 @@ class Soaked:
             os.kill(self.rank(fault.rank % self.world_size)["pid"], signal.SIGKILL)
         except ProcessLookupError:
             return False
-        eventually(lambda: self.look() or self.is_over(), 60, 0.3)
+        # A step's end that the controller was not there to hear is told again after a while.
+        eventually(lambda: self.look() or self.is_over(), 180, 0.3)
         if self.field("JobState") == "COMPLETED":
             return False
         (verdict,) = json.loads(self.cluster.hpcdist("why", self.names[-1], "--json").out)
