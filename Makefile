@@ -52,6 +52,7 @@ bench: $(INSTALLED)
 	$(BIN)/hpcdist data fetch mnist
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python benchmarks/throughput.py --data-dir data
+	$(BIN)/python benchmarks/checkpoints.py --data-dir data
 	$(BIN)/python -m benchmarks.accounting
 	$(BIN)/python -m benchmarks.lint
 

@@ -62,6 +62,8 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
         cost: What that costs, in the study's currency.
         cost_to_target: What it costs up to the target.
         ettr: Effective training time ratio, a fraction.
+        loader_cpu_share: CPU time of the ranks' child processes, such as data loaders, over that of the CPUs allocated,
+            a fraction; it is part of `cpu_efficiency`.
         split: Where a step goes, the mean over ranks.
         waiting_s: The part of the split's communication that is waiting for the slowest rank: what the ranks' mean
             exceeds the least of any rank by, seconds.
@@ -94,6 +96,7 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     cost: float | None = None
     cost_to_target: float | None = None
     ettr: float | None = None
+    loader_cpu_share: float | None = None
     split: StepSplit | None = None
     waiting_s: float | None = None
     straggler: Straggler | None = None
@@ -120,7 +123,8 @@ class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
         is_baseline: Whether speedups refer to it.
         trials: Its jobs, by repeat.
         wall_s, starting_s, images_per_s, time_to_target_s, accuracy, cpu_efficiency, memory_efficiency,
-            gpu_efficiency, gpu_hours, cost, cost_to_target, ettr: As in `TrialRow`.
+            gpu_efficiency, gpu_hours, cost, cost_to_target, ettr, loader_cpu_share: As in
+            `TrialRow`.
         speedup: Steady images/s over the baseline's; the ends of the spread are the worst and the best pairing.
         efficiency: Speedup per rank that worked, relative to the baseline's ranks, a fraction.
         split: Where a step goes, the medians over trials.
@@ -150,6 +154,7 @@ class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
     cost: Spread | None = None
     cost_to_target: Spread | None = None
     ettr: Spread | None = None
+    loader_cpu_share: Spread | None = None
     speedup: Spread | None = None
     efficiency: Spread | None = None
     split: StepSplit | None = None
@@ -160,6 +165,26 @@ class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth_bytes_per_s: float | None = None
     global_batch_size: int | None = None
     same_as: tuple[str, ...] = ()
+
+
+SPREAD_FIGURES = (
+    "wall_s",
+    "starting_s",
+    "images_per_s",
+    "speedup",
+    "efficiency",
+    "time_to_target_s",
+    "accuracy",
+    "cpu_efficiency",
+    "memory_efficiency",
+    "gpu_efficiency",
+    "gpu_hours",
+    "cost",
+    "cost_to_target",
+    "ettr",
+    "loader_cpu_share",
+)
+"""The figures of a variant that have a spread, in the order of a table."""
 
 
 class Fit(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,9 +21,8 @@ from hpcdist.plot_marks import (
     show_ranks,
     side_by_side,
 )
+from hpcdist.scaling import EFFICIENCY_LINE
 
-# What centres ask for: 1.5 times as fast per doubling.
-WORTHWHILE = 0.75
 # How far a fitted law is drawn beyond the last measured point.
 _BEYOND = 2
 _LAWS = {"amdahl": "Amdahl", "usl": "USL"}
@@ -112,7 +111,7 @@ def draw_efficiency(comparison: Comparison) -> Figure | None:
     axes.set_title("parallel efficiency, %")
     ranks = [ranks_of(row) for row in rows]
     show_ranks(axes, ranks)
-    axes.axhline(100 * WORTHWHILE, color=INK, linestyle="--", linewidth=1.2, alpha=0.75)
+    axes.axhline(100 * EFFICIENCY_LINE, color=INK, linestyle="--", linewidth=1.2, alpha=0.75)
     most = 0.0
     for row, x in zip(rows, side_by_side(ranks), strict=True):
         if row.efficiency:

@@ -91,6 +91,7 @@ class Program:
             env["HPCDIST_STOP_FILE"] = str(self.stop_file)
         self.env = env
         self.memory_peak_bytes = 0
+        self.children_cpu_s: dict[int, float] = {}  # by process id, as last seen
         self.asked_by: int | None = None
         self.training: TrainingMetrics | None = None
         self.gpu = GpuMeter.open(env.get("CUDA_VISIBLE_DEVICES"), identity.local_rank)
@@ -147,6 +148,9 @@ class Program:
             for process in processes:
                 try:
                     resident += process.memory_info().rss
+                    if process.pid != parent.pid:
+                        times = process.cpu_times()
+                        self.children_cpu_s[process.pid] = times.user + times.system
                 except psutil.NoSuchProcess:
                     continue
             self.memory_peak_bytes = max(self.memory_peak_bytes, resident)
@@ -176,6 +180,7 @@ class Program:
             exit_code=status if status is not None and status >= 0 else None,
             signal=-status if status is not None and status < 0 else None,
             cpu_time_s=used.ru_utime + used.ru_stime if ended else None,
+            children_cpu_time_s=sum(self.children_cpu_s.values()) if ended else None,
             # ru_maxrss is in KiB and the largest single process (getrusage(2)): a floor for what sampling missed.
             memory_peak_bytes=max(self.memory_peak_bytes, used.ru_maxrss * 1024) if ended else None,
             gpu_utilization=self.gpu.utilization() if self.gpu else None,

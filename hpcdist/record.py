@@ -238,6 +238,7 @@ class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
         exit_code: Exit status; None when a signal ended it, or while it runs.
         signal: Number of the signal that ended it.
         cpu_time_s: User and system seconds of the program and its children.
+        children_cpu_time_s: Those of its children alone, such as data loaders, sampled: a child's last second may lack.
         memory_peak_bytes: Peak of the resident memory summed over the program and its children, sampled.
         gpu_utilization: Mean utilisation of the rank's GPU, a fraction, sampled; None without a GPU.
         gpu_memory_peak_bytes: Peak memory in use on that GPU, in bytes.
@@ -258,6 +259,7 @@ class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     signal: int | None = None
     cpu_time_s: float | None = None
+    children_cpu_time_s: float | None = None
     memory_peak_bytes: int | None = None
     gpu_utilization: float | None = None
     gpu_memory_peak_bytes: int | None = None

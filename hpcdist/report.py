@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hpcdist.comparison import Comparison, Fit, Spread, VariantRow
+from hpcdist.comparison import SPREAD_FIGURES, Comparison, Fit, Spread, TrialRow, VariantRow
 from hpcdist.joined import JobRecord
 from hpcdist.prediction import predict_measured
 from hpcdist.record import StepSplit
@@ -21,20 +21,7 @@ from hpcdist.unmeasured import find_unmeasured
 from hpcdist.verdict import judge
 
 # Figures of a variant that are the spread of its trials' own.
-_SPREAD = (
-    "wall_s",
-    "starting_s",
-    "images_per_s",
-    "time_to_target_s",
-    "accuracy",
-    "cpu_efficiency",
-    "memory_efficiency",
-    "gpu_efficiency",
-    "gpu_hours",
-    "cost",
-    "cost_to_target",
-    "ettr",
-)
+_SPREAD = tuple(name for name in SPREAD_FIGURES if name in TrialRow.__struct_fields__)
 
 
 def compare(

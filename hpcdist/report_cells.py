@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from hpcdist.comparison import Spread
+from hpcdist.scaling import EFFICIENCY_LINE
 from hpcdist.units import format_bytes, format_duration
+from hpcdist.verdict_words import format_rate, format_size
 
-# Centres ask for this much efficiency at least.
-WORTHWHILE = 0.75
 _FRACTIONS = {"share", "efficiency", "fraction", "ettr", "accuracy"}
 Mark = Literal["", "good", "bad", "name", "wide"]
 
@@ -125,7 +125,9 @@ def efficiency_cell(spread: Spread | None, repeats: int = 0) -> Cell:
     cell = spread_cell(spread, format_share, repeats)
     if spread is None:
         return cell
-    return cell._replace(mark="good" if spread.median >= WORTHWHILE else "bad", share=max(0.0, min(1.0, spread.median)))
+    return cell._replace(
+        mark="good" if spread.median >= EFFICIENCY_LINE else "bad", share=max(0.0, min(1.0, spread.median))
+    )
 
 
 def format_evidence(name: str, value: float | str) -> tuple[str, str]:
@@ -135,11 +137,13 @@ def format_evidence(name: str, value: float | str) -> tuple[str, str]:
         return words, value
     last = words.rpartition(" ")[2]
     if words.endswith(" bytes per s"):
-        return words.removesuffix(" bytes per s"), f"{format_bytes(value)}/s"
+        return words.removesuffix(" bytes per s"), format_rate(value)
     if words.endswith(" per s"):
         return words.removesuffix(" per s"), f"{format_number(value)}/s"
     if last == "s":
         return words.removesuffix(" s"), format_seconds(value)
+    if words == "bytes per step":
+        return words, format_size(value)
     if last == "bytes":
         return words.removesuffix(" bytes"), format_bytes(value)
     if _FRACTIONS & set(words.split()):

@@ -3,25 +3,9 @@
 import csv
 import io
 
-from hpcdist.comparison import Comparison, Spread, VariantRow
+from hpcdist.comparison import SPREAD_FIGURES, Comparison, Spread, VariantRow
 from hpcdist.printable import printable
 
-CSV_FIGURES = (
-    "wall_s",
-    "starting_s",
-    "images_per_s",
-    "speedup",
-    "efficiency",
-    "time_to_target_s",
-    "accuracy",
-    "cpu_efficiency",
-    "memory_efficiency",
-    "gpu_efficiency",
-    "gpu_hours",
-    "cost",
-    "cost_to_target",
-    "ettr",
-)
 _CSV_PLAIN = ("waiting_s", "bytes_per_step", "global_batch_size", "latency_s", "bandwidth_bytes_per_s")
 _CSV_SPLIT = ("data_s", "compute_s", "communication_s", "other_s", "step_s")
 
@@ -30,7 +14,7 @@ def format_csv(comparison: Comparison) -> str:
     """A line per variant, base units; a figure with a spread has three columns, and unknown ones are empty."""
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
-    spreads = [f"{name}{end}" for name in CSV_FIGURES for end in ("", "_low", "_high")]
+    spreads = [f"{name}{end}" for name in SPREAD_FIGURES for end in ("", "_low", "_high")]
     split = [f"split_{name}" for name in _CSV_SPLIT]
     writer.writerow(["variant", "nodes", "ranks_asked", "ranks_worked", "runs", "jobs", *spreads, *split, *_CSV_PLAIN])
     for row in comparison.rows:
@@ -41,7 +25,7 @@ def format_csv(comparison: Comparison) -> str:
 def _csv_cells(row: VariantRow) -> list[object]:
     cells: list[object] = [_harmless(row.label), row.layout.nodes, row.ranks_asked, row.ranks_worked]
     cells += [sum(trial.state == "COMPLETED" for trial in row.trials), len(row.trials)]
-    for name in CSV_FIGURES:
+    for name in SPREAD_FIGURES:
         one: Spread | None = getattr(row, name)
         cells += ["", "", ""] if one is None else [one.median, one.low, one.high]
     cells += [getattr(row.split, name) if row.split else "" for name in _CSV_SPLIT]

@@ -20,7 +20,7 @@ from hpcdist.report_cells import (
     format_times,
     spread_cell,
 )
-from hpcdist.units import format_bytes
+from hpcdist.verdict_words import format_rate, format_size
 
 _LAWS = {"amdahl": "Amdahl", "karp-flatt": "Karp-Flatt", "usl": "Universal scalability law"}
 _MOST_EQUALS = 4
@@ -97,6 +97,7 @@ def tabulate_use(comparison: Comparison) -> Table:
     headings = _headings(
         "Layout",
         ("CPU used", "of requested"),
+        ("by loaders", "of requested"),
         ("Memory used", "of requested"),
         ("GPU used", "mean"),
         f"{name_rank(comparison)}-hours",
@@ -110,6 +111,7 @@ def tabulate_use(comparison: Comparison) -> Table:
         cells = (
             _name(row),
             spread_cell(row.cpu_efficiency, format_share, repeats),
+            spread_cell(row.loader_cpu_share, format_share, repeats),
             spread_cell(row.memory_efficiency, format_share, repeats),
             spread_cell(row.gpu_efficiency, format_share, repeats),
             spread_cell(row.gpu_hours, format_number, repeats),
@@ -152,7 +154,7 @@ def _step_line(row: VariantRow) -> Line:
         *(data, compute, communication),
         _part(row.waiting_s, step_s),
         other,
-        _plain(row.bytes_per_step, format_bytes),
+        _plain(row.bytes_per_step, format_size),
         _network(row),
         Cell(f"{slowest.rank} on {slowest.host}", f"{format_times(slowest.slowdown)} the median") if slowest else _NONE,
     )
@@ -172,7 +174,7 @@ def _network(row: VariantRow) -> Cell:
     latency = None if row.latency_s is None else format_seconds(row.latency_s)
     if row.bandwidth_bytes_per_s is None:
         return Cell(None, latency)
-    return Cell(f"{format_bytes(row.bandwidth_bytes_per_s)}/s", latency)
+    return Cell(format_rate(row.bandwidth_bytes_per_s), latency)
 
 
 def _plain(value: float | None, form: Callable[[float], str]) -> Cell:

@@ -49,6 +49,7 @@ def build_trial_row(study: Study, variant: Variant, trial: Trial, record: JobRec
         cost=None if paid_s is None or price is None else price * paid_s / _HOUR_S,
         cost_to_target=None if reached_s is None or price is None else price * reached_s / _HOUR_S,
         ettr=timeline.ettr,
+        loader_cpu_share=_find_loader_share(record),
         **_accounted(efficiency),
         **_measured(record),
     )
@@ -103,6 +104,14 @@ def _trainings(record: JobRecord) -> list[TrainingMetrics]:
 def _first(trainings: Sequence[TrainingMetrics], value: Callable[[TrainingMetrics], V | None]) -> V | None:
     """What the first rank that knows it says; these figures are the same on every rank."""
     return next((known for known in map(value, trainings) if known is not None), None)
+
+
+def _find_loader_share(record: JobRecord) -> float | None:
+    """CPU time of the ranks' children over that of the CPUs allocated."""
+    spent = [rank.children_cpu_time_s for rank in record.ranks]
+    known = [seconds for seconds in spent if seconds is not None]
+    allocated_s = record.efficiency.core_walltime_s if record.efficiency else None
+    return sum(known) / allocated_s if allocated_s and known and len(known) == len(spent) else None
 
 
 def _find_reason(record: JobRecord) -> str | None:

@@ -128,6 +128,8 @@ def test_cpu_time_counts_children_and_memory_is_the_peak(tmp_path):
     run_rank(sys.executable, "-c", program, env={"HPCDIST_RUN_DIR": str(tmp_path)})
     usage = json.loads((tmp_path / "ranks" / "0.json").read_text())
     assert 1.0 <= usage["cpu_time_s"] < 2.0
+    # Sampled after 0.1, 0.3, 0.7 and 1.5 s: what the child did after the last of these is not in it.
+    assert 0.2 <= usage["children_cpu_time_s"] <= 1.1
     assert 200_000_000 < usage["memory_peak_bytes"] < 300_000_000
 
 

@@ -239,3 +239,17 @@ def test_a_thousand_jobs_take_less_than_a_second():
     started = time.process_time()
     report(study(), [(TWO, [record] * 1000)])
     assert time.process_time() - started < 2.0
+
+
+def test_what_the_loaders_took_is_a_share_of_the_cpus_allocated():
+    one = variant("2x1", cpus_per_task=2)
+    # Two ranks with two CPUs each for 10 s are 40 CPU-seconds; their loaders took 6 and 4 of them.
+    record = done(one, wall=10.0)
+    ranks = [
+        msgspec.structs.replace(rank, children_cpu_time_s=spent)
+        for rank, spent in zip(record.ranks, (6.0, 4.0), strict=True)
+    ]
+    found = report(study(), [(one, [msgspec.structs.replace(record, ranks=ranks)])])
+    assert found.rows[0].loader_cpu_share.median == pytest.approx(0.25)
+    unknown = report(study(), [(one, [record])])
+    assert unknown.rows[0].loader_cpu_share is None

@@ -267,7 +267,9 @@ def test_figures_have_the_digits_and_units_of_a_table():
     ]
     assert [format_number(x) for x in (24300.4, 512, 0.26, 0)] == ["24,300", "512", "0.2600", "0"]
     assert [format_money(x) for x in (1234.5, 0.26, 0)] == ["1,234.50", "0.260", "0.00"]
-    assert format_evidence("bandwidth_bytes_per_s", 3 * 1024.0**2) == ("bandwidth", "3.00 MB/s")
+    # Decimal, as networks and the verdict's sentences have them.
+    assert format_evidence("bandwidth_bytes_per_s", 3e6) == ("bandwidth", "3 MB/s")
+    assert format_evidence("bytes_per_step", 227_880) == ("bytes per step", "228 kB")
     assert format_evidence("images_per_s", 8200.4) == ("images", "8,200/s")
     assert format_evidence("memory_used_bytes", 1024**3) == ("memory used", "1.00 GB")
     assert format_evidence("target_accuracy", 0.985) == ("target accuracy", "98.5 %")

@@ -76,3 +76,26 @@ def test_two_runs_are_compared_and_a_wrong_name_says_what_to_type(project):
     assert missing.err.splitlines()[0] == "error: no study and no run here is called 'nowhere'"
     assert "hpcdist study list" in missing.err.splitlines()[1]
     assert run_hpcdist("report", "alone", "--csv", "--json").code == 2
+
+
+STUDY = """
+name = "tiny"
+layouts = ["1x1", "2x1"]
+[options]
+command = ["sh", "-c", '''echo "{\\"images_per_s\\": $((1000 * WORLD_SIZE))}" > "$HPCDIST_METRICS"''']
+"""
+
+
+def test_a_study_s_report_is_a_page_and_pictures_in_tensorboard(project):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (project / "tiny.toml").write_text(STUDY)
+    sent = run_hpcdist("study", "run", "tiny.toml", "--backend", "local", "--wait")
+    assert sent.code == 0, sent.err
+    done = run_hpcdist("report", "tiny", "--html", "report.html")
+    assert done.code == 0, done.err
+    page = (project / "report.html").read_text()
+    assert "For the fastest result use" in page
+    assert page.count("-m hpcdist.rank") == 2  # each job's script is in it
+    events = EventAccumulator(str(project / "tb_logs" / "tiny" / "report"), {"images": 0}).Reload()
+    assert "report/throughput" in events.Tags()["images"]

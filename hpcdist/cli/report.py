@@ -13,6 +13,7 @@ from hpcdist.project import find_project
 from hpcdist.report_csv import format_csv
 from hpcdist.report_text import format_comparison, format_markdown
 from hpcdist.reports import report_on
+from hpcdist.study_state import name_studies
 
 WIDEST = 10_000
 
@@ -30,7 +31,9 @@ WIDEST = 10_000
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line per variant, base units.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown.")
-@click.option("--html", metavar="FILE", help="Also write the whole report, plots and scripts, as one HTML file.")
+@click.option(
+    "--html", metavar="FILE", help="Also write the whole report as one HTML file; its plots go to TensorBoard, too."
+)
 def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: bool, html: str | None) -> None:
     """Compare layouts: speedup, efficiency, cost, where the steps go, and a verdict with its evidence.
 
@@ -38,9 +41,12 @@ def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: 
     """
     if as_json + as_csv + as_markdown > 1:
         raise UsageError("--json, --csv and --markdown exclude each other", "keep one of them")
-    comparison = report_on(names, find_project(Path.cwd()).root, scripts=html is not None)
+    root = find_project(Path.cwd()).root
+    comparison = report_on(names, root, scripts=html is not None)
     if html is not None:
         _write_html(comparison, Path(html))
+        if names[0] in name_studies(root):
+            _write_plots(comparison, root / "tb_logs" / names[0] / "report")
     if as_json:
         print_json(comparison)
     elif as_csv:
@@ -62,3 +68,12 @@ def _write_html(comparison: Comparison, path: Path) -> None:
     except OSError as error:
         raise HpcdistError(f"can't write {path}: {error.strerror}", "choose another file for --html") from None
     click.echo(f"written: {path}", err=True)
+
+
+def _write_plots(comparison: Comparison, folder: Path) -> None:
+    from hpcdist.board import write_plots
+
+    try:
+        write_plots(folder, comparison)
+    except OSError as error:
+        click.echo(f"warning: no plots for TensorBoard in {folder}: {error.strerror}", err=True)

@@ -183,6 +183,45 @@ def test_a_node_dies(testbed, submit, untouched):
     job.assert_ends_as(untouched)
 
 
+@contextmanager
+def small_disk(testbed, folder):
+    """A file system of 4 MB over a folder as n1 sees it; yields how to run a command there."""
+    pid = (Path(testbed.env["SLURM_CONF"]).parents[1] / "run" / "slurmd.n1.pid").read_text().strip()
+
+    def run(*command):
+        inside = ("nsenter", f"--mount=/proc/{pid}/ns/mnt", *command)
+        return subprocess.run(inside, capture_output=True, check=True).stdout
+
+    run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder)
+    try:
+        yield run
+    finally:
+        run("umount", folder)
+
+
+def test_a_disk_that_was_full_at_a_save(testbed, submit, untouched):
+    job = submit("--checkpoint-every", "1s", "--nodelist", "n1,n2")
+    folder = job.folder / "checkpoints"
+    log = job.folder / "logs" / f"{job.id}_0_log.out"
+    job.wait_for_step(10)
+    os.makedirs(folder, exist_ok=True)
+    with small_disk(testbed, folder) as run:
+        filler = folder / "filler"
+        with job.held():
+            run("sh", "-c", f"cat /dev/zero > {filler} 2> /dev/null || true")
+        eventually(lambda: "No space left on device" in log.read_text(), 60, 0.05)
+        run("rm", filler)
+        assert job.wait().code == 0
+        last = run("sh", "-c", f"ls {folder}/*.ckpt | tail -n 1").decode().strip()
+        content = run("cat", last)
+    # What was there before the small disk lay over it.
+    for path in folder.glob("*.ckpt"):
+        path.unlink()
+    Path(last).write_bytes(content)
+    job.assert_ends_as(untouched)
+    assert "the training goes on" in log.read_text()
+
+
 def test_a_killed_rank_is_not_tried_again(submit):
     job = submit()
     job.wait_for_step(10)
