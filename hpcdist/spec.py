@@ -13,6 +13,8 @@ Accelerator = Literal["auto", "cpu", "gpu"]
 Optimizer = Literal["adamw", "adam", "sgd", "adadelta"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Backend = Literal["slurm", "local"]
+Strategy = Literal["ddp", "ddp-bf16", "parameter-server"]
+PsMode = Literal["sync", "async"]
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:  # noqa: FBT001
@@ -96,6 +98,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         preflight: Whether to check nodes and network before anything else.
         log_every: Optimizer steps between logged points.
         data_dir: Folder that holds the datasets.
+        strategy: How ranks share gradients: all-reduce, all-reduce in bfloat16, or through a parameter server.
+        ps_mode: Whether a parameter server waits for all ranks in each step.
     """
 
     epochs: int = 3
@@ -113,6 +117,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     preflight: bool = True
     log_every: int = 20
     data_dir: str | None = None
+    strategy: Strategy = "ddp"
+    ps_mode: PsMode = "sync"
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
@@ -125,6 +131,16 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise UsageError(
                 "batch_size (over all ranks) and batch_size_per_rank exclude each other",
                 "keep one of --batch-size and --batch-size-per-rank",
+            )
+        if self.ps_mode == "async" and self.strategy != "parameter-server":
+            raise UsageError(
+                f"ps_mode is async but strategy is {self.strategy}: its ranks wait for each other in every step",
+                "add --strategy parameter-server, or leave out --ps-mode",
+            )
+        if self.strategy == "parameter-server" and self.precision == "16-mixed":
+            raise UsageError(
+                "precision 16-mixed scales each rank's gradients by itself, and a parameter server adds them up",
+                "use --precision bf16-mixed or 32",
             )
 
 

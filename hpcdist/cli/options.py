@@ -50,6 +50,8 @@ TRAINING = (
     ("--hang-timeout", str, "End the job after this time without a step [10min]."),
     ("--log-every", int, "Steps between logged points [20]."),
     ("--data-dir", str, "Folder of the datasets [data, in the project]."),
+    ("--strategy", str, "ddp (all-reduce), ddp-bf16 or parameter-server [ddp]."),
+    ("--ps-mode", str, "sync or async: whether the parameter server waits for all ranks [sync]."),
 )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.checkpoint_files import read_step
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.cluster import (
@@ -30,10 +31,14 @@ from hpcdist.train.models import SmallCnn
 from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.own_pace import share_out
+from hpcdist.train.pace import count_steps_done
 from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.preflight import preflight
 from hpcdist.train.recorder import Recorder
 from hpcdist.train.splitter import Splitter
+from hpcdist.train.strategies import build_strategy
+from hpcdist.train.sync_server import SyncServer
 from hpcdist.train.tensorboard import RunLogger
 from hpcdist.train.watchdog import Watchdog
 
@@ -101,35 +106,58 @@ def fit(
         StoppedError: It was asked to stop.
         UsageError: The checkpoint to go on from is of another training.
     """
-    steps = count_steps(options, len(data.train_batches))
+    steps_per_epoch = len(data.train_batches)
+    steps = count_steps(options, steps_per_epoch)
     torch.manual_seed(options.training.seed)
-    module = Classifier(SmallCnn(), options.training, steps=steps, world_size=rank.world_size)
+    # Where ranks do not wait for each other, each part of a batch is a step of the optimizer.
+    parts = rank.world_size if options.is_async else 1
+    module = Classifier(SmallCnn(), options.training, steps=parts * steps, world_size=rank.world_size // parts)
     checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome)
     begin = checkpoints.find()
     done = read_step(begin) if begin else 0
+    content = checkpoints.load(begin) if begin else None
     outcome.learn(steps=done)
     if begin and rank.rank == 0:
         print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
     logger = RunLogger(rank.tensorboard, done + 1) if rank.tensorboard and rank.rank == 0 else None
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
     callbacks: list[pl.Callback] = [
-        GoOn(checkpoints, checkpoints.load(begin) if begin else None),
+        GoOn(checkpoints, content),
         recorder,
         Watchdog(options.hang_timeout_s, rank, last_words),
     ]
     if rank.rank == 0:
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
         epochs = options.training.epochs
-        callbacks.append(Commentary(recorder, outcome, progress, epochs=epochs, steps=steps))
+        callbacks.append(
+            Commentary(recorder, outcome, progress, epochs=epochs, steps=steps, steps_per_epoch=steps_per_epoch)
+        )
     splitter = Splitter(outcome, device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown)
     data.train_batches.watch = splitter.watch
     callbacks += [Pauses(checkpoints, rank, options.checkpoint_interval_s, steps), splitter]
     trainer = build_trainer(options, rank, device, callbacks, logger)
+    strategy = trainer.strategy
+    if isinstance(strategy, SyncServer | AsyncServer):
+        strategy.lap = splitter.lap
+    if isinstance(strategy, AsyncServer):
+        share_out(
+            trainer,
+            strategy,
+            module,
+            data,
+            options=options,
+            rank=rank,
+            steps=steps,
+            checkpoints=checkpoints,
+            last_words=last_words,
+            content=content,
+        )
+        begin = None
     if logger:
         logger.log_options(options)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
-    if trainer.global_step < steps:
-        raise RuntimeError(f"the training ended at step {trainer.global_step} of {steps}")
+    if count_steps_done(trainer) < steps:
+        raise RuntimeError(f"the training ended at step {count_steps_done(trainer)} of {steps}")
     if module.tested_at_step != steps:
         # `max_steps` ended within an epoch, where Lightning does not validate.
         trainer.validate(module, datamodule=data, verbose=False)
@@ -152,11 +180,14 @@ def build_trainer(
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", re.escape(message))
+    strategy = build_strategy(options, rank, device)
+    # A parameter server's ranks are processes of their own for Lightning.
+    is_single = isinstance(strategy, SingleDeviceStrategy)
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=rank.local_world_size,
-        num_nodes=options.layout.nodes,
-        strategy=_choose_strategy(rank, device),
+        devices=1 if is_single else rank.local_world_size,
+        num_nodes=1 if is_single else options.layout.nodes,
+        strategy=strategy,
         plugins=[StartedRanks(rank)],
         precision=options.training.precision,
         max_epochs=options.training.epochs,
@@ -186,13 +217,6 @@ def own_signals(trainer: pl.Trainer) -> None:
 
 def _do_nothing() -> None:
     pass
-
-
-def _choose_strategy(rank: RankEnvironment, device: torch.device) -> Strategy:
-    if rank.world_size == 1:
-        return SingleDeviceStrategy(device=device)
-    # Gradients live in the all-reduce's buckets: two copies less in each step.
-    return DDPStrategy(gradient_as_bucket_view=True)
 
 
 def _introduce(options: Options, device: torch.device, threads: int, steps: int) -> None:

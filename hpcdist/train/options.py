@@ -7,7 +7,7 @@ from typing import Any, NoReturn, get_args
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.spec import Accelerator, Layout, Optimizer, Precision, Training
+from hpcdist.spec import Accelerator, Layout, Optimizer, Precision, PsMode, Strategy, Training
 from hpcdist.units import parse_duration
 
 DEFAULT_BATCH_SIZE = 512
@@ -34,6 +34,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.training.batch_size_per_rank is not None:
             return self.training.batch_size_per_rank * self.layout.world_size
         return self.training.batch_size or DEFAULT_BATCH_SIZE
+
+    @property
+    def is_async(self) -> bool:
+        """Whether ranks train without waiting for each other."""
+        return self.training.ps_mode == "async" and self.layout.world_size > 1
 
     @property
     def checkpoint_interval_s(self) -> float:
@@ -89,6 +94,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--preflight-only", action="store_true", help="check nodes and network, and train nothing")
     add("--log-every", type=int, metavar="STEPS", help="steps between logged points [20]")
     add("--data-dir", metavar="FOLDER", help="folder of the datasets [data]")
+    add("--strategy", choices=get_args(Strategy), help="how ranks share gradients [ddp: all-reduce]")
+    add("--ps-mode", choices=get_args(PsMode), help="whether a parameter server waits for all ranks [sync]")
     return parser
 
 

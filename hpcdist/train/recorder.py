@@ -10,6 +10,7 @@ from hpcdist.train.data import Batch
 from hpcdist.train.failure import LastWords
 from hpcdist.train.module import Classifier
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.pace import count_epochs_done, count_images, count_steps_done
 from hpcdist.train.phases import StepTimes
 from hpcdist.train.tensorboard import RunLogger
 
@@ -50,16 +51,16 @@ class Recorder(Callback):
     ) -> None:
         """Counts the step."""
         step = trainer.global_step
-        self._images += batch.global_count
+        self._images = count_images(trainer, batch, self._images)
         is_first, self._is_first = self._is_first, False
         if is_first:
             _settle(module)
             self._first_images = self._images
             self._clock.enter("steady")
         if self._logs_at(step):
-            self._log_point(module, step)
+            self._log_point(module, count_steps_done(trainer))
         self._step_times.tick(settled=is_first or self._logs_at(step) or module.device.type == "cpu")
-        self._outcome.learn(steps=step, samples=_classifier(module).tally.samples)
+        self._outcome.learn(steps=count_steps_done(trainer), samples=_classifier(module).tally.samples)
 
     def _logs_at(self, step: int) -> bool:
         return step % self._log_every == 0
@@ -86,17 +87,18 @@ class Recorder(Callback):
         classifier = _classifier(module)
         accuracy, loss = classifier.test_accuracy, classifier.test_loss
         if accuracy is not None and loss is not None:
-            test = TestResult(step=trainer.global_step, accuracy=accuracy, at_s=time.time())
+            step = count_steps_done(trainer)
+            test = TestResult(step=step, accuracy=accuracy, at_s=time.time())
             self._outcome.learn(accuracy=accuracy, loss=loss, tests=(*self._outcome.metrics().tests, test))
             if self._logger:
-                self._logger.log_metrics({"val/accuracy": accuracy, "val/loss": loss}, trainer.global_step)
+                self._logger.log_metrics({"val/accuracy": accuracy, "val/loss": loss}, step)
         self._step_times.pause()
         self._clock.enter(self._interrupted)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Counts the epoch, unless `max_steps` cut it short."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._outcome.learn(epochs=trainer.current_epoch + 1)
+            self._outcome.learn(epochs=count_epochs_done(trainer))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops measuring."""
