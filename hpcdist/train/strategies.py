@@ -4,6 +4,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.environment import RankEnvironment
@@ -19,6 +20,12 @@ class CompressedStrategy(DDPStrategy):
 
     def __init__(self) -> None:
         super().__init__(gradient_as_bucket_view=True, ddp_comm_hook=bf16_compress_hook)
+
+    def configure_ddp(self) -> None:
+        """Registers the hook on CPUs too: Lightning 2.6.6 leaves it out there without a word."""
+        super().configure_ddp()
+        if self.root_device.type == "cpu" and isinstance(self.model, DistributedDataParallel):
+            self.model.register_comm_hook(None, bf16_compress_hook)  # type: ignore[arg-type]
 
 
 def build_strategy(options: Options, rank: RankEnvironment, device: torch.device) -> Strategy:

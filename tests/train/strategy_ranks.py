@@ -2,7 +2,8 @@
 
 The argument is a JSON list of cases: `ranks`, `training` (options), and optionally `images` (training samples),
 `learnable`, `slow` (seconds that the last rank sleeps per step), `mnist` (a folder, in place of random images),
-`checkpoints` (a folder), and `stop_after_s` (when rank 1 is asked to stop). Forks the ranks, so that torch is imported once.
+`checkpoints` (a folder), and `stop_after_s` (when rank 1 is asked to
+stop), `die_after_s` (when the last rank is gone). Forks the ranks, so that torch is imported once.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from hpcdist.spec import Layout, Training
-from hpcdist.train.cluster import join_process_group, open_store
+from hpcdist.train.cluster import join_process_group, open_store, use_threads
 from hpcdist.train.data import ImageData, Split, read_mnist
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
@@ -54,7 +55,7 @@ def read_splits(case: dict) -> tuple[Split, Split]:
 
 
 def train(rank: int, case: dict, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
+    use_threads(1)
     ranks = case["ranks"]
     stop_file = folder / f"{rank}.stop"
     environment = RankEnvironment(
