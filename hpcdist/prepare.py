@@ -51,6 +51,7 @@ def prepare(
     run: str | None,
     template: Path | None = None,
     workdir: Path | None = None,
+    nodes_here: int | None = None,
 ) -> Prepared:
     """Everything of a submission but the sending.
 
@@ -61,6 +62,7 @@ def prepare(
         run: The run's name; None renders a script that names its run after its Slurm job.
         template: A template file to use in place of the layout's own.
         workdir: Folder the command starts in; None is the current one.
+        nodes_here: Without Slurm, how many of its nodes this machine is; None is all of them.
 
     Raises:
         UsageError: An option or template can't be used.
@@ -70,11 +72,17 @@ def prepare(
     merged["data_dir"] = str((workdir / merged.get("data_dir", project.root / "data")).absolute())
     spec = build_job(merged)
     place = Place(root=str(project.root), workdir=str(workdir), python=project.site.python or sys.executable, run=run)
-    return prepare_spec(spec, project.site, place, backend=backend, template=template)
+    return prepare_spec(spec, project.site, place, backend=backend, template=template, nodes_here=nodes_here)
 
 
 def prepare_spec(
-    spec: JobSpec, site: Site, place: Place, *, backend: Backend, template: Path | None = None
+    spec: JobSpec,
+    site: Site,
+    place: Place,
+    *,
+    backend: Backend,
+    template: Path | None = None,
+    nodes_here: int | None = None,
 ) -> Prepared:
     """As `prepare`, from a job that is complete.
 
@@ -92,7 +100,7 @@ def prepare_spec(
             )
         from hpcdist.machine import fit_to_machine  # NVML: not for a render
 
-        spec, note = fit_to_machine(spec)
+        spec, note = fit_to_machine(spec, nodes_here)
     if place.run is not None:
         check_run_name(place.run)
     templates, name = read_templates(site, template)

@@ -71,6 +71,17 @@ class JobCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "[-- COMMAND ARGS...]"]
 
 
+def training_options(function: F) -> F:
+    """Adds the options of a training that is started by hand to a command."""
+    kept = {"--nodes", "--gpus", "--cpus-per-task", "--time", "--name"}
+    extra = click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the ranks; repeatable.")
+    function = extra(function)
+    for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
+        if flag in kept or (flag, kind, text) in TRAINING:
+            function = click.option(flag, type=kind, metavar=_metavar(kind), help=text)(function)
+    return function
+
+
 def job_options(function: F) -> F:
     """Adds every option of a job to a command."""
     extra = (

@@ -71,9 +71,7 @@ def train(rank: int, case: dict, port: int, folder: Path) -> None:
     join_process_group(environment, CPU, open_store(environment))
     options = Options(layout=Layout(nodes=ranks, gpus=0), training=Training(**case["training"]))
     train_split, test_split = read_splits(case)
-    data = ImageData(
-        train_split, test_split, batch_size=options.batch_size, seed=1, rank=rank, world_size=ranks
-    )
+    data = ImageData(train_split, test_split, batch_size=options.batch_size, seed=1, rank=rank, world_size=ranks)
     outcome = Outcome(folder / f"{rank}.metrics.json", Clock(time.time()))
     kept: list[nn.Module] = []
     build = Classifier.__init__

@@ -48,7 +48,10 @@ def list_cases(mnist, sync_folder, async_folder):
     asked = {"ranks": 3, "images": 2000, "learnable": True, "slow": 0.1, "stop_after_s": 0.6}
     asked |= {"checkpoints": str(async_folder), "training": {"batch_size": 64, "epochs": 6, **ASYNC}}
     cases["asked apart"] = asked
-    cases["goes on apart"] = {key: value for key, value in asked.items() if key != "stop_after_s"} | {"ranks": 2, "slow": 0}
+    cases["goes on apart"] = {key: value for key, value in asked.items() if key != "stop_after_s"} | {
+        "ranks": 2,
+        "slow": 0,
+    }
     options = {"batch_size": 64, "epochs": 1000, **ASYNC}
     cases["dies"] = {"ranks": 3, "images": 2000, "die_after_s": 1.0, "training": options}
 
