@@ -75,7 +75,7 @@ def test_its_report_and_logs_are_those_of_any_run(three_nodes):
     assert list((folder / "tb_logs" / "mnist" / "3x1cpu-mine").glob("events.*"))
 
 
-def test_machines_that_share_nothing_have_a_run_each_and_a_rank_that_fails_ends_them_all(tmp_path):
+def test_machines_that_share_nothing_have_a_run_each_and_end_with_their_own_ranks_status(tmp_path):
     script = "import os, sys, time; time.sleep(0.5); sys.exit(7 if os.environ['RANK'] == '1' else 0)"
     folders = [tmp_path / str(number) for number in range(3)]
     nodes = []
@@ -87,7 +87,10 @@ def test_machines_that_share_nothing_have_a_run_each_and_a_rank_that_fails_ends_
     for number, folder in enumerate(folders):
         (run,) = [path for path in (folder / "jobs" / "runs").iterdir() if path.is_dir()]
         assert run.name.endswith(f"-n{number}")
-        assert sorted(path.name for path in (run / "ranks").iterdir()) == [f"{2 * number}.json", f"{2 * number + 1}.json"]
+        assert sorted(path.name for path in (run / "ranks").iterdir()) == [
+            f"{2 * number}.json",
+            f"{2 * number + 1}.json",
+        ]
     assert "the other machines have their ranks' figures" in outputs[0][1]
 
 

@@ -136,7 +136,7 @@ class AsyncServer(SingleDeviceStrategy):
 
     def _meet(self) -> bool:
         """Waits for all ranks, whose gradients are all in then; returns whether the epoch is over."""
-        question, answer = self._messages()
+        _, answer = self._messages()
         dist.barrier(group=self._group)
         told = torch.zeros(1)
         if self._server:

@@ -25,7 +25,7 @@ class CompressedStrategy(DDPStrategy):
         """Registers the hook on CPUs too: Lightning 2.6.6 leaves it out there without a word."""
         super().configure_ddp()
         if self.root_device.type == "cpu" and isinstance(self.model, DistributedDataParallel):
-            self.model.register_comm_hook(None, bf16_compress_hook)  # type: ignore[arg-type]
+            self.model.register_comm_hook(None, bf16_compress_hook)
 
 
 def build_strategy(options: Options, rank: RankEnvironment, device: torch.device) -> Strategy:

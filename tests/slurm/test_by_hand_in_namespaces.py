@@ -17,7 +17,13 @@ NODES = ("n1", "n2", "n3")
 def inside(testbed, node, *command):
     """The command on a node: its network, its host name and its /etc/hosts are those of the node's slurmd."""
     pid = (Path(testbed.env["SLURM_CONF"]).parents[1] / "run" / f"slurmd.{node}.pid").read_text().strip()
-    return ["nsenter", f"--net=/proc/{pid}/ns/net", f"--uts=/proc/{pid}/ns/uts", f"--mount=/proc/{pid}/ns/mnt", *command]
+    return [
+        "nsenter",
+        f"--net=/proc/{pid}/ns/net",
+        f"--uts=/proc/{pid}/ns/uts",
+        f"--mount=/proc/{pid}/ns/mnt",
+        *command,
+    ]
 
 
 def test_three_nodes_train_together_without_slurm(testbed, project, mnist_dir):

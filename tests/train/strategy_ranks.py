@@ -81,7 +81,7 @@ def train(rank: int, case: dict, port: int, folder: Path) -> None:
         kept.append(self)
 
     Classifier.__init__ = build_and_keep
-    if rank == 1 and "stop_after_s" in case:
+    if rank == 1 and case.get("stop_after_s"):
         threading.Timer(case["stop_after_s"], stop_file.touch).start()
     if rank == ranks - 1 and "die_after_s" in case:
         threading.Timer(case["die_after_s"], lambda: os._exit(9)).start()
