@@ -91,7 +91,7 @@ def _read(values: dict[str, Any]) -> Study:
         raise StudyError(f"{twice[0]} is swept twice", "keep it under [grid] or under [zip]", ("zip", twice[0]))
     _check_lengths(together)
     if together:
-        rows = [list(row) for row in zip(*together.values(), strict=True)]
+        rows = list(map(list, zip(*together.values(), strict=True)))
         _check_repeats("zip", rows, ("zip", next(iter(together))))
     layouts = _read_layouts(values["layouts"])
     if ("args" in grid or "args" in together) and not _has_command(options, layouts, grid, together):
@@ -198,9 +198,8 @@ def _read_values(key: str, values: Any, path: Path) -> tuple[Any, ...]:
 
 
 def _check_repeats(key: str, values: Sequence[Any], path: Path) -> None:
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise StudyError(f"{key} has {_show(value)} twice", "give each value once", (*path, number))
+    for number in (number for number, value in enumerate(values) if value in values[:number]):
+        raise StudyError(f"{key} has {_show(values[number])} twice", "give each value once", (*path, number))
 
 
 def _read_words(value: Any, path: Path) -> list[str]:

@@ -42,7 +42,8 @@ class SyncServer(SingleDeviceStrategy):
 
     def on_train_start(self) -> None:
         """Begins with the server's weights."""
-        dist.broadcast(flat := self._state(), SERVER)
+        flat = self._state()
+        dist.broadcast(flat, SERVER)
         self._set_state(flat)
 
     def optimizer_step(
