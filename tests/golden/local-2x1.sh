@@ -26,4 +26,6 @@ exec "$python" -m hpcdist.rank -- \
   --hang-timeout 10min \
   --preflight \
   --log-every 20 \
-  --data-dir '/home/ada/mnist study/data'
+  --data-dir '/home/ada/mnist study/data' \
+  --strategy ddp \
+  --ps-mode sync
