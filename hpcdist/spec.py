@@ -8,17 +8,11 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.site import Site as Site  # noqa: PLC0414
+from hpcdist.training import Training as Training  # noqa: PLC0414  (found here by everyone else)
+from hpcdist.training import require
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
-Accelerator = Literal["auto", "cpu", "gpu"]
-Optimizer = Literal["adamw", "adam", "sgd", "adadelta"]
-Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Backend = Literal["slurm", "local"]
-
-
-def _require(holds: bool, name: str, value: object, expected: str) -> None:  # noqa: FBT001
-    if not holds:
-        raise UsageError(f"{name} is {value}, expected {expected}", f"change --{name.replace('_', '-')}")
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,11 +37,11 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     time: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.nodes >= 1, "nodes", self.nodes, "1 or more")
-        _require(self.gpus >= 0, "gpus", self.gpus, "0 (a CPU layout) or more")
-        _require(self.cpus_per_task >= 1, "cpus_per_task", self.cpus_per_task, "1 or more")
+        require(self.nodes >= 1, "nodes", self.nodes, "1 or more")
+        require(self.gpus >= 0, "gpus", self.gpus, "0 (a CPU layout) or more")
+        require(self.cpus_per_task >= 1, "cpus_per_task", self.cpus_per_task, "1 or more")
         if self.tasks_per_node is not None:
-            _require(self.tasks_per_node >= 1, "tasks_per_node", self.tasks_per_node, "1 or more")
+            require(self.tasks_per_node >= 1, "tasks_per_node", self.tasks_per_node, "1 or more")
             if self.gpus and self.tasks_per_node != self.gpus:
                 raise UsageError(
                     f"tasks_per_node is {self.tasks_per_node} but gpus is {self.gpus}: one task runs per GPU",
@@ -76,57 +70,6 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def name(self) -> str:
         """`2x1` for two nodes with one GPU each, `2x3cpu` for two nodes with three CPU ranks each."""
         return f"{self.nodes}x{self.gpus}" if self.gpus else f"{self.nodes}x{self.ranks_per_node}cpu"
-
-
-class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The built-in training's options.
-
-    Attributes:
-        epochs: Passes over the training set.
-        batch_size: Global batch, in samples, over all ranks; None is 512.
-        batch_size_per_rank: Samples per rank; excludes `batch_size`.
-        lr: Peak learning rate of the one-cycle schedule.
-        optimizer: Name of the optimizer.
-        precision: Lightning's precision name.
-        seed: Seed of the weights and of each epoch's permutation.
-        max_steps: Stop after this many optimizer steps; None trains all epochs.
-        accelerator: "cpu" trains on CPUs even where GPUs were granted; "auto" refuses granted GPUs it can't use.
-        checkpoint_every: Time between checkpoints ("30s", "5min", "1h").
-        resume_from: Folder whose newest checkpoint to go on from, where the run has none of its own.
-        hang_timeout: Time without a step after which the job is ended.
-        preflight: Whether to check nodes and network before anything else.
-        log_every: Optimizer steps between logged points.
-        data_dir: Folder that holds the datasets.
-    """
-
-    epochs: int = 3
-    batch_size: int | None = None
-    batch_size_per_rank: int | None = None
-    lr: float = 1e-2
-    optimizer: Optimizer = "adamw"
-    precision: Precision = "32"
-    seed: int = 1
-    max_steps: int | None = None
-    accelerator: Accelerator = "auto"
-    checkpoint_every: str = "5min"
-    resume_from: str | None = None
-    hang_timeout: str = "10min"
-    preflight: bool = True
-    log_every: int = 20
-    data_dir: str | None = None
-
-    def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        _require(self.lr > 0, "lr", self.lr, "more than 0")
-        _require(self.log_every >= 1, "log_every", self.log_every, "1 or more")
-        for name in ("batch_size", "batch_size_per_rank", "max_steps"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "1 or more")
-        if self.batch_size is not None and self.batch_size_per_rank is not None:
-            raise UsageError(
-                "batch_size (over all ranks) and batch_size_per_rank exclude each other",
-                "keep one of --batch-size and --batch-size-per-rank",
-            )
 
 
 class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -204,7 +147,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             if self.array is None:
                 msgspec.structs.force_setattr(self, "array", f"0-{counts[0] - 1}")
             _check_tasks(self.array, counts)
-        _require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
+        require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
         if self.replace_bad_node and (self.command or not self.training.preflight):
             raise UsageError(
                 "replace_bad_node: it is the built-in training's preflight that finds bad nodes",

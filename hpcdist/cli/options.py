@@ -51,6 +51,21 @@ TRAINING = (
     ("--hang-timeout", str, "End the job after this time without a step [10min]."),
     ("--log-every", int, "Steps between logged points [20]."),
     ("--data-dir", str, "Folder of the datasets [data, in the project]."),
+    ("--model", str, "cnn, vgg, resnet18, mobilenet, shufflenet, densenet, or a classifier of torchvision [cnn]."),
+    ("--data", str, "A dataset's name, a folder of images (with a slash), or synthetic:3x32x32x10 [mnist]."),
+    ("--module", str, "LightningModule of one's own, package.module:Class, in place of --model."),
+    ("--datamodule", str, "Its LightningDataModule, in place of --data."),
+    ("--schedule", str, "one-cycle, cosine, step or constant [one-cycle]."),
+    ("--lr-batch", int, "Global batch that --lr is for [512, or the batch per rank]."),
+    ("--accumulate", int, "Compute each batch in so many parts, one after the other [1]."),
+    ("--target-accuracy", float, "Stop at this test accuracy, a fraction."),
+    ("--strategy", str, "ddp (all-reduce), ddp-bf16 or parameter-server [ddp]."),
+    ("--ps-mode", str, "sync or async: whether the parameter server waits for all ranks [sync]."),
+)
+SWITCHES = (
+    ("--preflight/--no-preflight", "Check nodes and network before the built-in training [on]."),
+    ("--scale-lr/--no-scale-lr", "Scale --lr with the global batch over --lr-batch, with a warm-up [off]."),
+    ("--compile/--no-compile", "Compile the network with torch.compile [off]."),
 )
 
 
@@ -68,6 +83,17 @@ class JobCommand(click.Command):
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Shows the command in the usage line."""
         return [*super().collect_usage_pieces(ctx), "[-- COMMAND ARGS...]"]
+
+
+def training_options(function: F) -> F:
+    """Adds the options of a training that is started by hand to a command."""
+    kept = {"--nodes", "--gpus", "--cpus-per-task", "--time", "--name"}
+    extra = click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the ranks; repeatable.")
+    function = _switches(extra(function))
+    for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
+        if flag in kept or (flag, kind, text) in TRAINING:
+            function = click.option(flag, type=kind, metavar=_metavar(kind), help=text)(function)
+    return function
 
 
 def job_options(function: F) -> F:
@@ -90,11 +116,6 @@ def job_options(function: F) -> F:
             help="Leave out a node that the preflight blames, and requeue the job.",
         ),
         click.option(
-            "--preflight/--no-preflight",
-            default=None,
-            help="Check nodes and network before the built-in training [on].",
-        ),
-        click.option(
             "--stage-data",
             is_flag=True,
             default=None,
@@ -108,6 +129,7 @@ def job_options(function: F) -> F:
     )
     for decorate in reversed(extra):
         function = decorate(function)
+    function = _switches(function)
     for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
         function = click.option(flag, type=kind, metavar=_metavar(kind), help=text, shell_complete=_OFFERS.get(flag))(
             function
@@ -117,6 +139,12 @@ def job_options(function: F) -> F:
 
 # What the shell offers for a value.
 _OFFERS = {"--partition": offer_partitions, "--dependency": offer_jobs}
+
+
+def _switches(function: F) -> F:
+    for flags, text in reversed(SWITCHES):
+        function = click.option(flags, default=None, help=text)(function)
+    return function
 
 
 def _metavar(kind: type) -> str:

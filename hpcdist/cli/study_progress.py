@@ -71,8 +71,9 @@ class RunWatch(Watch):
         """Says before anything is sent what is amiss with it, each thing once."""
         seen: set[object] = set()
         for one in prepared:
-            if one.spec.training.data_dir not in seen:
-                seen.add(one.spec.training.data_dir)
+            data = (one.spec.training.data_dir, one.spec.training.data_name)
+            if data not in seen:
+                seen.add(data)
                 warn_of_missing_data(one)
             if one.spec.command not in seen:
                 seen.add(one.spec.command)

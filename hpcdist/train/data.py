@@ -1,4 +1,4 @@
-"""MNIST in memory, cut into batches by index: no Python work per sample."""
+"""Images in memory, cut into batches by index: no Python work per sample."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torchvision
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+
+from hpcdist.catalogue import Augmentation
+from hpcdist.train.augment import Moves, draw_moves, move_images
 
 MEAN, STANDARD_DEVIATION = 0.1307, 0.3081  # of the training set's pixels, as fractions of full brightness
 EVAL_BATCH_SIZE = 1000
@@ -28,22 +30,73 @@ class Batch(NamedTuple):
     global_count: int
 
 
+class Normalisation(NamedTuple):
+    """What turns pixels of 0 to 255 into numbers around 0.
+
+    Attributes:
+        mean: Of the training set's pixels, per channel, as fractions of full brightness.
+        standard_deviation: Likewise.
+    """
+
+    mean: tuple[float, ...] = (MEAN,)
+    standard_deviation: tuple[float, ...] = (STANDARD_DEVIATION,)
+
+    def apply(self, pixels_BCHW: Tensor) -> Tensor:
+        """The images as floats."""
+        if len(self.mean) == 1:
+            offset, scale = 255 * self.mean[0], 1 / (255 * self.standard_deviation[0])
+            return torch.sub(pixels_BCHW, offset).mul_(scale)
+        offset_C11 = 255 * torch.tensor(self.mean, device=pixels_BCHW.device).view(-1, 1, 1)
+        scale_C11 = 1 / (255 * torch.tensor(self.standard_deviation, device=pixels_BCHW.device).view(-1, 1, 1))
+        return torch.sub(pixels_BCHW, offset_C11).mul_(scale_C11)
+
+
 class Split(NamedTuple):
     """A training or test set in memory.
 
     Attributes:
-        images_NHW: Pixels, one byte each: a quarter of what floats would take.
+        images_NHW: Pixels, one byte each: a quarter of what floats would take. Grey ones have no axis of channels;
+            others are `images_NCHW`.
         labels_N: Classes.
+        normalisation: What makes numbers of them.
+        augmentation: What is done to training images.
     """
 
     images_NHW: Tensor
     labels_N: Tensor
+    normalisation: Normalisation = Normalisation()
+    augmentation: Augmentation | None = None
 
-    def select(self, indices_B: Tensor, global_count: int) -> Batch:
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = (1, *self.images_NHW.shape[1:])[-3:]
+        return channels, height, width
+
+    def select(self, indices_B: Tensor, global_count: int, moves: Moves | None = None) -> Batch:
         """The samples at these indices, normalised."""
-        pixels_BCHW = self.images_NHW.index_select(0, indices_B).unsqueeze(1)
-        images_BCHW = torch.sub(pixels_BCHW, 255 * MEAN).mul_(1 / (255 * STANDARD_DEVIATION))
+        pixels = self.images_NHW.index_select(0, indices_B)
+        pixels_BCHW = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
+        if moves is not None:
+            pixels_BCHW = move_images(pixels_BCHW, moves)
+        images_BCHW = self.normalisation.apply(pixels_BCHW)
         return Batch(images_BCHW, self.labels_N.index_select(0, indices_B), global_count)
+
+
+class Share(NamedTuple):
+    """What one rank computes of a batch, or of a part of it.
+
+    Attributes:
+        indices_B: Its samples.
+        begin: Its place in the batch over all ranks.
+        batch: The batch's number in its epoch.
+        global_count: Samples of the batch over all ranks.
+    """
+
+    indices_B: Tensor
+    begin: int
+    batch: int
+    global_count: int
 
 
 def cut_shard(count: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -61,19 +114,27 @@ class TrainBatches:
     """The batches of one rank: each epoch every sample once, over all ranks.
 
     Attributes:
+        batch_size: Samples of a batch over all ranks.
+        seed: Seed of the order.
         epoch: The epoch of the next pass, from 0.
         watch: What an epoch's batches go through on their way out.
+        steps_per_epoch: Batches over all ranks in an epoch.
     """
 
-    def __init__(self, split: Split, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, split: Split, batch_size: int, seed: int, rank: int, world_size: int, *, accumulate: int = 1
+    ) -> None:
         self.split = split
-        self._batch_size = batch_size
-        self._seed = seed
+        self.seed = seed
+        self.batch_size = batch_size
         self._rank, self._world_size = rank, world_size
+        self._accumulate = accumulate
+        self.steps_per_epoch = math.ceil(len(split.labels_N) / batch_size)
         self.epoch = 0
         self.watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
         self._given = 0  # batches of this epoch so far
         self._skipped = 0
+        self._ordered, self._order_N = -1, torch.empty(0, dtype=torch.int64)  # the epoch whose order is known
 
     def state_dict(self) -> dict[str, int]:
         """Where in which epoch the training is (Lightning keeps it in its checkpoints)."""
@@ -84,38 +145,76 @@ class TrainBatches:
         self.epoch, self._skipped = state["epoch"], state["batch"]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.split.labels_N) / self._batch_size)
+        return self.steps_per_epoch * self._accumulate
 
-    def indices(self) -> Iterator[tuple[Tensor, int]]:
-        """Per step, the indices of this rank's samples and the number of samples over all ranks."""
-        order_N = shuffle_indices(len(self.split.labels_N), self._seed, self.epoch).to(self.split.labels_N.device)
-        self._given, self._skipped = self._skipped, 0
-        for batch_indices in torch.split(order_N, self._batch_size)[self._given :]:
+    def shares(self, begin: int) -> Iterator[Share]:
+        """This rank's shares of the epoch, a batch cut into as many parts as are accumulated.
+
+        Args:
+            begin: How many of them to leave out.
+        """
+        for number in range(begin, len(self)):
+            batch, part = divmod(number, self._accumulate)
+            yield self.cut(batch, part, self._accumulate, self._rank, self._world_size)
+
+    def cut(self, batch: int, part: int, parts: int, rank: int, world_size: int) -> Share:
+        """What a rank computes of a part of a batch of this epoch."""
+        if self._ordered != self.epoch:
+            order_N = shuffle_indices(len(self.split.labels_N), self.seed, self.epoch)
+            self._ordered, self._order_N = self.epoch, order_N.to(self.split.labels_N.device)
+        indices_B = self._order_N[batch * self.batch_size : (batch + 1) * self.batch_size]
+        # Of a last batch with fewer samples than parts the last part has some, so each step has a loss.
+        part_begin, part_end = cut_shard(len(indices_B), part, parts)
+        first, last = cut_shard(part_end - part_begin, rank, world_size)
+        mine = slice(part_begin + first, part_begin + last)
+        return Share(indices_B[mine], mine.start, batch, len(indices_B))
+
+    def load(self, shares: Iterator[Share]) -> Iterator[Batch]:
+        """The samples of the shares."""
+        kind = self.split.augmentation
+        for share in shares:
+            moves = None
+            if kind is not None:
+                whole = draw_moves(kind, share.global_count, self.seed, self.epoch, share.batch)
+                moves = whole.cut(share.begin, share.begin + len(share.indices_B), share.indices_B.device)
+            yield self.split.select(share.indices_B, share.global_count, moves)
+
+    def nothing(self) -> Batch:
+        """A batch without samples."""
+        return self.split.select(torch.empty(0, dtype=torch.int64, device=self.split.labels_N.device), 1)
+
+    def _count(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
             self._given += 1
-            begin, end = cut_shard(len(batch_indices), self._rank, self._world_size)
-            yield batch_indices[begin:end], len(batch_indices)
+            yield batch
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.watch(self.split.select(indices_B, global_count) for indices_B, global_count in self.indices())
+        self._given, self._skipped = self._skipped, 0
+        return self.watch(self._count(self.load(self.shares(self._given))))
 
 
 class EvalBatches:
     """One rank's share of the test set, in as many batches as every other rank's."""
 
+    batch_size = EVAL_BATCH_SIZE
+
     def __init__(self, split: Split, rank: int, world_size: int) -> None:
         self.split = split
         count = len(split.labels_N)
         self._begin, self._end = cut_shard(count, rank, world_size)
-        self._length = math.ceil(math.ceil(count / world_size) / EVAL_BATCH_SIZE)
+        self._length = math.ceil(math.ceil(count / world_size) / self.batch_size)
 
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[Batch]:
+    def indices(self) -> Iterator[Tensor]:
+        """The samples of each batch."""
         indices_N = torch.arange(self._begin, self._end, device=self.split.labels_N.device)
         for number in range(self._length):
-            indices_B = indices_N[number * EVAL_BATCH_SIZE : (number + 1) * EVAL_BATCH_SIZE]
-            yield self.split.select(indices_B, len(indices_B))
+            yield indices_N[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.split.select(indices_B, len(indices_B)) for indices_B in self.indices())
 
 
 class ImageData(LightningDataModule):
@@ -128,12 +227,27 @@ class ImageData(LightningDataModule):
         seed: Seed of the order.
         rank: This rank.
         world_size: Ranks in all.
+        accumulate: Parts that each batch of a rank is computed in.
+        class_count: Classes.
     """
 
-    def __init__(self, train: Split, test: Split, *, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        train: Split,
+        test: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        accumulate: int = 1,
+        class_count: int = 10,
+    ) -> None:
         super().__init__()
-        self.train_batches = TrainBatches(train, batch_size, seed, rank, world_size)
+        self.train_batches = TrainBatches(train, batch_size, seed, rank, world_size, accumulate=accumulate)
         self.test_batches = EvalBatches(test, rank, world_size)
+        self.shape = train.shape
+        self.class_count = class_count
 
     def train_dataloader(self) -> TrainBatches:
         """This rank's training batches."""
@@ -150,5 +264,7 @@ class ImageData(LightningDataModule):
 
 def read_mnist(data_dir: Path, device: torch.device, *, train: bool) -> Split:
     """MNIST's training or test set, read through torchvision and kept on the device; nothing is downloaded."""
+    import torchvision
+
     dataset = torchvision.datasets.MNIST(str(data_dir), train=train, download=False)
     return Split(dataset.data.to(device), dataset.targets.to(device))

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from hpcdist.train.async_server import AsyncServer
+from hpcdist.train.building import build_module, count_steps
 from hpcdist.train.checkpoint_files import read_step
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.cluster import (
@@ -23,20 +25,26 @@ from hpcdist.train.cluster import (
     use_threads,
 )
 from hpcdist.train.commentary import Commentary
-from hpcdist.train.data import ImageData, read_mnist
+from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
-from hpcdist.train.models import SmallCnn
-from hpcdist.train.module import Classifier
+from hpcdist.train.goal import Goal
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.own_pace import share_out
+from hpcdist.train.pace import count_steps_done
 from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.preflight import preflight
+from hpcdist.train.reading import read_data
 from hpcdist.train.recorder import Recorder
 from hpcdist.train.splitter import Splitter
+from hpcdist.train.strategies import build_strategy
+from hpcdist.train.sync_server import SyncServer
 from hpcdist.train.tensorboard import RunLogger
 from hpcdist.train.watchdog import Watchdog
 
+# Share of a step spent waiting for data from which it is worth a line.
+STARVED = 0.2
 # What Lightning says of itself on every run, and nobody can act on.
 NOISE = ("The `srun` command is available", "`isinstance(treespec, LeafSpec)` is deprecated")
 
@@ -58,31 +66,24 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
         join_process_group(rank, device, store)
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
     use_threads(threads)
-    clock.enter("data")
-    data = ImageData(
-        read_mnist(data_dir, device, train=True),
-        read_mnist(data_dir, device, train=False),
-        batch_size=options.batch_size,
-        seed=options.training.seed,
-        rank=rank.rank,
-        world_size=rank.world_size,
-    )
-    clock.enter("other")
-    outcome.learn(world_size=rank.world_size, global_batch_size=options.batch_size)
-    if rank.rank == 0:
-        _introduce(options, device, threads, count_steps(options, len(data.train_batches)))
-        print("".join(f"{sentence}\n" for sentence in rank.slowdown.sentences()), end="", flush=True)
-    fit(options, rank, data, device=device, outcome=outcome, last_words=last_words)
+    outcome.learn(world_size=rank.world_size)
+    if options.training.module:
+        from hpcdist.train.own import fit_own  # most trainings have no module of their own
+
+        fit_own(options, rank, device=device, outcome=outcome, last_words=last_words)
+    else:
+        clock.enter("data")
+        data = read_data(options, rank, data_dir, device, threads)
+        clock.enter("other")
+        outcome.learn(global_batch_size=options.batch_size)
+        if rank.rank == 0:
+            _introduce(options, device, threads, count_steps(options, data.train_batches.steps_per_epoch))
+            print("".join(f"{sentence}\n" for sentence in rank.slowdown.sentences()), end="", flush=True)
+        fit(options, rank, data, device=device, outcome=outcome, last_words=last_words)
     if dist.is_initialized():
         dist.destroy_process_group()
     if rank.rank == 0:
         _conclude(outcome)
-
-
-def count_steps(options: Options, steps_per_epoch: int) -> int:
-    """Optimizer steps in all."""
-    steps = options.training.epochs * steps_per_epoch
-    return min(steps, options.training.max_steps or steps)
 
 
 def fit(
@@ -101,20 +102,22 @@ def fit(
         StoppedError: It was asked to stop.
         UsageError: The checkpoint to go on from is of another training.
     """
-    steps = count_steps(options, len(data.train_batches))
-    torch.manual_seed(options.training.seed)
-    module = Classifier(SmallCnn(), options.training, steps=steps, world_size=rank.world_size)
+    steps = count_steps(options, data.train_batches.steps_per_epoch)
+    module = build_module(options, rank, data, outcome)
     checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome)
     begin = checkpoints.find()
     done = read_step(begin) if begin else 0
+    content = checkpoints.load(begin) if begin else None
     outcome.learn(steps=done)
     if begin and rank.rank == 0:
         print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
     logger = RunLogger(rank.tensorboard, done + 1) if rank.tensorboard and rank.rank == 0 else None
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
+    goal = Goal(options.training.target_accuracy, outcome, rank.started_at_s)
     callbacks: list[pl.Callback] = [
-        GoOn(checkpoints, checkpoints.load(begin) if begin else None),
+        GoOn(checkpoints, content),
         recorder,
+        goal,
         Watchdog(options.hang_timeout_s, rank, last_words),
     ]
     if rank.rank == 0:
@@ -125,12 +128,29 @@ def fit(
     data.train_batches.watch = splitter.watch
     callbacks += [Pauses(checkpoints, rank, options.checkpoint_interval_s, steps), splitter]
     trainer = build_trainer(options, rank, device, callbacks, logger)
+    strategy = trainer.strategy
+    if isinstance(strategy, SyncServer | AsyncServer):
+        strategy.lap = splitter.lap
+    if isinstance(strategy, AsyncServer):
+        share_out(
+            trainer,
+            strategy,
+            module,
+            data,
+            options=options,
+            rank=rank,
+            steps=steps,
+            checkpoints=checkpoints,
+            last_words=last_words,
+            content=content,
+        )
+        begin = None
     if logger:
         logger.log_options(options)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
-    if trainer.global_step < steps:
-        raise RuntimeError(f"the training ended at step {trainer.global_step} of {steps}")
-    if module.tested_at_step != steps:
+    if count_steps_done(trainer) < steps and not goal.is_reached:
+        raise RuntimeError(f"the training ended at step {count_steps_done(trainer)} of {steps}")
+    if module.tested_at_step != count_steps_done(trainer):
         # `max_steps` ended within an epoch, where Lightning does not validate.
         trainer.validate(module, datamodule=data, verbose=False)
     outcome.learn(finished=True)
@@ -144,28 +164,43 @@ def build_trainer(
     device: torch.device,
     callbacks: list[pl.Callback],
     logger: RunLogger | None,
+    *,
+    cuts_data: bool = False,
 ) -> pl.Trainer:
-    """A Lightning trainer without what costs time in each step or acts behind our back."""
+    """A Lightning trainer without what costs time in each step or acts behind our back.
+
+    Args:
+        options: What is trained.
+        rank: This rank.
+        device: Its device.
+        callbacks: What is called at each point.
+        logger: TensorBoard.
+        cuts_data: Whether Lightning gives each rank its share of the data.
+    """
     # Set by Lightning's import: on a machine without a GPU each step of Adam would look for the driver's library again.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", re.escape(message))
+    strategy = build_strategy(options, rank, device)
+    # A parameter server's ranks are processes of their own for Lightning.
+    is_single = isinstance(strategy, SingleDeviceStrategy)
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=rank.local_world_size,
-        num_nodes=options.layout.nodes,
-        strategy=_choose_strategy(rank, device),
+        devices=1 if is_single else rank.local_world_size,
+        num_nodes=1 if is_single else options.layout.nodes,
+        strategy=strategy,
         plugins=[StartedRanks(rank)],
         precision=options.training.precision,
         max_epochs=options.training.epochs,
         max_steps=options.training.max_steps or -1,
+        accumulate_grad_batches=options.accumulate,
         logger=logger or False,
         callbacks=callbacks,
         log_every_n_steps=options.training.log_every,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        use_distributed_sampler=cuts_data,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -188,13 +223,6 @@ def _do_nothing() -> None:
     pass
 
 
-def _choose_strategy(rank: RankEnvironment, device: torch.device) -> Strategy:
-    if rank.world_size == 1:
-        return SingleDeviceStrategy(device=device)
-    # Gradients live in the all-reduce's buckets: two copies less in each step.
-    return DDPStrategy(gradient_as_bucket_view=True)
-
-
 def _introduce(options: Options, device: torch.device, threads: int, steps: int) -> None:
     layout = options.layout
     asked = layout.cpus_per_task
@@ -213,3 +241,14 @@ def _conclude(outcome: Outcome) -> None:
     accuracy = "" if metrics.accuracy is None else f"test accuracy {100 * metrics.accuracy:.2f} %, "
     speed = "" if metrics.images_per_s is None else f"{metrics.images_per_s:,.0f} images/s, "
     print(f"finished: {accuracy}{speed}{metrics.steps} steps; seconds: {phases}", flush=True)
+    if metrics.target_accuracy is not None:
+        reached = metrics.time_to_target_s
+        when = "was not reached" if reached is None else f"was reached after {reached:.1f} s, start-up included"
+        print(f"target: {100 * metrics.target_accuracy:g} % {when}", flush=True)
+    if metrics.split and metrics.split.data_s > STARVED * metrics.split.step_s:
+        share = metrics.split.data_s / metrics.split.step_s
+        print(
+            f"the data starve the training: {100 * share:.0f} % of a step waits for them; give ranks more"
+            " --cpus-per-task, or keep the images smaller on disk",
+            flush=True,
+        )

@@ -1,4 +1,7 @@
-"""Networks. Letters in names give the axes: B batch, C channels, H height, W width, K classes."""
+"""The built-in network and what trains it.
+
+Letters in names give the axes: B batch, C channels, H height, W width, K classes.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -8,18 +11,25 @@ CLASS_COUNT = 10
 
 
 class SmallCnn(nn.Module):
-    """Two convolutions and two dense layers for 28 x 28 grey images; 56,970 parameters.
+    """Two convolutions and two dense layers; 56,970 parameters for 28 x 28 grey images of ten classes.
 
     The first convolution has stride 2, which quarters the work of everything after it. There is no batch
     normalisation, so the gradient of a batch is the same however it is cut over ranks.
+
+    Args:
+        shape: Channels, height and width of an image; 9 pixels each way at least.
+        class_count: Classes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shape: tuple[int, int, int] = (1, 28, 28), class_count: int = CLASS_COUNT) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, kernel_size=5, stride=2)
+        channels, *size = shape
+        # What 5 by 5 with stride 2, 3 by 3 and the pooling leave of a side.
+        height, width = (((side - 5) // 2 + 1 - 2) // 2 for side in size)
+        self.conv1 = nn.Conv2d(channels, 16, kernel_size=5, stride=2)
         self.conv2 = nn.Conv2d(16, 32, kernel_size=3)
-        self.hidden = nn.Linear(32 * 5 * 5, 64)
-        self.output = nn.Linear(64, CLASS_COUNT)
+        self.hidden = nn.Linear(32 * height * width, 64)
+        self.output = nn.Linear(64, class_count)
         # Pixels by channel in memory: a fifth faster on a CPU, most of it in the pooling.
         self.to(memory_format=torch.channels_last)
 

@@ -4,13 +4,16 @@ from typing import Any
 
 import torch
 import torch.distributed
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpcdist.spec import Training
 from hpcdist.train.data import Batch, ImageData
-from hpcdist.train.models import build_optimizer, build_schedule
+from hpcdist.train.models import build_optimizer
+from hpcdist.train.pace import count_steps_done
+from hpcdist.train.schedules import Rates, follow
 
 
 class Tally:
@@ -33,15 +36,21 @@ class Classifier(LightningModule):
         network: From `images_BCHW` to `logits_BK`.
         training: Options.
         steps: Optimizer steps in all, for the learning rate's schedule.
-        world_size: Ranks in all.
+        world_size: Ranks that train one batch together.
+        rates: Its learning rates; None is one cycle up to `training.lr`.
     """
 
-    def __init__(self, network: nn.Module, training: Training, *, steps: int, world_size: int) -> None:
+    def __init__(
+        self, network: nn.Module, training: Training, *, steps: int, world_size: int, rates: Rates | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.training_options = training
-        self.steps = steps
+        self.rates = rates or Rates(lr=training.lr, start=training.lr, steps=steps)
         self.rank_count = world_size
+        # What a step's loss is multiplied by beside its weight: Lightning divides by the parts of a batch.
+        self._parts = training.accumulate or 1
+        self._norms = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
         self.tally = Tally()
         self.test_loss: float | None = None
         self.test_accuracy: float | None = None
@@ -50,8 +59,8 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One optimizer, its learning rate set before each step."""
-        optimizer = build_optimizer(self.training_options.optimizer, self.network, self.training_options.lr)
-        schedule = build_schedule(optimizer, self.training_options.lr, self.steps)
+        optimizer = build_optimizer(self.training_options.optimizer, self.network, self.rates.lr)
+        schedule = follow(optimizer, self.rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
@@ -65,19 +74,33 @@ class Classifier(LightningModule):
         DDP divides the sum of the ranks' gradients by their number, whatever their shares are. A rank's loss is
         therefore its sum over samples times ranks / samples over all ranks; a rank without samples adds zeros.
         """
-        logits_BK = self.network(batch.images_BCHW)
+        logits_BK = self._score(batch.images_BCHW)
         loss_sum = functional.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
         self.tally.samples += len(batch.labels_B)
         self.tally.last_step = (loss_sum.detach(), logits_BK.detach(), batch.labels_B)
-        return loss_sum * (self.rank_count / batch.global_count)
+        return loss_sum * (self.rank_count * self._parts / batch.global_count)
+
+    def _score(self, images_BCHW: Tensor) -> Tensor:
+        """`logits_BK`. One sample has no variance and none has no mean: these take those of the samples before."""
+        lone = self._norms if len(images_BCHW) < 2 else ()
+        for norm in lone:
+            norm.eval()
+        logits_BK: Tensor = self.network(images_BCHW)
+        for norm in lone:
+            norm.train()
+        return logits_BK
 
     def reduce_last_step(self) -> tuple[float, float]:
-        """Mean loss and accuracy of the last step's batch over all ranks; every rank must call it."""
+        """Mean loss and accuracy of the last step's batch over all ranks; every rank must call it.
+
+        Where each rank trains for itself it is this rank's.
+        """
         if self.tally.last_step is None:
             raise RuntimeError("no step was trained yet")
         loss_sum, logits_BK, labels_B = self.tally.last_step
-        sums = _sums_over_ranks(_step_sums(loss_sum, logits_BK, labels_B))
-        return sums[0] / sums[2], sums[1] / sums[2]
+        sums = _step_sums(loss_sum, logits_BK, labels_B)
+        loss, correct, count = sums.tolist() if self.rank_count == 1 else _sums_over_ranks(sums)
+        return loss / max(1, count), correct / max(1, count)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums anew."""
@@ -85,6 +108,8 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds one batch of this rank's share."""
+        if not len(batch.labels_B):
+            return
         logits_BK = self.network(batch.images_BCHW)
         loss_sum = functional.cross_entropy(logits_BK, batch.labels_B, reduction="sum")
         self._test_sums += _step_sums(loss_sum, logits_BK, batch.labels_B)
@@ -93,7 +118,13 @@ class Classifier(LightningModule):
         """Sums over ranks: exact, and the same figure on each."""
         loss_sum, correct, count = _sums_over_ranks(self._test_sums)
         self.test_loss, self.test_accuracy = loss_sum / count, correct / count
-        self.tested_at_step = self.trainer.global_step
+        self.tested_at_step = count_steps_done(self.trainer)
+
+
+def ends_step(trainer: Trainer) -> bool:
+    """Whether the batch that was just computed ended an optimizer step, and was not only a part of one."""
+    batches: int = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return batches % trainer.accumulate_grad_batches == 0
 
 
 def _step_sums(loss_sum: Tensor, logits_BK: Tensor, labels_B: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any, NoReturn, get_args
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.spec import Accelerator, Layout, Optimizer, Precision, Training
+from hpcdist.spec import Layout, Training
+from hpcdist.training import Accelerator, Optimizer, Precision, PsMode, Schedule, Strategy
 from hpcdist.units import parse_duration
 
 DEFAULT_BATCH_SIZE = 512
@@ -34,6 +35,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         if self.training.batch_size_per_rank is not None:
             return self.training.batch_size_per_rank * self.layout.world_size
         return self.training.batch_size or DEFAULT_BATCH_SIZE
+
+    @property
+    def accumulate(self) -> int:
+        """Parts of each batch."""
+        return self.training.accumulate or 1
+
+    @property
+    def lr_batch(self) -> int:
+        """The global batch that the learning rate is for."""
+        return self.training.lr_batch or self.training.batch_size_per_rank or DEFAULT_BATCH_SIZE
+
+    @property
+    def is_async(self) -> bool:
+        """Whether ranks train without waiting for each other."""
+        return self.training.ps_mode == "async" and self.layout.world_size > 1
 
     @property
     def checkpoint_interval_s(self) -> float:
@@ -67,7 +83,7 @@ def parse_options(arguments: list[str]) -> Options:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m hpcdist.train", allow_abbrev=False, description="Train the built-in MNIST CNN.")
+    parser = _Parser(prog="python -m hpcdist.train", allow_abbrev=False, description="Train an image classifier.")
     add = parser.add_argument
     add("--nodes", type=int, help="nodes of the job [1]")
     add("--gpus", type=int, help="GPUs per node, one rank each; 0 is a CPU layout [1]")
@@ -76,7 +92,7 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, help="passes over the training set [3]")
     add("--batch-size", type=int, help=f"samples per step over all ranks [{DEFAULT_BATCH_SIZE}]")
     add("--batch-size-per-rank", type=int, help="samples per step and rank, in place of --batch-size")
-    add("--lr", type=float, help="peak learning rate of the one-cycle schedule")
+    add("--lr", type=float, help="peak learning rate of the schedule")
     add("--optimizer", choices=get_args(Optimizer), help="optimizer [adamw]")
     add("--precision", choices=get_args(Precision), help="Lightning's precision [32]")
     add("--seed", type=int, help="seed of weights and sample order [1]")
@@ -89,6 +105,18 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--preflight-only", action="store_true", help="check nodes and network, and train nothing")
     add("--log-every", type=int, metavar="STEPS", help="steps between logged points [20]")
     add("--data-dir", metavar="FOLDER", help="folder of the datasets [data]")
+    add("--model", metavar="NAME", help="cnn, vgg, resnet18, mobilenet, shufflenet, densenet, or torchvision's [cnn]")
+    add("--data", metavar="NAME", help="a dataset, a folder of images (by a path with a slash), synthetic [mnist]")
+    add("--module", metavar="PKG.MOD:CLASS", help="a LightningModule of one's own, in place of --model")
+    add("--datamodule", metavar="PKG.MOD:CLASS", help="its LightningDataModule, in place of --data")
+    add("--schedule", choices=get_args(Schedule), help="how the learning rate changes [one-cycle]")
+    add("--scale-lr", action=argparse.BooleanOptionalAction, help="scale --lr with the global batch, warmed up [off]")
+    add("--lr-batch", type=int, help="the global batch that --lr is for")
+    add("--compile", action=argparse.BooleanOptionalAction, help="compile the network with torch.compile [off]")
+    add("--accumulate", type=int, metavar="N", help="compute each batch in N parts, one after the other [1]")
+    add("--target-accuracy", type=float, metavar="X", help="stop at this test accuracy, a fraction")
+    add("--strategy", choices=get_args(Strategy), help="how ranks share gradients [ddp: all-reduce]")
+    add("--ps-mode", choices=get_args(PsMode), help="whether a parameter server waits for all ranks [sync]")
     return parser
 
 

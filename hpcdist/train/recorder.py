@@ -8,8 +8,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from hpcdist.record import TestResult
 from hpcdist.train.data import Batch
 from hpcdist.train.failure import LastWords
-from hpcdist.train.module import Classifier
+from hpcdist.train.module import Classifier, ends_step
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.pace import count_epochs_done, count_images, count_steps_done
 from hpcdist.train.phases import StepTimes
 from hpcdist.train.tensorboard import RunLogger
 
@@ -49,17 +50,22 @@ class Recorder(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         """Counts the step."""
-        step = trainer.global_step
-        self._images += batch.global_count
+        if not ends_step(trainer):
+            return
+        self._images = count_images(trainer, batch, self._images)
+        self._count_step(trainer, module)
+        self._outcome.learn(steps=count_steps_done(trainer), samples=_classifier(module).tally.samples)
+
+    def _count_step(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step  # this rank's own
         is_first, self._is_first = self._is_first, False
         if is_first:
-            _settle(module)
+            settle(module)
             self._first_images = self._images
             self._clock.enter("steady")
         if self._logs_at(step):
-            self._log_point(module, step)
+            self._log_point(module, count_steps_done(trainer))
         self._step_times.tick(settled=is_first or self._logs_at(step) or module.device.type == "cpu")
-        self._outcome.learn(steps=step, samples=_classifier(module).tally.samples)
 
     def _logs_at(self, step: int) -> bool:
         return step % self._log_every == 0
@@ -77,30 +83,34 @@ class Recorder(Callback):
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops the training's stop-watches."""
-        _settle(module)
+        settle(module)
         self._interrupted = self._clock.enter("validation")
         self._outcome.learn(**self._speed())
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Notes the test accuracy."""
-        classifier = _classifier(module)
-        accuracy, loss = classifier.test_accuracy, classifier.test_loss
-        if accuracy is not None and loss is not None:
-            test = TestResult(step=trainer.global_step, accuracy=accuracy, at_s=time.time())
+        accuracy, loss = self._test_figures(trainer, module)
+        if accuracy is not None:
+            step = count_steps_done(trainer)
+            test = TestResult(step=step, accuracy=accuracy, at_s=time.time())
             self._outcome.learn(accuracy=accuracy, loss=loss, tests=(*self._outcome.metrics().tests, test))
-            if self._logger:
-                self._logger.log_metrics({"val/accuracy": accuracy, "val/loss": loss}, trainer.global_step)
+            if self._logger and loss is not None:
+                self._logger.log_metrics({"val/accuracy": accuracy, "val/loss": loss}, step)
         self._step_times.pause()
         self._clock.enter(self._interrupted)
+
+    def _test_figures(self, trainer: Trainer, module: LightningModule) -> tuple[float | None, float | None]:
+        classifier = _classifier(module)
+        return classifier.test_accuracy, classifier.test_loss
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Counts the epoch, unless `max_steps` cut it short."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._outcome.learn(epochs=trainer.current_epoch + 1)
+            self._outcome.learn(epochs=count_epochs_done(trainer))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops measuring."""
-        _settle(module)
+        settle(module)
         self._outcome.learn(**self._speed())
         self._clock.enter("other")
 
@@ -124,7 +134,7 @@ def _classifier(module: LightningModule) -> Classifier:
     return module
 
 
-def _settle(module: LightningModule) -> None:
+def settle(module: LightningModule) -> None:
     """Waits for the GPU, so that a time taken now is that of work done and not of work queued."""
     if module.device.type == "cuda":
         torch.cuda.synchronize(module.device)

@@ -1,0 +1,243 @@
+"""A folder of images in ImageNet's layout, decoded and cut by worker processes while the training computes."""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+
+from hpcdist.datasets import held_out_folder
+from hpcdist.errors import UsageError
+from hpcdist.train.data import Batch, EvalBatches, ImageData, Normalisation, Share, Split, TrainBatches, cut_shard
+from hpcdist.train.decoded import Decoded, Picture, decode_picture
+
+# Of ImageNet's training set, as torchvision's own references have them.
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+EVAL_BATCH_SIZE = 100
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of a random crop (torchvision's RandomResizedCrop)
+ATTEMPTS = 10
+KEPT_SHARE = 0.875  # of the shorter side, in a test: 224 of 256
+
+
+class Sample(NamedTuple):
+    """What a worker is asked for.
+
+    Attributes:
+        place: Of the image in the folder's order.
+        draw: What its crop is drawn from; None cuts the middle out.
+    """
+
+    place: int
+    draw: str | None
+
+
+# Makes room for so many decoded images of a side; None where there is not enough.
+Keep = Callable[[int, int], Decoded | None]
+
+
+def keep_nothing(count: int, side: int) -> None:
+    """No room."""
+
+
+class Images(Dataset[tuple[Tensor, Tensor]]):
+    """Decodes whole batches of a folder.
+
+    An image is squeezed into a square before it is cut, whether it is kept or not: all epochs have the same pixels.
+
+    Args:
+        folder: With a folder per class.
+        side: Of the square that each image becomes, in pixels.
+        keep: Where what was decoded is kept.
+    """
+
+    def __init__(self, folder: Path, side: int, keep: Keep = keep_nothing) -> None:
+        found = ImageFolder(str(folder))
+        self._paths = [path for path, _ in found.samples]
+        self.labels = found.targets
+        self.classes = found.classes
+        self._side, self._kept_side = side, round(side / KEPT_SHARE)
+        self._decoded = keep(len(self._paths), self._kept_side)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitems__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        """`images_BCHW` as bytes, and `labels_B`."""
+        images_BHWC = numpy.empty((len(samples), self._side, self._side, 3), dtype=numpy.uint8)
+        for number, sample in enumerate(samples):
+            images_BHWC[number] = numpy.asarray(self._cut(sample))
+        labels_B = torch.tensor([self.labels[sample.place] for sample in samples], dtype=torch.int64)
+        return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), labels_B
+
+    def _find(self, place: int) -> Picture:
+        found = self._decoded.find(place) if self._decoded else None
+        if found:
+            return found
+        picture = decode_picture(self._paths[place], self._kept_side)
+        if self._decoded:
+            self._decoded.keep(place, picture)
+        return picture
+
+    def _cut(self, sample: Sample) -> Image.Image:
+        picture = self._find(sample.place)
+        if sample.draw is None:
+            return picture.cut(cut_middle(picture.width, picture.height), self._side)
+        chance = random.Random(sample.draw)
+        cropped = picture.cut(draw_crop(picture.width, picture.height, chance), self._side)
+        return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if chance.random() < 0.5 else cropped
+
+
+def cut_middle(width: int, height: int) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of the square in the middle."""
+    side = KEPT_SHARE * min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def draw_crop(width: int, height: int, chance: random.Random) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a random part, as torchvision's RandomResizedCrop draws it."""
+    for _ in range(ATTEMPTS):
+        area = width * height * chance.uniform(*AREA)
+        ratio = math.exp(chance.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if crop_width <= width and crop_height <= height:
+            left, top = chance.uniform(0, width - crop_width), chance.uniform(0, height - crop_height)
+            return left, top, left + crop_width, top + crop_height
+    return cut_middle(width, height)
+
+
+class Workers:
+    """Worker processes that decode batches ahead of the training, started by the first pass.
+
+    Args:
+        images: What they decode.
+        device: Where the batches go.
+        count: Processes.
+    """
+
+    def __init__(self, images: Images, device: torch.device, count: int) -> None:
+        self._device, self._count = device, count
+        self._asked: list[list[Sample]] = []  # read when a pass begins
+        self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+            images,
+            batch_sampler=_Asked(self._asked),
+            num_workers=count,
+            # The file of decoded images has no name that another process could open it by.
+            multiprocessing_context="fork" if count else None,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda",
+            persistent_workers=count > 0,
+        )
+
+    def decode(self, asked: list[list[Sample]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches, normalised and on the device."""
+        # Where there are fewer batches than workers, each takes a piece.
+        pieces = max(1, self._count // max(1, len(asked)))
+        self._asked[:] = [
+            batch[slice(*cut_shard(len(batch), piece, pieces))] for batch in asked for piece in range(pieces)
+        ]
+        loaded = iter(self._loader)
+        for _ in asked:
+            parts = [next(loaded) for _ in range(pieces)]
+            pixels_BCHW = torch.cat([pixels.to(self._device, non_blocking=True) for pixels, _ in parts])
+            labels_B = torch.cat([labels.to(self._device, non_blocking=True) for _, labels in parts])
+            yield IMAGENET.apply(pixels_BCHW), labels_B
+
+
+class _Asked:
+    """Tells the loader what to ask the workers for; a list that changes between passes."""
+
+    def __init__(self, asked: list[list[Sample]]) -> None:
+        self._asked = asked
+
+    def __len__(self) -> int:
+        return len(self._asked)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return iter(self._asked)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class FolderTrainBatches(TrainBatches):
+    """One rank's training batches, each image cut at random; the same cut in every layout."""
+
+    def __init__(self, images: Images, side: int, workers: Workers, **cut: int) -> None:
+        super().__init__(_index(images, side), **cut)
+        self._workers = workers
+
+    def load(self, shares: Iterator[Share]) -> Iterator[Batch]:
+        """The shares' images, decoded by the workers."""
+        plan = list(shares)
+        asked = [[Sample(index, self._draw(index)) for index in share.indices_B.tolist()] for share in plan]
+        for share, (images_BCHW, labels_B) in zip(plan, self._workers.decode(asked), strict=True):
+            yield Batch(images_BCHW, labels_B, share.global_count)
+
+    def _draw(self, index: int) -> str:
+        return f"{self.seed} {self.epoch} {index}"
+
+
+class FolderEvalBatches(EvalBatches):
+    """One rank's share of the test set."""
+
+    batch_size = EVAL_BATCH_SIZE
+
+    def __init__(self, images: Images, side: int, workers: Workers, rank: int, world_size: int) -> None:
+        super().__init__(_index(images, side), rank, world_size)
+        self._workers = workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        asked = [[Sample(index, None) for index in indices_B.tolist()] for indices_B in self.indices()]
+        for images_BCHW, labels_B in self._workers.decode(asked):
+            yield Batch(images_BCHW, labels_B, len(labels_B))
+
+
+def _index(images: Images, side: int) -> Split:
+    """What cutting into batches has to know of a folder: an image of no memory for each label."""
+    pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(len(images), -1, -1, -1)
+    return Split(pixels, torch.tensor(images.labels), IMAGENET)
+
+
+def open_folder(
+    folder: Path,
+    side: int,
+    device: torch.device,
+    *,
+    workers: int,
+    keep: Keep = keep_nothing,
+    **cut: int,
+) -> ImageData:
+    """A folder with `train/<class>/` and `val/<class>/` (or `test/`), as one rank sees it.
+
+    Args:
+        folder: The folder.
+        side: Of the square that each image becomes, in pixels.
+        device: Where the batches go.
+        workers: Processes that decode the training set; as many for the test set.
+        keep: Where what was decoded is kept.
+        cut: How it is cut into batches: the named arguments of `ImageData`.
+
+    Raises:
+        UsageError: A class has no images, or the two have other classes.
+    """
+    try:
+        train, test = (Images(part, side, keep) for part in (folder / "train", held_out_folder(folder)))
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder}: {error}", "give every class some images, or remove its folder") from None
+    if train.classes != test.classes:
+        other = sorted(set(train.classes) ^ set(test.classes))[0]
+        raise UsageError(f"{folder}: class {other!r} is in one of training and test set only", "rename its folder")
+    data = ImageData(_index(train, side), _index(test, side), class_count=len(train.classes), **cut)
+    decoders = [Workers(images, device, workers) for images in (train, test)]
+    data.train_batches = FolderTrainBatches(train, side, decoders[0], **cut)
+    data.test_batches = FolderEvalBatches(test, side, decoders[1], cut["rank"], cut["world_size"])
+    return data

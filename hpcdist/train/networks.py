@@ -1,0 +1,198 @@
+"""Networks by name: the built-in one, or a classifier of torchvision, made fit for the images and the classes.
+
+Small images (64 pixels or less) would be one pixel wide halfway through a network made for 224. What makes them small
+at its beginning is therefore taken out: the stem's stride and its pooling, as is usual for CIFAR.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from hpcdist.errors import UsageError
+from hpcdist.train.models import SmallCnn
+
+Shape = tuple[int, int, int]
+SMALL_SIDE = 64
+ALIASES = {
+    "vgg": "vgg16_bn",
+    "mobilenet": "mobilenet_v2",
+    "shufflenet": "shufflenet_v2_x1_0",
+    "densenet": "densenet121",
+}
+# What builders take beside the number of classes: without it these have two more outputs in training.
+_EXTRA: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+class Size(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a network is.
+
+    Attributes:
+        parameters: Trained numbers.
+        flops: Of the forward pass of one image: multiplications and additions, each counted (torch.utils.flop_counter
+            counts matrix products and convolutions, and nothing else). The backward pass takes about twice as many.
+    """
+
+    parameters: int
+    flops: int
+
+
+def build_network(name: str | None, shape: Shape, class_count: int) -> nn.Module:
+    """The network for images of `shape` (channels, height, width).
+
+    Raises:
+        UsageError: There is no network of this name, or it can't take such images.
+    """
+    if name in (None, "cnn"):
+        if min(shape[1:]) < 9:
+            raise UsageError(f"model cnn needs images of 9 x 9 or more, and these are {_format(shape)}", "take larger")
+        return SmallCnn(shape, class_count)
+    try:
+        network = _build_torchvision(str(name), shape, class_count)
+        # One image, so that a network that can't take it is not found out by a traceback in the first step.
+        _forward_one(network, shape, torch.device("cpu"))
+    except (RuntimeError, ValueError, AssertionError) as error:  # torch and torchvision raise any of these
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"model {name} can't take images of {_format(shape)}: {reason}", "take another model, or larger images"
+        ) from None
+    return network.to(memory_format=torch.channels_last)
+
+
+def _build_torchvision(name: str, shape: Shape, class_count: int) -> nn.Module:
+    from torchvision import models
+
+    full_name = ALIASES.get(name, name)
+    known = models.list_models(module=models)
+    if full_name not in known:
+        import difflib  # only for the error
+
+        near = difflib.get_close_matches(name, ["cnn", *ALIASES, *known], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "torchvision.models.list_models() has the names"
+        raise UsageError(f"model: no network is called {name!r}", hint)
+    extra = dict(_EXTRA.get(full_name, {}))
+    if full_name.startswith("vit_"):
+        extra["image_size"] = shape[1]
+    is_small = max(shape[1:]) <= SMALL_SIDE
+    if full_name.startswith("vgg") and is_small:
+        return _build_small_vgg(full_name, shape, class_count)
+    network: nn.Module = models.get_model(full_name, weights=None, num_classes=class_count, **extra)
+    if is_small:
+        for kind, adapt in _STEMS.items():
+            if type(network).__name__ == kind:
+                adapt(network, shape)
+    _set_channels(network, shape[0])
+    return network
+
+
+def _set_channels(network: nn.Module, channels: int) -> None:
+    """Makes the first convolution take images of so many channels."""
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            if layer.in_channels != channels:
+                parent, _, own = name.rpartition(".")
+                setattr(network.get_submodule(parent), own, _like(layer, in_channels=channels))
+            return
+
+
+def _like(layer: nn.Conv2d, **changes: Any) -> nn.Conv2d:
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    return nn.Conv2d(**{name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None} | changes)
+
+
+def _adapt_resnet(network: Any, _: Shape) -> None:
+    network.conv1 = _like(network.conv1, kernel_size=3, stride=1, padding=1)
+    network.maxpool = nn.Identity()
+
+
+def _adapt_densenet(network: Any, _: Shape) -> None:
+    network.features.conv0 = _like(network.features.conv0, kernel_size=3, stride=1, padding=1)
+    network.features.pool0 = nn.Identity()
+
+
+def _adapt_shufflenet(network: Any, _: Shape) -> None:
+    network.conv1[0].stride = (1, 1)
+    network.maxpool = nn.Identity()
+
+
+def _adapt_stem(network: Any, _: Shape) -> None:
+    """MobileNetV3 and EfficientNet."""
+    network.features[0][0].stride = (1, 1)
+
+
+def _adapt_mobilenet_v2(network: Any, shape: Shape) -> None:
+    _adapt_stem(network, shape)
+    network.features[2].conv[1][0].stride = (1, 1)
+
+
+def _build_small_vgg(name: str, shape: Shape, class_count: int) -> nn.Module:
+    """As many poolings as the image has halvings in it, and one dense layer in place of 120 million numbers."""
+    from torchvision import models
+
+    with torch.device("meta"):  # those numbers would take seconds to draw
+        network: Any = models.get_model(name, weights=None, num_classes=class_count, init_weights=False)
+    side, channels = min(shape[1:]), 0
+    for number, layer in enumerate(network.features):
+        if isinstance(layer, nn.Conv2d):
+            channels = layer.out_channels
+        elif isinstance(layer, nn.MaxPool2d):
+            if side < 2:
+                network.features[number] = nn.Identity()
+            side //= 2
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    network.classifier = nn.Linear(channels, class_count)
+    _set_channels(network, shape[0])
+    built: nn.Module = network.to_empty(device="cpu")
+    for layer in built.modules():
+        _draw_as_vgg(layer)
+    return built
+
+
+def _draw_as_vgg(layer: nn.Module) -> None:
+    """The first weights of a layer, as torchvision's VGG has them."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, 0, 0.01)
+    elif isinstance(layer, nn.BatchNorm2d):
+        layer.reset_parameters()
+        return
+    if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+_STEMS: dict[str, Callable[[Any, Shape], None]] = {
+    "ResNet": _adapt_resnet,
+    "DenseNet": _adapt_densenet,
+    "ShuffleNetV2": _adapt_shufflenet,
+    "MobileNetV2": _adapt_mobilenet_v2,
+    "MobileNetV3": _adapt_stem,
+    "EfficientNet": _adapt_stem,
+}
+
+
+def _forward_one(network: nn.Module, shape: Shape, device: torch.device) -> None:
+    was_training = network.training
+    network.eval()  # running means and random numbers stay as they are
+    with torch.no_grad():
+        network(torch.zeros(1, *shape, device=device))
+    network.train(was_training)
+
+
+def measure_size(network: nn.Module, shape: Shape, device: torch.device) -> Size:
+    """Counts parameters and operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        _forward_one(network, shape, device)
+    trained = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    return Size(parameters=trained, flops=counter.get_total_flops())
+
+
+def _format(shape: Shape) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,194 @@
+"""Whole trainings in this process: parts of batches, schedules, the target, checkpoints, modules of one's own."""
+
+import time
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+
+from hpcdist.catalogue import parse_synthetic
+from hpcdist.errors import NotReadyError, UsageError
+from hpcdist.spec import Layout, Training
+from hpcdist.train import building
+from hpcdist.train.checkpoint_files import find_checkpoint
+from hpcdist.train.checkpoints import Checkpoints
+from hpcdist.train.data import ImageData
+from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.failure import LastWords, StoppedError
+from hpcdist.train.fit import fit
+from hpcdist.train.options import Options
+from hpcdist.train.outcome import Outcome
+from hpcdist.train.own import fit_own, load_class
+from hpcdist.train.phases import Clock
+from hpcdist.train.reading import make_split
+
+CPU = torch.device("cpu")
+OWN = {"module": "tests.train.own_parts:Tiny", "datamodule": "tests.train.own_parts:Numbers"}
+
+
+class RaisingWords(LastWords):
+    """Leaves the process alone."""
+
+    def end(self, error):
+        raise error
+
+
+class Trained:
+    """A training of a few steps on made-up images, with its checkpoints in a folder."""
+
+    def __init__(self, folder, stop_file=None, **options):
+        self.folder = folder
+        made = parse_synthetic("synthetic:1x12x12x4@203")
+        training = Training(**({"batch_size": 32, "epochs": 2, "lr": 0.01} | options))
+        self.options = Options(layout=Layout(gpus=0), training=training)
+        self.rank = RankEnvironment(checkpoints=folder, stop_file=stop_file, started_at_s=time.time() - 1)
+        self.outcome = Outcome(None, Clock(time.time()))
+        words = RaisingWords(self.rank, self.outcome)
+        if training.module:
+            fit_own(self.options, self.rank, device=CPU, outcome=self.outcome, last_words=words)
+            return
+        data = ImageData(
+            make_split(made, CPU, train=True), make_split(made, CPU, train=False), batch_size=32, seed=1, rank=0,
+            world_size=1, accumulate=self.options.accumulate, class_count=4,
+        )  # fmt: skip
+        fit(self.options, self.rank, data, device=CPU, outcome=self.outcome, last_words=words)
+
+    @property
+    def weights(self):
+        content = torch.load(find_checkpoint(self.folder), weights_only=True)
+        return torch.cat([value.flatten() for value in content["state_dict"].values()])
+
+    @property
+    def metrics(self):
+        return self.outcome.metrics()
+
+
+def test_a_batch_in_three_parts_trains_the_same_as_in_one(tmp_path):
+    # 203 images in batches of 32: seven steps an epoch, the last of 11 images.
+    whole = Trained(tmp_path / "whole", optimizer="sgd")
+    parts = Trained(tmp_path / "parts", optimizer="sgd", accumulate=3)
+    assert (whole.metrics.steps, parts.metrics.steps) == (14, 14)
+    assert (whole.metrics.samples, parts.metrics.samples) == (406, 406)
+    assert parts.metrics.global_batch_size is None  # learned by who calls it
+    assert parts.weights.tolist() == pytest.approx(whole.weights.tolist(), rel=1e-4, abs=2e-6)
+
+
+def test_parts_that_stopped_within_an_epoch_go_on_with_the_same_bits(tmp_path):
+    options = {"accumulate": 3, "schedule": "cosine", "optimizer": "adadelta", "max_steps": 10}
+    whole = Trained(tmp_path / "whole", **options)
+    (tmp_path / "stop").touch()
+    with pytest.raises(StoppedError, match="after step 1 of 10"):
+        Trained(tmp_path / "parts", stop_file=tmp_path / "stop", **options)
+    resumed = Trained(tmp_path / "parts", **options)
+    assert resumed.metrics.steps == 10
+    assert torch.equal(resumed.weights, whole.weights)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+def test_every_schedule_learns(tmp_path, schedule):
+    assert Trained(tmp_path, schedule=schedule, epochs=4).metrics.accuracy > 0.5
+
+
+def test_it_stops_at_the_target_and_says_when(tmp_path, capsys):
+    trained = Trained(tmp_path, target_accuracy=0.3, epochs=50)
+    metrics = trained.metrics
+    assert metrics.finished
+    assert metrics.steps < 50 * 7
+    assert metrics.steps % 7 == 0
+    assert metrics.accuracy >= 0.3 > max([0, *(test.accuracy for test in metrics.tests[:-1])])
+    assert metrics.time_to_target_s == pytest.approx(metrics.tests[-1].at_s - trained.rank.started_at_s, abs=0.2)
+
+
+def test_a_target_that_is_not_reached_trains_to_the_end(tmp_path):
+    metrics = Trained(tmp_path, target_accuracy=1.0, epochs=1, lr=1e-9).metrics
+    assert (metrics.steps, metrics.time_to_target_s, metrics.target_accuracy) == (7, None, 1.0)
+
+
+def test_size_and_scaling_are_told(tmp_path, capsys):
+    metrics = Trained(tmp_path, epochs=1, scale_lr=True, lr_batch=16, schedule="constant").metrics
+    printed = capsys.readouterr().out
+    assert metrics.model == "cnn"
+    assert f"model cnn: {metrics.parameters:,} parameters" in printed
+    # Twice the batch that 0.01 is for; a fifth of 7 steps, rounded up.
+    assert "learning rate 0.02 after 2 steps from 0.01" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("model", "shufflenet"), ("optimizer", "sgd"), ("schedule", "step"), ("accumulate", 2)]
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path_factory, option, value):
+    folder = tmp_path_factory.getbasetemp() / "refusing"
+    if not folder.exists():
+        Trained(folder, max_steps=1)
+    with pytest.raises(UsageError, match=f"made with {option} .* and this training has {value}") as caught:
+        Trained(folder, **{option: value})
+    assert caught.value.hint.startswith(f"use --{option} ")
+
+
+def test_a_checkpoint_of_release_0_1_says_nothing_of_new_options(tmp_path):
+    trained = Trained(tmp_path, max_steps=1)
+    path = find_checkpoint(tmp_path)
+    content = torch.load(path, weights_only=True)
+    content["hpcdist"] = {name: content["hpcdist"][name] for name in ("ranks", "tests", "batch_size", "seed")}
+    torch.save(content, tmp_path / "old.ckpt")
+    checkpoints = Checkpoints(tmp_path, trained.rank, trained.options, trained.outcome)
+    assert checkpoints.load(tmp_path / "old.ckpt")["global_step"] == 1
+
+
+def test_what_is_compiled_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_nothing(forward, **options):
+        compiled.append(options)
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    Trained(tmp_path / "compiled", compile=True, max_steps=2)
+    assert compiled == [{"dynamic": False}]
+    Trained(tmp_path / "plain", max_steps=2)
+    states = [
+        torch.load(find_checkpoint(tmp_path / name), weights_only=True)["state_dict"] for name in ("compiled", "plain")
+    ]
+    assert list(states[0]) == list(states[1])
+    assert len(compiled) == 1
+
+
+def test_without_a_compiler_it_is_said_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(building.shutil, "which", lambda name: None)
+    with pytest.raises(NotReadyError, match="C\\+\\+ compiler"):
+        Trained(tmp_path, compile=True, max_steps=2)
+
+
+class TestOwn:
+    def test_it_is_trained_measured_and_goes_on(self, tmp_path, capsys):
+        whole = Trained(tmp_path / "whole", **OWN)
+        metrics = whole.metrics
+        # 320 samples in batches of 16, two epochs.
+        assert (metrics.finished, metrics.steps, metrics.samples, metrics.epochs) == (True, 40, 640, 2)
+        assert metrics.global_batch_size == 16
+        assert metrics.parameters == 10
+        assert metrics.accuracy > 0.9
+        assert [test.step for test in metrics.tests] == [20, 40]
+        assert metrics.images_per_s > 0
+        assert "epoch 2/2  step 40/40" in capsys.readouterr().out
+        assert metrics.split is None  # not measured: nobody knows where its network begins
+
+    def test_after_an_epoch_it_goes_on_with_the_same_bits(self, tmp_path):
+        whole = Trained(tmp_path / "whole", **OWN)
+        Trained(tmp_path / "cut", **OWN | {"epochs": 1})
+        resumed = Trained(tmp_path / "cut", **OWN)
+        assert resumed.metrics.steps == 40
+        assert torch.equal(resumed.weights, whole.weights)
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("tests.train.no_such:Tiny", "there is no module 'tests.train.no_such'"),
+            ("tests.train.own_parts:Tyni", "is no LightningModule"),
+            ("tests.train.own_parts:no_class", "is no LightningModule"),
+            ("tests.train.own_parts:Numbers", "is no LightningModule"),
+        ],
+    )
+    def test_what_is_no_module_is_refused(self, name, expected):
+        with pytest.raises(UsageError, match=expected):
+            load_class(name, LightningModule)
