@@ -242,6 +242,8 @@ class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
         memory_peak_bytes: Peak of the resident memory summed over the program and its children, sampled.
         gpu_utilization: Mean utilisation of the rank's GPU, a fraction, sampled; None without a GPU.
         gpu_memory_peak_bytes: Peak memory in use on that GPU, in bytes.
+        gpu_memory_total_bytes: What that GPU has.
+        node_memory_bytes: Memory of its node, or of the container that it ran in there.
         training: What the program said of its training.
     """
 
@@ -263,6 +265,8 @@ class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
     memory_peak_bytes: int | None = None
     gpu_utilization: float | None = None
     gpu_memory_peak_bytes: int | None = None
+    gpu_memory_total_bytes: int | None = None
+    node_memory_bytes: int | None = None
     training: TrainingMetrics | None = None
 
 
