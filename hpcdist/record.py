@@ -179,6 +179,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         world_size: Ranks in the process group.
         images_per_s: Steady-state training throughput over all ranks (first step excluded).
         step_time_s: Median steady-state step, in seconds.
+        steady_at_s: When the steady state began, seconds since the epoch.
         phases_s: Seconds in each phase: imports, process_group, preflight, data, first_step, steady, validation,
             checkpoint, and other (set-up and tear-down); they add up to the process's life.
         clock_skew_s: Seconds between the first and the last of the ranks' clocks before the training.
@@ -206,6 +207,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
     world_size: int | None = None
     images_per_s: float | None = None
     step_time_s: float | None = None
+    steady_at_s: float | None = None
     phases_s: dict[str, float] = {}
     clock_skew_s: float | None = None
     probe: tuple[AllReduce, ...] = ()

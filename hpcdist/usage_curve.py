@@ -118,7 +118,7 @@ class CurveBuilder:
 
 def merge(one: Moment, other: Moment) -> Moment:
     """Two moments that follow each other as one."""
-    figures = {}
+    figures: dict[str, float | None] = {}
     for name in FIGURES:
         parts = ((getattr(one, name), one.span_s), (getattr(other, name), other.span_s))
         known = [(value, span_s) for value, span_s in parts if value is not None]

@@ -38,7 +38,9 @@ def read_data(options: Options, rank: RankEnvironment, data_dir: Path, device: t
         from hpcdist.train.folder import open_folder  # worker processes: not for what is in memory
 
         folder, side = parse_folder(name)
-        return open_folder(Path(folder), side, device, workers=max(1, threads - 1), **cut)
+        asked = options.training.workers
+        workers = max(1, threads - 1) if asked is None else asked
+        return open_folder(Path(folder), side, device, workers=workers, **cut)
     if is_synthetic(name):
         made = parse_synthetic(name)
         train, test = (make_split(made, device, train=train) for train in (True, False))
