@@ -84,7 +84,8 @@ def write_usage(folder: Path, curves: Sequence[UsageCurve]) -> None:
     """
     events = []
     for curve in curves[:MOST_RANKS]:
-        columns = {f"usage/{name}/rank-{curve.rank}": getattr(curve, name) for name in FIGURES}
+        # A column that a release did not have yet is empty.
+        columns = {f"usage/{name}/rank-{curve.rank}": getattr(curve, name) for name in FIGURES if getattr(curve, name)}
         for place, at_s in enumerate(curve.at_s):
             known = {tag: column[place] for tag, column in columns.items() if column[place] is not None}
             values = [Summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]

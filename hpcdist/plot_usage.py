@@ -75,4 +75,4 @@ def _is_measured(curve: UsageCurve, panel: _Panel) -> bool:
 def _draw_rank(axes: Axes, panel: _Panel, curve: UsageCurve, times: Sequence[float], colour: str) -> None:
     for name, dashes in zip(panel.figures, _DASHES, strict=False):
         values = [float("nan") if value is None else value / panel.unit for value in getattr(curve, name)]
-        axes.plot(times, values, color=colour, linestyle=dashes, linewidth=1.2)
+        axes.plot(times[: len(values)], values, color=colour, linestyle=dashes, linewidth=1.2)

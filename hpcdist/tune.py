@@ -3,18 +3,16 @@
 import secrets
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from hpcdist.attempts import build_attempt
 from hpcdist.catalogue import is_folder
-from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
 from hpcdist.project import Project
 from hpcdist.spec import LAYOUT_KEYS, Backend, JobSpec, build_job
-from hpcdist.store import Store
 from hpcdist.studies import Watch, cancel_study, run_study
 from hpcdist.study import Limits, Study
 from hpcdist.study_state import StudyState, find_study
@@ -216,13 +214,13 @@ class _Bench:
                     run.task(trial.task).wait_for_ranks(self._job.layout.world_size, RANKS_LAG_S)
 
     def _read(self, state: StudyState, values: list[int], common: dict[str, Any], swept: str) -> list[Attempt]:
-        store = Store(Path(state.root))
+        runs = find_runs(state)
         found = []
         for value, (trial, record) in zip(values, read_records(state), strict=True):
-            try:
-                curves = store.run(trial.run or "").task(trial.task).curves()
-            except HpcdistError:
-                curves = []
+            run = runs.get(trial.run or "")
+            # As it ran: without Slurm a rank may have got fewer CPUs than were asked for.
+            layout = run.record().job.layout if run else self._job.layout
+            curves = run.task(trial.task).curves() if run else []
             setting = {**common, swept: value}
-            found.append(build_attempt(self._job.layout, record, curves, run=trial.run, **setting))
+            found.append(build_attempt(layout, record, curves, run=trial.run, **setting))
         return found

@@ -171,6 +171,8 @@ def _describe_larger(chosen: Attempt, larger: Attempt) -> str:
         return f"Batch {larger.batch_size} failed: {larger.failure}."
     if not larger.fits:
         return f"Batch {larger.batch_size} took {_percent(larger.memory_share)} of the memory, the limit being 80 %."
+    if _gain(chosen, larger) < 0:
+        return f"Batch {larger.batch_size} is {-100 * _gain(chosen, larger):.1f} % slower."
     return f"Batch {larger.batch_size} gains {100 * _gain(chosen, larger):+.1f} %, under the 5 % that is worth it."
 
 

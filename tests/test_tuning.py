@@ -52,6 +52,7 @@ def test_batches_are_doubled_until_that_gains_less_than_a_twentieth():
         ({"memory_share": 0.81}, "Batch 1024 took 81 % of the memory, the limit being 80 %."),
         ({"images_per_s": None, "failure": "x", "out_of_memory": True}, "Batch 1024 ran out of memory."),
         ({"images_per_s": None, "failure": "it broke"}, "Batch 1024 failed: it broke."),
+        ({"images_per_s": 900.0}, "Batch 1024 is 10.0 % slower."),
     ],
 )
 def test_what_does_not_fit_ends_the_doubling_and_is_not_taken(last, said):

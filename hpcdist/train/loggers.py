@@ -42,8 +42,12 @@ class RunLoggers:
             self._beside.log_hyperparams(describe_options(options))
 
     def log_summary(self, metrics: TrainingMetrics) -> None:
-        """Writes the figures of the whole run at its last step, and closes everything."""
+        """Writes the figures of the whole run at its last step, and closes."""
         self.log_metrics(sum_up(metrics), metrics.steps or 0)
+        self.close()
+
+    def close(self) -> None:
+        """Puts everything on disk."""
         if self._board:
             self._board.experiment.close()
         if isinstance(self._beside, WandbLogger):

@@ -7,7 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.record import TestResult
 from hpcdist.train.data import Batch
-from hpcdist.train.failure import LastWords
+from hpcdist.train.failure import LastWords, StoppedError
 from hpcdist.train.loggers import RunLoggers
 from hpcdist.train.module import Classifier, ends_step
 from hpcdist.train.outcome import Outcome
@@ -117,6 +117,8 @@ class Recorder(Callback):
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Ends the rank before Lightning cleans up, which can wait for ranks that are gone."""
+        if self._logger and isinstance(exception, StoppedError):
+            self._logger.close()
         self._last_words.end(exception)
 
     def images_per_s(self) -> float | None:
