@@ -1,6 +1,7 @@
 """What a short training with one setting measured, from its job's record. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from hpcdist.joined import JobRecord
 from hpcdist.record import RankUsage
@@ -10,6 +11,8 @@ from hpcdist.tuning import Attempt
 from hpcdist.units import parse_slurm_memory
 from hpcdist.usage_curve import UsageCurve
 
+# Above the one a node has nothing left to give; below the other a rank waits for CPUs.
+_FULL, _SERVED = 0.9, 0.8
 _TOO_LARGE = frozenset({"cuda-out-of-memory", "out-of-memory"})
 
 
@@ -44,7 +47,8 @@ def build_attempt(
             out_of_memory=cause is not None and cause.kind in _TOO_LARGE,
         )
     split = mean_split(record.ranks)
-    busy = _mean_busy(layout, record.ranks, curves)
+    steady = [mean for mean in (_Means.of(layout, rank, curves) for rank in record.ranks) if mean]
+    on_gpu, on_cpu, on_node = (_mean(getattr(one, name) for one in steady) for name in ("gpu", "cpu", "node"))
     speeds = [rank.training.images_per_s for rank in record.ranks if rank.training]
     speed = next((one for one in speeds if one is not None), None)
     return Attempt(
@@ -52,29 +56,38 @@ def build_attempt(
         workers=workers,
         run=run,
         images_per_s=speed,
-        utilization=busy[0],
-        processor="GPU" if busy[1] else "CPU",
+        utilization=on_cpu if on_gpu is None else on_gpu,
+        processor="CPU" if on_gpu is None else "GPU",
+        is_crowded=on_cpu is not None and on_node is not None and on_node > _FULL and on_cpu < _SERVED,
         memory_share=find_memory_share(layout, record),
         data_share=split.data_s / split.step_s if split else None,
         failure=None if speed else "it ended before its second step",
     )
 
 
-def _mean_busy(layout: Layout, ranks: Sequence[RankUsage], curves: Sequence[UsageCurve]) -> tuple[float | None, bool]:
-    """How busy the ranks' processors were in the steady state, and whether those are GPUs."""
-    by_rank = {curve.rank: curve for curve in curves}
-    has_gpus = any(value is not None for curve in curves for value in curve.gpu_utilization)
-    found: list[float] = []
-    for rank in ranks:
-        curve, training = by_rank.get(rank.rank), rank.training
-        if curve is None or training is None or training.steady_at_s is None:
-            continue
-        begin_s = training.steady_at_s - curve.started_at_s
-        figure = "gpu_utilization" if has_gpus else "cpu_cores"
-        mean = curve.mean(figure, begin_s, begin_s + training.phases_s.get("steady", 0.0))
-        if mean is not None:
-            found.append(mean if has_gpus else mean / layout.cpus_per_task)
-    return (sum(found) / len(found) if found else None), has_gpus
+class _Means(NamedTuple):
+    """How busy a rank's GPU, its CPUs and its whole node were in the steady state; None is unknown."""
+
+    gpu: float | None
+    cpu: float | None
+    node: float | None
+
+    @classmethod
+    def of(cls, layout: Layout, rank: RankUsage, curves: Sequence[UsageCurve]) -> "_Means | None":
+        """Those of a rank; None without its curve, or when nobody knows when the steady state was."""
+        curve = next((one for one in curves if one.rank == rank.rank), None)
+        if curve is None or rank.training is None or rank.training.steady_at_s is None:
+            return None
+        begin_s = rank.training.steady_at_s - curve.started_at_s
+        end_s = begin_s + rank.training.phases_s.get("steady", 0.0)
+        figures = ("gpu_utilization", "cpu_cores", "node_cpu_utilization")
+        gpu, cores, node = (curve.mean(name, begin_s, end_s) for name in figures)
+        return cls(gpu, None if cores is None else cores / layout.cpus_per_task, node)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def find_memory_share(layout: Layout, record: JobRecord) -> float | None:

@@ -27,6 +27,7 @@ class _Panel(NamedTuple):
 
 _PANELS = (
     _Panel("CPUs in use", ("cpu_cores",), 1.0),
+    _Panel("CPUs of the whole node in use, %", ("node_cpu_utilization",), 0.01),
     _Panel("GPU in use, %", ("gpu_utilization",), 0.01),
     _Panel("memory, GiB", ("memory_bytes",), 2.0**30),
     _Panel("GPU memory, GiB", ("gpu_memory_bytes",), 2.0**30),

@@ -1,6 +1,7 @@
 """What a program and its children use of the machine, sampled while it runs: peaks, sums and a curve over time."""
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Sampler:
         self._cpu_s: dict[int, float] = {}
         self._disk: dict[int, tuple[int, int]] = {}
         self._began_at = self._sampled_at = time.monotonic()
-        self._totals = _Totals(0.0, (0, 0), _read_network())
+        self._totals = _Totals(0.0, _read_node_cpu_s(), (0, 0), _read_network())
 
     @property
     def children_cpu_s(self) -> float:
@@ -52,11 +53,15 @@ class Sampler:
         busy, gpu_memory = self._gpu.sample() if self._gpu else (None, None)
         disk = tuple(map(sum, zip(*self._disk.values(), strict=True))) or None
         now = time.monotonic()
-        totals = _Totals(sum(self._cpu_s.values()), disk, _read_network())
+        totals = _Totals(sum(self._cpu_s.values()), _read_node_cpu_s(), disk, _read_network())
         span_s = now - self._sampled_at
         rates = totals.rates_since(self._totals, span_s)
         self._sampled_at, self._totals = now, totals
-        self.curve.add(Moment(now - self._began_at, span_s, rates[0], float(resident), busy, gpu_memory, *rates[1:]))
+        cpu_cores, node_cores, *others = rates
+        on_node = None if node_cores is None else node_cores / (os.cpu_count() or 1)
+        self.curve.add(
+            Moment(now - self._began_at, span_s, cpu_cores, on_node, float(resident), busy, gpu_memory, *others)
+        )
 
     def _look_at_processes(self) -> int | None:
         """Notes what each process used so far; returns what they have in memory, None when the program is gone."""
@@ -83,8 +88,10 @@ class Sampler:
 class _Totals:
     """Counters that only ever grow; None where nobody counts."""
 
-    def __init__(self, cpu_s: float, disk: tuple[int, ...] | None, network: tuple[int, int] | None) -> None:
-        self._counts = (cpu_s, *(disk or (None, None)), *(network or (None, None)))
+    def __init__(
+        self, cpu_s: float, node_cpu_s: float, disk: tuple[int, ...] | None, network: tuple[int, int] | None
+    ) -> None:
+        self._counts = (cpu_s, node_cpu_s, *(disk or (None, None)), *(network or (None, None)))
 
     def rates_since(self, before: "_Totals", span_s: float) -> tuple[float | None, ...]:
         """Each counter's growth per second."""
@@ -117,6 +124,12 @@ def find_children(pid: int) -> list[int]:
         except OSError:
             continue  # it has ended
     return found
+
+
+def _read_node_cpu_s() -> float:
+    """CPU time that any program of this node used since it started, in seconds."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
 
 def _read_network() -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         images_per_s: Throughput over all ranks.
         utilization: How busy the processors were meanwhile, the mean over ranks, a fraction.
         processor: Which processors that is of: GPUs where the ranks have any, else the CPUs asked for.
+        is_crowded: Whether the node's CPUs were all busy while the ranks had not got theirs.
         memory_share: Peak memory over what there is, a fraction: of the fullest node, or GPU where that is fuller.
         data_share: Share of a step spent waiting for the data.
         failure: Why it measured nothing, one sentence.
@@ -42,6 +43,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     images_per_s: float | None = None
     utilization: float | None = None
     processor: Literal["GPU", "CPU"] = "CPU"
+    is_crowded: bool = False
     memory_share: float | None = None
     data_share: float | None = None
     failure: str | None = None
@@ -161,6 +163,9 @@ def explain(search: Search, attempts: Sequence[Attempt], chosen: Attempt | None,
         said.append(f"Workers {chosen.workers}: waiting for data took {_percent(chosen.data_share)} of a step.")
     elif has_workers and chosen.data_share is not None and chosen.data_share > STARVED:
         said.append(f"The data take {_percent(chosen.data_share)} of a step, and no number of workers gains 5 %.")
+    if crowded := [one.batch_size for one in tried if one.is_crowded]:
+        told = ", ".join(map(str, crowded))
+        said.append(f"While {told} ran, other programs took the node's CPUs: these speeds can't be compared.")
     return said
 
 

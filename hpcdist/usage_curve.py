@@ -18,6 +18,7 @@ class Moment(NamedTuple):
         at_s: Its end, seconds since the program's start.
         span_s: How long it was.
         cpu_cores: CPUs in use by the program and its children.
+        node_cpu_utilization: Share of all the node's CPUs that any program used, a fraction.
         memory_bytes: Resident memory of the program and its children.
         gpu_utilization: Share of the time in which the rank's GPU ran any kernel, a fraction.
         gpu_memory_bytes: Memory in use on that GPU, by all processes.
@@ -30,6 +31,7 @@ class Moment(NamedTuple):
     at_s: float
     span_s: float
     cpu_cores: float | None = None
+    node_cpu_utilization: float | None = None
     memory_bytes: float | None = None
     gpu_utilization: float | None = None
     gpu_memory_bytes: float | None = None
@@ -52,9 +54,9 @@ class UsageCurve(msgspec.Struct, frozen=True, kw_only=True):
         started_at_s: Start of the rank's program, seconds since the epoch.
         every_s: Seconds between points, at least.
         at_s: The end of each point, seconds since the start.
-        cpu_cores, memory_bytes, gpu_utilization, gpu_memory_bytes, disk_read_bytes_per_s, disk_written_bytes_per_s,
-            network_received_bytes_per_s, network_sent_bytes_per_s: As in `Moment`, one per point; of several samples
-            in a point the mean, of memory the highest.
+        cpu_cores, node_cpu_utilization, memory_bytes, gpu_utilization, gpu_memory_bytes, disk_read_bytes_per_s,
+            disk_written_bytes_per_s, network_received_bytes_per_s, network_sent_bytes_per_s: As in `Moment`, one per
+            point; of several samples in a point the mean, of memory the highest.
     """
 
     rank: int
@@ -63,6 +65,7 @@ class UsageCurve(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float
     at_s: tuple[float, ...] = ()
     cpu_cores: tuple[float | None, ...] = ()
+    node_cpu_utilization: tuple[float | None, ...] = ()
     memory_bytes: tuple[float | None, ...] = ()
     gpu_utilization: tuple[float | None, ...] = ()
     gpu_memory_bytes: tuple[float | None, ...] = ()

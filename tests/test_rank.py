@@ -157,6 +157,7 @@ def test_what_it_used_over_time_is_in_the_rank_s_own_file(tmp_path):
     written = sum(rate * span for rate, span in zip(curve.disk_written_bytes_per_s, spans, strict=True))
     assert written == 0 or written == pytest.approx(8_000_000, rel=0.1)
     assert None not in (*curve.network_received_bytes_per_s, *curve.network_sent_bytes_per_s)
+    assert all(0 <= share <= 1.05 for share in curve.node_cpu_utilization)
     assert set(curve.gpu_utilization) == {None}
     assert usage["node_memory_bytes"] <= psutil.virtual_memory().total
 

@@ -189,6 +189,18 @@ def test_an_attempt_has_the_figures_of_its_steady_state():
     assert (found.data_share, found.memory_share, found.failure) == (pytest.approx(0.2), 0.125, None)
 
 
+@pytest.mark.parametrize(("node", "own", "crowded"), [(1.0, 0.5, True), (1.0, 1.9, False), (0.6, 0.5, False)])
+def test_a_node_without_a_cpu_left_for_the_ranks_is_told(node, own, crowded):
+    training = TrainingMetrics(images_per_s=10.0, steady_at_s=1001.0, phases_s={"steady": 2.0})
+    curve = UsageCurve(
+        rank=0, host="n1", started_at_s=1000.0, every_s=1.0, at_s=(1.0, 2.0, 3.0),
+        cpu_cores=(0.0, own, own), node_cpu_utilization=(0.0, node, node),
+    )  # fmt: skip
+    one = build_attempt(LAYOUT, record(rank(0, training=training)), [curve], batch_size=64)
+    said = explain(Search(start=64), [one], one, has_workers=False)
+    assert (one.is_crowded, "other programs took the node's CPUs" in said[-1]) == (crowded, crowded)
+
+
 def test_a_job_that_died_is_an_attempt_that_says_why():
     cause = Cause(kind="cuda-out-of-memory", sentence="rank 0 ran out of GPU memory")
     found = build_attempt(LAYOUT, record(state="FAILED", failure=cause), [], batch_size=64)

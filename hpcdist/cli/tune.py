@@ -185,7 +185,7 @@ def _row(one: Attempt, found: Tuned) -> list[str | None]:
         None if one.utilization is None else f"{one.processor} {one.utilization:.0%}",
         None if one.memory_share is None else f"{one.memory_share:.0%}",
         None if one.data_share is None else f"{one.data_share:.0%}",
-        "out of memory" if one.out_of_memory else one.failure,
+        "out of memory" if one.out_of_memory else one.failure or ("crowded" if one.is_crowded else None),
         one.run,
     ]
 
