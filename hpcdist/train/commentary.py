@@ -31,15 +31,7 @@ class Commentary(Callback):
         steps: Likewise, for who learns it late.
     """
 
-    def __init__(
-        self,
-        recorder: Recorder,
-        outcome: Outcome,
-        path: Path | None,
-        *,
-        epochs: int,
-        steps: int,
-    ) -> None:
+    def __init__(self, recorder: Recorder, outcome: Outcome, path: Path | None, *, epochs: int, steps: int) -> None:
         self._recorder, self._outcome = recorder, outcome
         self._path = path
         self._epochs, self.steps = epochs, steps

@@ -1,8 +1,8 @@
 """Trains on random images with some ranks and a strategy; prints what each rank ended with, one JSON list per case.
 
 The argument is a JSON list of cases: `ranks`, `training` (options), and optionally `images` (training samples),
-`learnable`, `slow` (seconds that the last rank sleeps per step), `mnist` (a folder, in place of random images),
-`checkpoints` (a folder), and `stop_after_s` (when rank 1 is asked to
+`learnable`, `slow` (seconds that the last rank sleeps per step), `mnist` (a folder, in place of random images; any
+other data are the training's), `checkpoints` (a folder), and `stop_after_s` (when rank 1 is asked to
 stop), `die_after_s` (when the last rank is gone). Forks the ranks, so that torch is imported once.
 """
 
@@ -22,7 +22,7 @@ from torch import nn
 
 from hpcdist.spec import Layout, Training
 from hpcdist.train.cluster import join_process_group, open_store, use_threads
-from hpcdist.train.data import ImageData, Split, read_mnist
+from hpcdist.train.data import ImageData, Split
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.fit import fit
@@ -30,6 +30,7 @@ from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
+from hpcdist.train.reading import read_data
 from hpcdist.train.slowdown import Slowdown
 
 CPU = torch.device("cpu")
@@ -46,12 +47,12 @@ def random_split(count: int, seed: int, learnable: bool) -> Split:
     return Split(images, labels)
 
 
-def read_splits(case: dict) -> tuple[Split, Split]:
-    if "mnist" in case:
-        folder = Path(case["mnist"])
-        return read_mnist(folder, CPU, train=True), read_mnist(folder, CPU, train=False)
+def bring_data(case: dict, options: Options, rank: RankEnvironment) -> ImageData:
+    if "mnist" in case or options.training.data:
+        return read_data(options, rank, Path(case.get("mnist", "")), CPU, 2)
     learnable = case.get("learnable", False)
-    return random_split(case.get("images", 200), 1, learnable), random_split(70, 2, learnable)
+    splits = random_split(case.get("images", 200), 1, learnable), random_split(70, 2, learnable)
+    return ImageData(*splits, batch_size=options.batch_size, seed=1, rank=rank.rank, world_size=rank.world_size)
 
 
 def train(rank: int, case: dict, port: int, folder: Path) -> None:
@@ -70,8 +71,6 @@ def train(rank: int, case: dict, port: int, folder: Path) -> None:
     )
     join_process_group(environment, CPU, open_store(environment))
     options = Options(layout=Layout(nodes=ranks, gpus=0), training=Training(**case["training"]))
-    train_split, test_split = read_splits(case)
-    data = ImageData(train_split, test_split, batch_size=options.batch_size, seed=1, rank=rank, world_size=ranks)
     outcome = Outcome(folder / f"{rank}.metrics.json", Clock(time.time()))
     kept: list[nn.Module] = []
     build = Classifier.__init__
@@ -87,6 +86,7 @@ def train(rank: int, case: dict, port: int, folder: Path) -> None:
         threading.Timer(case["die_after_s"], lambda: os._exit(9)).start()
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
+        data = bring_data(case, options, environment)
         fit(options, environment, data, device=CPU, outcome=outcome, last_words=LastWords(environment, outcome))
     weights = torch.cat([parameter.detach().flatten() for parameter in kept[0].parameters()])
     outcome.write()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hpcdist.errors import UsageError
 from hpcdist.record import STOPPED_STATUS
@@ -27,7 +28,7 @@ def fifty_steps(ranks, optimizer, **more):
     }
 
 
-def list_cases(mnist, sync_folder, async_folder):
+def list_cases(mnist, pictures, sync_folder, async_folder):
     cases = {
         f"{optimizer} {ranks} {way}": fifty_steps(ranks, optimizer, **options)
         for optimizer in ("sgd", "adamw")
@@ -49,6 +50,11 @@ def list_cases(mnist, sync_folder, async_folder):
     asked |= {"checkpoints": str(async_folder), "training": {"batch_size": 64, "epochs": 6, **ASYNC}}
     cases["asked apart"] = asked
     cases["goes on apart"] = asked | {"ranks": 2, "slow": 0, "stop_after_s": None}
+    options = {"data": "synthetic:3x16x16x4@200", "model": "shufflenet", "optimizer": "sgd", "schedule": "step"}
+    options |= {"batch_size": 16, "accumulate": 2, "epochs": 50, "target_accuracy": 0.6, **ASYNC}
+    cases["apart to a target"] = {"ranks": 2, "training": options}
+    options = {"data": f"{pictures}@16", "batch_size": 4, "epochs": 3, **ASYNC}
+    cases["pictures apart"] = {"ranks": 2, "training": options}
     options = {"batch_size": 64, "epochs": 1000, **ASYNC}
     cases["dies"] = {"ranks": 3, "images": 2000, "die_after_s": 1.0, "training": options}
 
@@ -58,10 +64,21 @@ def list_cases(mnist, sync_folder, async_folder):
     return cases
 
 
+def paint(folder):
+    """Ten red and ten blue training images and as many to test."""
+    for part in ("train", "val"):
+        for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (20 + number, 30), colour).save(folder / part / name / f"{number}.png")
+
+
 @pytest.fixture(scope="module")
 def found(mnist_dir, tmp_path_factory):
     """What each rank of each case ended with; all in one process, so that torch is imported once."""
-    cases = list_cases(mnist_dir, tmp_path_factory.mktemp("sync"), tmp_path_factory.mktemp("async"))
+    pictures = tmp_path_factory.mktemp("pictures")
+    paint(pictures)
+    cases = list_cases(mnist_dir, pictures, tmp_path_factory.mktemp("sync"), tmp_path_factory.mktemp("async"))
     command = [sys.executable, str(PROGRAM), json.dumps(list(cases.values()))]
     done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=280)
     assert done.returncode == 0, done.stderr
@@ -147,6 +164,22 @@ class TestAsync:
         assert f"goes on after step {stopped[0]['steps']} of 192" in ended[0]["out"]
         assert ended[0]["accuracy"] == ended[1]["accuracy"] > 0.9
 
+    def test_batch_normalisation_parts_of_parts_and_a_target(self, found):
+        first, second = found["apart to a target"]
+        assert (first["status"], second["status"]) == (0, 0), first
+        assert first["accuracy"] == second["accuracy"] >= 0.6
+        assert first["finished"]
+        # 13 batches an epoch; it ends after the test that reached the target.
+        assert first["steps"] == second["steps"] == 13 * len(first["tests"])
+        assert first["samples"] + second["samples"] == 200 * len(first["tests"])
+
+    def test_a_folder_of_images_is_shared_out_too(self, found):
+        first, second = found["pictures apart"]
+        assert (first["status"], second["status"]) == (0, 0), first
+        assert first["samples"] + second["samples"] == 3 * 20
+        assert first["accuracy"] == second["accuracy"] == 1.0
+        assert "20 images are decoded once and kept" in first["out"]
+
     def test_a_rank_that_dies_ends_the_others(self, found):
         first, second, dead = (rank["status"] for rank in found["dies"])
         assert dead == 9
@@ -191,6 +224,7 @@ class TestTickets:
     [
         ({"ps_mode": "async"}, "ps_mode is async but strategy is ddp"),
         ({"strategy": "parameter-server", "precision": "16-mixed"}, "16-mixed"),
+        ({"strategy": "parameter-server", "module": "a:B", "datamodule": "a:C"}, "for the built-in networks"),
     ],
 )
 def test_what_can_not_go_together_is_refused(options, expected):
