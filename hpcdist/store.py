@@ -16,6 +16,7 @@ from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.record import Progress, RankUsage
 from hpcdist.run_files import LocalState, RunRecord
 from hpcdist.spec import RUN_NAME, JobSpec, check_run_name
+from hpcdist.usage_curve import UsageCurve
 
 T = TypeVar("T")
 
@@ -93,6 +94,11 @@ class Run:
                 if usage is not None:
                     found.append(usage)
         return sorted(found, key=lambda usage: usage.rank)
+
+    def curves(self) -> list[UsageCurve]:
+        """What each rank used over time, by rank; those that wrote nothing readable are missing."""
+        found = [read_json(path, UsageCurve) for path in self.path.glob("ranks/*.curve.json")]
+        return sorted((curve for curve in found if curve is not None), key=lambda curve: curve.rank)
 
     def progress(self) -> Progress | None:
         """How far the training is, as rank 0 last wrote it."""

@@ -61,6 +61,9 @@ TRAINING = (
     ("--target-accuracy", float, "Stop at this test accuracy, a fraction."),
     ("--strategy", str, "ddp (all-reduce), ddp-bf16 or parameter-server [ddp]."),
     ("--ps-mode", str, "sync or async: whether the parameter server waits for all ranks [sync]."),
+    ("--logger", str, "csv or wandb: where the curves go beside TensorBoard."),
+    ("--workers", int, "Processes of each rank that decode a folder of images [its CPUs but one]."),
+    ("--speed-trial", str, "Measure the speed for this time after the first step, and stop: 10s."),
 )
 SWITCHES = (
     ("--preflight/--no-preflight", "Check nodes and network before the built-in training [on]."),

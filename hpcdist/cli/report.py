@@ -46,7 +46,7 @@ def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: 
     if as_json + as_csv + as_markdown > 1:
         raise UsageError("--json, --csv and --markdown exclude each other", "keep one of them")
     root = find_project(Path.cwd()).root
-    comparison = report_on(names, root, scripts=html is not None)
+    comparison = report_on(names, root, details=html is not None)
     if html is not None:
         _write_html(comparison, Path(html))
         if names[0] in name_studies(root):
