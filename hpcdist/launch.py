@@ -27,11 +27,31 @@ KILL_DELAY_S = 5.0
 FIRST_PORT, LAST_PORT = 10000, 30000  # below the ephemeral range
 
 
-class Supervisor:
-    """The ranks of one local run."""
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """One machine's share of a run that was started by hand on several.
 
-    def __init__(self, run: Run) -> None:
+    Attributes:
+        node_rank: Which of the run's nodes this machine is.
+        address: Where the ranks meet: an address of node 0.
+        port: The port there.
+    """
+
+    node_rank: int
+    address: str
+    port: int
+
+
+class Supervisor:
+    """The ranks of one local run.
+
+    Args:
+        run: The run.
+        share: The part of it that this machine is; None plays all nodes here.
+    """
+
+    def __init__(self, run: Run, share: Share | None = None) -> None:
         self.run = run
+        self.share = share
         self.record: RunRecord = run.record()
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.cancelled = False
@@ -55,20 +75,23 @@ class Supervisor:
     def supervise(self) -> int:
         """Runs the ranks to their end; returns the run's exit status."""
         self._write_state()
-        port = free_port()
-        for rank in range(self.record.job.layout.world_size):
-            self.ranks.append(self._start(rank, port))
+        layout = self.record.job.layout
+        share = self.share or Share(node_rank=0, address="127.0.0.1", port=free_port())
+        first = share.node_rank * layout.ranks_per_node
+        count = layout.ranks_per_node if self.share else layout.world_size
+        for rank in range(first, first + count):
+            self.ranks.append(self._start(rank, share))
         code, word = self._wait()
         self._stop()
         self.state = msgspec.structs.replace(self.state, state=word, exit_code=code, ended_at_s=time.time())
         self._write_state()
         return code
 
-    def _start(self, rank: int, port: int) -> subprocess.Popen[bytes]:
+    def _start(self, rank: int, share: Share) -> subprocess.Popen[bytes]:
         with (self.run.logs / f"{self.record.job_id}_{rank}_log.out").open("ab") as log:
             return subprocess.Popen(
                 ["bash", str(self.run.script)],
-                env=rank_environment(self.record, self.run.path, rank, port),
+                env=rank_environment(self.record, self.run.path, rank, share, first_node=self._first_node),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -107,33 +130,56 @@ class Supervisor:
             process.wait()
 
     def _write_state(self) -> None:
-        write_atomically(self.run.path / "local.json", msgspec.json.encode(self.state))
+        # On a shared folder each machine has a file; node 0 speaks for the run.
+        name = f"local.{self._first_node}.json" if self._first_node else "local.json"
+        write_atomically(self.run.path / name, msgspec.json.encode(self.state))
+
+    @property
+    def _first_node(self) -> int:
+        """The first of the run's nodes that is here."""
+        return self.share.node_rank if self.share else 0
 
 
-def rank_environment(record: RunRecord, run_dir: Path, rank: int, port: int) -> dict[str, str]:
-    """The environment of one rank; what Slurm may have set around us is left out."""
+def rank_environment(
+    record: RunRecord, run_dir: Path, rank: int, share: Share, *, first_node: int = 0
+) -> dict[str, str]:
+    """The environment of one rank; what Slurm may have set around us is left out.
+
+    Args:
+        record: The run's.
+        run_dir: Its folder.
+        rank: The rank.
+        share: Where the ranks meet.
+        first_node: The first of the run's nodes that this machine is.
+    """
     layout: Layout = record.job.layout
     node, local = divmod(rank, layout.ranks_per_node)
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SUBMITIT_"))}
     gpus = _local_gpus()
-    mine = gpus[node * layout.gpus : (node + 1) * layout.gpus]
-    tb_dir = run_dir.parents[2] / "tb_logs" / record.job.slug / f"{layout.name}-{record.run}"
+    mine = gpus[(node - first_node) * layout.gpus : (node - first_node + 1) * layout.gpus]
+    if record.site.network_interface:
+        env |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), record.site.network_interface)
     return env | {
         "HPCDIST_LAUNCHER": "local",
         "HPCDIST_JOB_ID": record.job_id or "",
         "HPCDIST_RUN": record.run,
         "HPCDIST_RUN_DIR": str(run_dir),
-        "HPCDIST_TB_DIR": str(tb_dir),
+        "HPCDIST_TB_DIR": str(board_folder(record, run_dir)),
         "OMP_NUM_THREADS": str(layout.cpus_per_task),
         "CUDA_VISIBLE_DEVICES": ",".join(mine),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_ADDR": share.address,
+        "MASTER_PORT": str(share.port),
         "RANK": str(rank),
         "WORLD_SIZE": str(layout.world_size),
         "LOCAL_RANK": str(local),
         "LOCAL_WORLD_SIZE": str(layout.ranks_per_node),
         "NODE_RANK": str(node),
     }
+
+
+def board_folder(record: RunRecord, run_dir: Path) -> Path:
+    """Folder of the run's TensorBoard events."""
+    return run_dir.parents[2] / "tb_logs" / record.job.slug / f"{record.job.layout.name}-{record.run}"
 
 
 def free_port() -> int:

@@ -10,18 +10,23 @@ from hpcdist.gpu import count_gpus
 from hpcdist.spec import JobSpec
 
 
-def fit_to_machine(job: JobSpec) -> tuple[JobSpec, str]:
+def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str]:
     """The job as this machine can run it, and a sentence that says what that means.
 
     Ranks share this machine's cores; GPUs are used when there is one for each rank, else the CPUs.
+
+    Args:
+        job: The job.
+        nodes: How many of its nodes this machine is; None is all of them.
     """
+    nodes = nodes or job.layout.nodes
     cores = len(os.sched_getaffinity(0))
-    world = job.layout.world_size
+    world = nodes * job.layout.ranks_per_node
     cpus = max(1, min(job.layout.cpus_per_task, cores // world))
     layout = msgspec.structs.replace(job.layout, cpus_per_task=cpus)
     training = job.training
     gpus = count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    needed = job.layout.nodes * job.layout.gpus
+    needed = nodes * job.layout.gpus
     if training.accelerator == "gpu" and gpus < needed:
         raise SubmitError(f"accelerator is gpu, but the layout needs {needed} and this machine has {gpus}", _GPU_HINT)
     if gpus < needed or training.accelerator == "cpu":

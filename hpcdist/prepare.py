@@ -52,6 +52,7 @@ def prepare(
     run: str | None,
     template: Path | None = None,
     workdir: Path | None = None,
+    nodes_here: int | None = None,
 ) -> Prepared:
     """Everything of a submission but the sending.
 
@@ -62,6 +63,7 @@ def prepare(
         run: The run's name; None renders a script that names its run after its Slurm job.
         template: A template file to use in place of the layout's own.
         workdir: Folder the command starts in; None is the current one.
+        nodes_here: Without Slurm, how many of its nodes this machine is; None is all of them.
 
     Raises:
         UsageError: An option or template can't be used.
@@ -74,7 +76,7 @@ def prepare(
     box = project.site.container if backend == "slurm" else None
     python = box.python if box else project.site.python or sys.executable
     place = Place(root=str(project.root), workdir=str(workdir), python=python, run=run)
-    return prepare_spec(spec, project.site, place, backend=backend, template=template)
+    return prepare_spec(spec, project.site, place, backend=backend, template=template, nodes_here=nodes_here)
 
 
 def _choose_partition(options: dict[str, Any], site: Site) -> dict[str, Any]:
@@ -84,7 +86,13 @@ def _choose_partition(options: dict[str, Any], site: Site) -> dict[str, Any]:
 
 
 def prepare_spec(
-    spec: JobSpec, site: Site, place: Place, *, backend: Backend, template: Path | None = None
+    spec: JobSpec,
+    site: Site,
+    place: Place,
+    *,
+    backend: Backend,
+    template: Path | None = None,
+    nodes_here: int | None = None,
 ) -> Prepared:
     """As `prepare`, from a job that is complete.
 
@@ -102,7 +110,7 @@ def prepare_spec(
             )
         from hpcdist.machine import fit_to_machine  # NVML: not for a render
 
-        spec, note = fit_to_machine(spec)
+        spec, note = fit_to_machine(spec, nodes_here)
         if site.container:
             note = f"{note}\nthe container is for Slurm's nodes: here the ranks run without it".strip()
     if place.run is not None:

@@ -185,7 +185,8 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         probe: All-reduces of several sizes before the training.
         fault: What the preflight found, if that ended the training.
         split: Where this rank's steps go; None before there were enough.
-        bytes_per_step: Bytes that this rank brings to the all-reduces of a step; 0 for a single rank.
+        bytes_per_step: Bytes that this rank brings to the all-reduces of a step, or sends to the parameter server and
+            gets back; 0 for a single rank.
         tests: All tests so far, oldest first; those before the checkpoint that it went on from included.
         node: What the rank found on its node, where only that was asked (`--preflight-only`).
         model: Name of the network.

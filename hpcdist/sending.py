@@ -43,7 +43,7 @@ def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:
             raise UsageError(f"run {name} exists with another script", "choose another --run, or leave it out")
         has_record = (run.path / "job.json").is_file()
         if not has_record:
-            store.create(_describe(prepared, name, config), prepared.script)
+            store.create(describe_run(prepared, name, config), prepared.script)
         record = run.record()
         if record.job_id is None:
             with exported(prepared.secrets):
@@ -127,7 +127,8 @@ def _write(run: Run, record: RunRecord) -> None:
         ) from None
 
 
-def _describe(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRecord:
+def describe_run(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRecord:
+    """The record of a run that is about to begin."""
     return RunRecord(
         run=name,
         job=prepared.spec,

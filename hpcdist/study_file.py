@@ -89,6 +89,9 @@ def _read(values: dict[str, Any]) -> Study:
     if twice := [key for key in together if key in grid]:
         raise StudyError(f"{twice[0]} is swept twice", "keep it under [grid] or under [zip]", ("zip", twice[0]))
     _check_lengths(together)
+    if together:
+        rows = list(map(list, zip(*together.values(), strict=True)))
+        _check_repeats("zip", rows, ("zip", next(iter(together))))
     layouts = _read_layouts(values["layouts"])
     if ("args" in grid or "args" in together) and not _has_command(options, layouts, grid, together):
         raise StudyError(
@@ -216,10 +219,14 @@ def _read_values(key: str, values: Any, path: Path) -> tuple[Any, ...]:
         found = [_read_words(value, (*path, number)) for number, value in enumerate(values)]
     else:
         found = [_read_option(key, value, (*path, number)) for number, value in enumerate(values)]
-    for number, value in enumerate(found):
-        if value in found[:number]:
-            raise StudyError(f"{key} has {show(value)} twice", "give each value once", (*path, number))
+    if path[0] == "grid":  # under [zip] what has to differ is the row
+        _check_repeats(key, found, path)
     return tuple(found)
+
+
+def _check_repeats(key: str, values: Sequence[Any], path: Path) -> None:
+    for number in (number for number, value in enumerate(values) if value in values[:number]):
+        raise StudyError(f"{key} has {show(values[number])} twice", "give each value once", (*path, number))
 
 
 def _read_words(value: Any, path: Path) -> list[str]:

@@ -12,6 +12,8 @@ Accelerator = Literal["auto", "cpu", "gpu"]
 Optimizer = Literal["adamw", "adam", "sgd", "adadelta"]
 Schedule = Literal["one-cycle", "cosine", "step", "constant"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Strategy = Literal["ddp", "ddp-bf16", "parameter-server"]
+PsMode = Literal["sync", "async"]
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:  # noqa: FBT001
@@ -53,6 +55,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         compile: Whether the network is compiled (torch.compile); None does not.
         accumulate: Parts that each batch of a rank is computed in, one after the other; None is 1.
         target_accuracy: Test accuracy, a fraction, at which to stop; None trains to the end.
+        strategy: How ranks share gradients: all-reduce, all-reduce in bfloat16, or through a parameter server; None is
+            "ddp".
+        ps_mode: Whether a parameter server waits for all ranks in each step; None is "sync".
     """
 
     epochs: int = 3
@@ -81,6 +86,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     compile: bool | None = None
     accumulate: int | None = None
     target_accuracy: float | None = None
+    strategy: Strategy | None = None
+    ps_mode: PsMode | None = None
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
@@ -99,6 +106,28 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.data is not None:
             check_data(self.data)
         self._check_own()
+        self._check_strategy()
+
+    def _check_strategy(self) -> None:
+        """Compares the strategy with what it can't go with."""
+        if self.ps_mode == "async" and self.strategy != "parameter-server":
+            strategy = self.strategy or "ddp"
+            raise UsageError(
+                f"ps_mode is async but strategy is {strategy}: its ranks wait for each other in every step",
+                "add --strategy parameter-server, or leave out --ps-mode",
+            )
+        if self.strategy != "parameter-server":
+            return
+        if self.precision == "16-mixed":
+            raise UsageError(
+                "precision 16-mixed scales each rank's gradients by itself, and a parameter server adds them up",
+                "use --precision bf16-mixed or 32",
+            )
+        if self.module:
+            raise UsageError(
+                "strategy parameter-server is for the built-in networks, whose data it shares out",
+                "use ddp or ddp-bf16 with a module of one's own",
+            )
 
     def _check_own(self) -> None:
         """Compares what says which module and data module of one's own to train with."""

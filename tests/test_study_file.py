@@ -80,6 +80,7 @@ FAULTS = [
     (PLAIN + "[limits]\nmax-gpu-hours = nan\n", 4, "max_gpu_hours is nan", ""),
     (PLAIN + "[zip]\nlr = [0.1, 0.2]\nseed = [1]\n", 3, "lr has 2, seed has 1", ""),
     (PLAIN + "[grid]\nlr = [0.1]\n[zip]\nlr = [0.1]\n", 6, "lr is swept twice", ""),
+    (PLAIN + "[zip]\nlr = [0.1, 0.2, 0.1]\nseed = [1, 1, 1]\n", 4, "zip has [0.1, 1] twice", ""),
     (PLAIN + "[grid]\nlr = 0.1\n", 4, "lr is 0.1, expected a list", ""),
     (PLAIN + "[grid]\nlr = []\n", 4, "expected a list", ""),
     (PLAIN + "[grid]\nbatch-size = [128,\n  512,\n  128]\n", 6, "batch_size has 128 twice", ""),
@@ -133,6 +134,13 @@ def test_a_grid_is_every_combination_and_zipped_options_go_together():
         "1x1 batch_size=512 lr=0.004 precision=bf16-mixed",
     ]
     assert len(found) == 8
+
+
+def test_one_of_the_options_that_go_together_may_have_a_value_twice():
+    assert labels(PLAIN + "[zip]\nlr = [0.1, 0.2]\nbatch-size = [64, 64]\n")[:2] == [
+        "1x1 lr=0.1 batch_size=64",
+        "1x1 lr=0.2 batch_size=64",
+    ]
 
 
 def test_layouts_of_one_shape_are_told_apart_by_what_differs():

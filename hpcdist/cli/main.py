@@ -12,6 +12,7 @@ from hpcdist.errors import HpcdistError
 # Command: where it lives, and its line in the list of commands. Each loads only what it needs.
 COMMANDS = {
     "submit": ("hpcdist.cli.submit:submit", "Submit a training to Slurm, or run it here; print the job id."),
+    "train": ("hpcdist.cli.train:train", "Train on several machines without a scheduler, started on each by hand."),
     "render": ("hpcdist.cli.submit:render", "Print the sbatch script that submit would send."),
     "status": ("hpcdist.cli.follow:status", "Show where jobs are; alone: this project's runs."),
     "logs": ("hpcdist.cli.follow:logs", "Print what a job's ranks wrote."),

@@ -58,6 +58,13 @@ TRAINING = (
     ("--lr-batch", int, "Global batch that --lr is for [512, or the batch per rank]."),
     ("--accumulate", int, "Compute each batch in so many parts, one after the other [1]."),
     ("--target-accuracy", float, "Stop at this test accuracy, a fraction."),
+    ("--strategy", str, "ddp (all-reduce), ddp-bf16 or parameter-server [ddp]."),
+    ("--ps-mode", str, "sync or async: whether the parameter server waits for all ranks [sync]."),
+)
+SWITCHES = (
+    ("--preflight/--no-preflight", "Check nodes and network before the built-in training [on]."),
+    ("--scale-lr/--no-scale-lr", "Scale --lr with the global batch over --lr-batch, with a warm-up [off]."),
+    ("--compile/--no-compile", "Compile the network with torch.compile [off]."),
 )
 
 
@@ -75,6 +82,17 @@ class JobCommand(click.Command):
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """Shows the command in the usage line."""
         return [*super().collect_usage_pieces(ctx), "[-- COMMAND ARGS...]"]
+
+
+def training_options(function: F) -> F:
+    """Adds the options of a training that is started by hand to a command."""
+    kept = {"--nodes", "--gpus", "--cpus-per-task", "--time", "--name"}
+    extra = click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the ranks; repeatable.")
+    function = _switches(extra(function))
+    for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
+        if flag in kept or (flag, kind, text) in TRAINING:
+            function = click.option(flag, type=kind, metavar=_metavar(kind), help=text)(function)
+    return function
 
 
 def job_options(function: F) -> F:
@@ -97,22 +115,11 @@ def job_options(function: F) -> F:
             help="Leave out a node that the preflight blames, and requeue the job.",
         ),
         click.option(
-            "--preflight/--no-preflight",
-            default=None,
-            help="Check nodes and network before the built-in training [on].",
-        ),
-        click.option(
             "--stage-data",
             is_flag=True,
             default=None,
             help="Copy --data-dir to each node's own disk first; a COMMAND finds it in $HPCDIST_DATA_DIR.",
         ),
-        click.option(
-            "--scale-lr/--no-scale-lr",
-            default=None,
-            help="Scale --lr with the global batch over --lr-batch, with a warm-up [off].",
-        ),
-        click.option("--compile/--no-compile", default=None, help="Compile the network with torch.compile [off]."),
         click.option("--launcher", type=click.Choice(["srun", "torchrun"]), help="What starts the ranks [srun]."),
         click.option("--setup", multiple=True, metavar="LINE", help="Shell line to run first; repeatable."),
         click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the job; repeatable."),
@@ -121,8 +128,15 @@ def job_options(function: F) -> F:
     )
     for decorate in reversed(extra):
         function = decorate(function)
+    function = _switches(function)
     for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
         function = click.option(flag, type=kind, metavar=_metavar(kind), help=text)(function)
+    return function
+
+
+def _switches(function: F) -> F:
+    for flags, text in reversed(SWITCHES):
+        function = click.option(flags, default=None, help=text)(function)
     return function
 
 

@@ -5,8 +5,11 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from hpcdist import datasets
 from hpcdist.errors import HpcdistError
+from hpcdist.spec import JobSpec
 from hpcdist.train.environment import RankEnvironment, check_layout, read_environment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.options import parse_options
@@ -14,6 +17,7 @@ from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
 
 DEFAULT_DATA_DIR = Path("data")
+LAYOUT_FLAGS = ("--nodes", "--gpus", "--tasks-per-node")
 
 
 def main(arguments: list[str]) -> int:
@@ -24,6 +28,12 @@ def main(arguments: list[str]) -> int:
     except HpcdistError as error:
         print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
         return error.exit_code
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        try:
+            arguments = _follow_torchrun(arguments, rank)
+        except HpcdistError as error:
+            print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
+            return error.exit_code
     outcome = Outcome(rank.metrics, Clock(rank.started_at_s))
     last_words = LastWords(rank, outcome)
     last_words.watch()
@@ -32,6 +42,32 @@ def main(arguments: list[str]) -> int:
     except HpcdistError as error:
         last_words.end(error)
     return 0
+
+
+def _follow_torchrun(arguments: list[str], rank: RankEnvironment) -> list[str]:
+    """Takes the layout from torchrun where none was given, and has the rank recorded where it is not yet.
+
+    Raises:
+        UsageError: An option can't be used.
+    """
+    if not any(word.partition("=")[0] in LAYOUT_FLAGS for word in arguments):
+        nodes = rank.world_size // rank.local_world_size
+        arguments = [
+            *arguments,
+            *layout_arguments(nodes, rank.local_world_size, has_gpus=Path("/dev/nvidia0").exists()),
+        ]
+    options = parse_options(arguments)
+    if rank.run_dir is None and rank.metrics is None and not options.preflight_only:
+        job = JobSpec(name="mnist", layout=options.layout, training=options.training)
+        words = [sys.executable, "-m", "hpcdist.by_hand", msgspec.json.encode(job).decode(), "--", *arguments]
+        os.execv(sys.executable, words)
+    return arguments
+
+
+def layout_arguments(nodes: int, ranks_per_node: int, *, has_gpus: bool) -> list[str]:
+    """The options of a layout that torchrun has chosen."""
+    shape = ["--gpus", str(ranks_per_node)] if has_gpus else ["--gpus", "0", "--tasks-per-node", str(ranks_per_node)]
+    return ["--nodes", str(nodes), *shape]
 
 
 def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_words: LastWords) -> None:

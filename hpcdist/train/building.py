@@ -37,20 +37,22 @@ def build_module(options: Options, rank: RankEnvironment, data: ImageData, outco
         NotReadyError: It is to be compiled and nothing can.
     """
     training = options.training
+    # Where ranks do not wait for each other, each part of a batch is a step of the optimizer.
+    parts = rank.world_size if options.is_async else 1
     steps_per_epoch = data.train_batches.steps_per_epoch
-    steps = count_steps(options, steps_per_epoch)
+    steps = parts * count_steps(options, steps_per_epoch)
     torch.manual_seed(training.seed)
     network = build_network(training.model, data.shape, data.class_count)
     size = measure_size(network, data.shape, torch.device("cpu"))
     outcome.learn(model=training.model or "cnn", parameters=size.parameters, flops_per_image=size.flops)
-    batches = {"batch_size": options.batch_size, "lr_batch": options.lr_batch}
+    batches = {"batch_size": max(1, options.batch_size // parts), "lr_batch": options.lr_batch}
     is_scaled = bool(training.scale_lr)
     rates = plan_rates(
         training.schedule,
         training.lr,
         scale=is_scaled,
         steps=steps,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=parts * steps_per_epoch,
         **batches,
     )
     if rank.rank == 0:
@@ -66,4 +68,4 @@ def build_module(options: Options, rank: RankEnvironment, data: ImageData, outco
         # The method and not the module: the names of its weights stay, and hooks are called outside of it.
         # A kernel per shape, so that what a sum rounds to does not depend on which shapes came before.
         network.forward = torch.compile(network.forward, dynamic=False)
-    return Classifier(network, training, steps=steps, world_size=rank.world_size, rates=rates)
+    return Classifier(network, training, steps=steps, world_size=rank.world_size // parts, rates=rates)

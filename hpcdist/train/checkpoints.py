@@ -9,6 +9,7 @@ import random
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from pytorch_lightning import LightningModule, Trainer
 
 from hpcdist.errors import UsageError
 from hpcdist.record import TestResult
+from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
 from hpcdist.train.data import cut_shard
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.module import Classifier, Tally
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.pace import count_steps_done
 
 OWN_KEY = "hpcdist"
+OLDER = {"ps_mode": "sync"}  # what checkpoints that do not say it were made with
 VISIBLE_TIMEOUT_S = 60.0  # a shared folder may show a new file late
 
 
@@ -55,17 +59,30 @@ class Checkpoints:
         """Copies everything; every rank must call it after the same step."""
         interrupted = self._clock.enter("checkpoint")
         self.taken_at = time.monotonic()
-        ranks = _gather(_rank_state(trainer), self._rank)
-        if self._folder and self._rank.rank == 0:
-            # Not Trainer.save_checkpoint: it ends in a barrier, and writes in place.
-            content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-            tests = msgspec.to_builtins(self._outcome.metrics().tests)
-            content[OWN_KEY] = {"ranks": ranks, "tests": list(tests), **self._identity()}
-            data = io.BytesIO()
-            torch.save(content, data)
-            self.wait()
-            self._writing = self._writer.submit(self._write, self._folder, trainer.global_step, data.getbuffer())
+        strategy = trainer.strategy
+        # Taken before the others go on: then they wait until all is copied.
+        with strategy.held() if isinstance(strategy, AsyncServer) else nullcontext():
+            ranks = _gather(_rank_state(trainer), self._rank)
+            if self._folder and self._rank.rank == 0:
+                data = self._copy(trainer, ranks)
+                self.wait()
+                self._writing = self._writer.submit(self._write, self._folder, count_steps_done(trainer), data)
         self._clock.enter(interrupted)
+
+    def _copy(self, trainer: Trainer, ranks: list[dict[str, Any]]) -> memoryview:
+        # Not Trainer.save_checkpoint: it ends in a barrier, and writes in place.
+        content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        tests = msgspec.to_builtins(self._outcome.metrics().tests)
+        content[OWN_KEY] = {"ranks": ranks, "tests": list(tests), **self._identity()}
+        if isinstance(trainer.strategy, AsyncServer):
+            content[OWN_KEY]["server"] = trainer.strategy.server_state()
+        data = io.BytesIO()
+        torch.save(content, data)
+        return data.getbuffer()
+
+    def is_due(self, interval_s: float) -> bool:
+        """Whether the last one was taken that long ago."""
+        return time.monotonic() - self.taken_at >= interval_s
 
     def _write(self, folder: Path, step: int, data: memoryview) -> None:
         try:
@@ -93,6 +110,7 @@ class Checkpoints:
             "optimizer": training.optimizer,
             "schedule": training.schedule or "one-cycle",
             "accumulate": self._options.accumulate,
+            "ps_mode": "async" if self._options.is_async else "sync",
         }
 
     def find(self) -> Path | None:
@@ -150,10 +168,11 @@ class Checkpoints:
             raise UsageError("the checkpoint was not written by hpcdist's training", "leave out --resume-from")
         for name, value in self._identity().items():
             # Those of release 0.1 say nothing of what there was no choice of then.
-            if own.get(name, value) != value:
+            made_with = own.get(name, OLDER.get(name, value))
+            if made_with != value:
                 raise UsageError(
-                    f"the checkpoint was made with {name} {own[name]}, and this training has {value}",
-                    f"use --{name.replace('_', '-')} {own[name]}, or leave out --resume-from",
+                    f"the checkpoint was made with {name} {made_with}, and this training has {value}",
+                    f"use --{name.replace('_', '-')} {made_with}, or leave out --resume-from",
                 )
         return content
 

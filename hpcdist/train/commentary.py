@@ -1,7 +1,6 @@
 """What a person waiting for the training reads: lines on standard output, and `progress.json`."""
 
 import contextlib
-import math
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from hpcdist.disk import write_atomically
 from hpcdist.record import Progress
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.pace import count_steps_done, find_epoch
 from hpcdist.train.recorder import Recorder
 
 FILE_INTERVAL_S = 1.0
@@ -57,22 +57,22 @@ class Commentary(Callback):
         """Tells how the epoch went."""
         self._line_at = time.monotonic()
         progress = self._progress(trainer)
-        is_new = self._tested_at == trainer.global_step and progress.accuracy is not None
+        is_new = self._tested_at == progress.step and progress.accuracy is not None
         accuracy = f"  test accuracy {100 * (progress.accuracy or 0):.2f} %" if is_new else ""
         self._print(progress, f"{accuracy}  {self._line_at - self._epoch_at:.1f} s")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes the new accuracy down at once."""
-        self._tested_at = trainer.global_step
+        self._tested_at = count_steps_done(trainer)
         self._file_at = time.monotonic()
         self._write(self._progress(trainer))
 
     def _progress(self, trainer: Trainer) -> Progress:
+        step = count_steps_done(trainer)
         return Progress(
-            # Not current_epoch: Lightning counts it up before the last test.
-            epoch=math.ceil(trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches) or 1,
+            epoch=find_epoch(trainer),
             epochs=self._epochs,
-            step=trainer.global_step,
+            step=step,
             steps=self.steps,
             loss=self._recorder.train_loss,
             accuracy=self._outcome.metrics().accuracy,

@@ -114,6 +114,8 @@ class TrainBatches:
     """The batches of one rank: each epoch every sample once, over all ranks.
 
     Attributes:
+        batch_size: Samples of a batch over all ranks.
+        seed: Seed of the order.
         epoch: The epoch of the next pass, from 0.
         watch: What an epoch's batches go through on their way out.
         steps_per_epoch: Batches over all ranks in an epoch.
@@ -124,7 +126,7 @@ class TrainBatches:
     ) -> None:
         self.split = split
         self.seed = seed
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._rank, self._world_size = rank, world_size
         self._accumulate = accumulate
         self.steps_per_epoch = math.ceil(len(split.labels_N) / batch_size)
@@ -132,6 +134,7 @@ class TrainBatches:
         self.watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
         self._given = 0  # batches of this epoch so far
         self._skipped = 0
+        self._ordered, self._order_N = -1, torch.empty(0, dtype=torch.int64)  # the epoch whose order is known
 
     def state_dict(self) -> dict[str, int]:
         """Where in which epoch the training is (Lightning keeps it in its checkpoints)."""
@@ -150,16 +153,21 @@ class TrainBatches:
         Args:
             begin: How many of them to leave out.
         """
-        order_N = shuffle_indices(len(self.split.labels_N), self.seed, self.epoch).to(self.split.labels_N.device)
-        batches = torch.split(order_N, self._batch_size)
         for number in range(begin, len(self)):
             batch, part = divmod(number, self._accumulate)
-            indices_B = batches[batch]
-            # Of a last batch with fewer samples than parts the last part has some, so each step has a loss.
-            part_begin, part_end = cut_shard(len(indices_B), part, self._accumulate)
-            first, last = cut_shard(part_end - part_begin, self._rank, self._world_size)
-            mine = slice(part_begin + first, part_begin + last)
-            yield Share(indices_B[mine], mine.start, batch, len(indices_B))
+            yield self.cut(batch, part, self._accumulate, self._rank, self._world_size)
+
+    def cut(self, batch: int, part: int, parts: int, rank: int, world_size: int) -> Share:
+        """What a rank computes of a part of a batch of this epoch."""
+        if self._ordered != self.epoch:
+            order_N = shuffle_indices(len(self.split.labels_N), self.seed, self.epoch)
+            self._ordered, self._order_N = self.epoch, order_N.to(self.split.labels_N.device)
+        indices_B = self._order_N[batch * self.batch_size : (batch + 1) * self.batch_size]
+        # Of a last batch with fewer samples than parts the last part has some, so each step has a loss.
+        part_begin, part_end = cut_shard(len(indices_B), part, parts)
+        first, last = cut_shard(part_end - part_begin, rank, world_size)
+        mine = slice(part_begin + first, part_begin + last)
+        return Share(indices_B[mine], mine.start, batch, len(indices_B))
 
     def load(self, shares: Iterator[Share]) -> Iterator[Batch]:
         """The samples of the shares."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.building import build_module, count_steps
 from hpcdist.train.checkpoint_files import read_step
 from hpcdist.train.checkpoints import Checkpoints
@@ -30,11 +31,15 @@ from hpcdist.train.failure import LastWords
 from hpcdist.train.goal import Goal
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.own_pace import share_out
+from hpcdist.train.pace import count_steps_done
 from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.preflight import preflight
 from hpcdist.train.reading import read_data
 from hpcdist.train.recorder import Recorder
 from hpcdist.train.splitter import Splitter
+from hpcdist.train.strategies import build_strategy
+from hpcdist.train.sync_server import SyncServer
 from hpcdist.train.tensorboard import RunLogger
 from hpcdist.train.watchdog import Watchdog
 
@@ -102,6 +107,7 @@ def fit(
     checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome)
     begin = checkpoints.find()
     done = read_step(begin) if begin else 0
+    content = checkpoints.load(begin) if begin else None
     outcome.learn(steps=done)
     if begin and rank.rank == 0:
         print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
@@ -109,7 +115,7 @@ def fit(
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
     goal = Goal(options.training.target_accuracy, outcome, rank.started_at_s)
     callbacks: list[pl.Callback] = [
-        GoOn(checkpoints, checkpoints.load(begin) if begin else None),
+        GoOn(checkpoints, content),
         recorder,
         goal,
         Watchdog(options.hang_timeout_s, rank, last_words),
@@ -122,12 +128,29 @@ def fit(
     data.train_batches.watch = splitter.watch
     callbacks += [Pauses(checkpoints, rank, options.checkpoint_interval_s, steps), splitter]
     trainer = build_trainer(options, rank, device, callbacks, logger)
+    strategy = trainer.strategy
+    if isinstance(strategy, SyncServer | AsyncServer):
+        strategy.lap = splitter.lap
+    if isinstance(strategy, AsyncServer):
+        share_out(
+            trainer,
+            strategy,
+            module,
+            data,
+            options=options,
+            rank=rank,
+            steps=steps,
+            checkpoints=checkpoints,
+            last_words=last_words,
+            content=content,
+        )
+        begin = None
     if logger:
         logger.log_options(options)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
-    if trainer.global_step < steps and not goal.is_reached:
-        raise RuntimeError(f"the training ended at step {trainer.global_step} of {steps}")
-    if module.tested_at_step != trainer.global_step:
+    if count_steps_done(trainer) < steps and not goal.is_reached:
+        raise RuntimeError(f"the training ended at step {count_steps_done(trainer)} of {steps}")
+    if module.tested_at_step != count_steps_done(trainer):
         # `max_steps` ended within an epoch, where Lightning does not validate.
         trainer.validate(module, datamodule=data, verbose=False)
     outcome.learn(finished=True)
@@ -160,11 +183,14 @@ def build_trainer(
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOISE:
         warnings.filterwarnings("ignore", re.escape(message))
+    strategy = build_strategy(options, rank, device)
+    # A parameter server's ranks are processes of their own for Lightning.
+    is_single = isinstance(strategy, SingleDeviceStrategy)
     trainer = pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=rank.local_world_size,
-        num_nodes=options.layout.nodes,
-        strategy=_choose_strategy(rank, device),
+        devices=1 if is_single else rank.local_world_size,
+        num_nodes=1 if is_single else options.layout.nodes,
+        strategy=strategy,
         plugins=[StartedRanks(rank)],
         precision=options.training.precision,
         max_epochs=options.training.epochs,
@@ -195,13 +221,6 @@ def own_signals(trainer: pl.Trainer) -> None:
 
 def _do_nothing() -> None:
     pass
-
-
-def _choose_strategy(rank: RankEnvironment, device: torch.device) -> Strategy:
-    if rank.world_size == 1:
-        return SingleDeviceStrategy(device=device)
-    # Gradients live in the all-reduce's buckets: two copies less in each step.
-    return DDPStrategy(gradient_as_bucket_view=True)
 
 
 def _introduce(options: Options, device: torch.device, threads: int, steps: int) -> None:

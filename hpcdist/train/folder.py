@@ -1,8 +1,8 @@
-"""A folder of images in ImageNet's layout, decoded by worker processes while the training computes."""
+"""A folder of images in ImageNet's layout, decoded and cut by worker processes while the training computes."""
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,8 @@ from torchvision.datasets import ImageFolder
 
 from hpcdist.datasets import held_out_folder
 from hpcdist.errors import UsageError
-from hpcdist.train.data import Batch, EvalBatches, ImageData, Normalisation, Share, Split, TrainBatches
+from hpcdist.train.data import Batch, EvalBatches, ImageData, Normalisation, Share, Split, TrainBatches, cut_shard
+from hpcdist.train.decoded import Decoded, Picture, decode_picture
 
 # Of ImageNet's training set, as torchvision's own references have them.
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -37,20 +38,32 @@ class Sample(NamedTuple):
     draw: str | None
 
 
+# Makes room for so many decoded images of a side; None where there is not enough.
+Keep = Callable[[int, int], Decoded | None]
+
+
+def keep_nothing(count: int, side: int) -> None:
+    """No room."""
+
+
 class Images(Dataset[tuple[Tensor, Tensor]]):
     """Decodes whole batches of a folder.
+
+    An image is squeezed into a square before it is cut, whether it is kept or not: all epochs have the same pixels.
 
     Args:
         folder: With a folder per class.
         side: Of the square that each image becomes, in pixels.
+        keep: Where what was decoded is kept.
     """
 
-    def __init__(self, folder: Path, side: int) -> None:
+    def __init__(self, folder: Path, side: int, keep: Keep = keep_nothing) -> None:
         found = ImageFolder(str(folder))
         self._paths = [path for path, _ in found.samples]
         self.labels = found.targets
         self.classes = found.classes
-        self._side = side
+        self._side, self._kept_side = side, round(side / KEPT_SHARE)
+        self._decoded = keep(len(self._paths), self._kept_side)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -59,18 +72,25 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         """`images_BCHW` as bytes, and `labels_B`."""
         images_BHWC = numpy.empty((len(samples), self._side, self._side, 3), dtype=numpy.uint8)
         for number, sample in enumerate(samples):
-            images_BHWC[number] = numpy.asarray(self._decode(sample))
+            images_BHWC[number] = numpy.asarray(self._cut(sample))
         labels_B = torch.tensor([self.labels[sample.place] for sample in samples], dtype=torch.int64)
         return torch.from_numpy(images_BHWC).permute(0, 3, 1, 2), labels_B
 
-    def _decode(self, sample: Sample) -> Image.Image:
-        with Image.open(self._paths[sample.place]) as file:
-            image = file.convert("RGB")
+    def _find(self, place: int) -> Picture:
+        found = self._decoded.find(place) if self._decoded else None
+        if found:
+            return found
+        picture = decode_picture(self._paths[place], self._kept_side)
+        if self._decoded:
+            self._decoded.keep(place, picture)
+        return picture
+
+    def _cut(self, sample: Sample) -> Image.Image:
+        picture = self._find(sample.place)
         if sample.draw is None:
-            return image.resize((self._side, self._side), Image.Resampling.BILINEAR, cut_middle(*image.size))
+            return picture.cut(cut_middle(picture.width, picture.height), self._side)
         chance = random.Random(sample.draw)
-        box = draw_crop(*image.size, chance)
-        cropped = image.resize((self._side, self._side), Image.Resampling.BILINEAR, box)
+        cropped = picture.cut(draw_crop(picture.width, picture.height, chance), self._side)
         return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if chance.random() < 0.5 else cropped
 
 
@@ -103,12 +123,14 @@ class Workers:
     """
 
     def __init__(self, images: Images, device: torch.device, count: int) -> None:
-        self._device = device
+        self._device, self._count = device, count
         self._asked: list[list[Sample]] = []  # read when a pass begins
         self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
             images,
             batch_sampler=_Asked(self._asked),
             num_workers=count,
+            # The file of decoded images has no name that another process could open it by.
+            multiprocessing_context="fork" if count else None,
             collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
             persistent_workers=count > 0,
@@ -116,10 +138,17 @@ class Workers:
 
     def decode(self, asked: list[list[Sample]]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches, normalised and on the device."""
-        self._asked[:] = asked
-        for pixels_BCHW, labels_B in self._loader:
-            pixels_BCHW = pixels_BCHW.to(self._device, non_blocking=True)  # noqa: PLW2901
-            yield IMAGENET.apply(pixels_BCHW), labels_B.to(self._device, non_blocking=True)
+        # Where there are fewer batches than workers, each takes a piece.
+        pieces = max(1, self._count // max(1, len(asked)))
+        self._asked[:] = [
+            batch[slice(*cut_shard(len(batch), piece, pieces))] for batch in asked for piece in range(pieces)
+        ]
+        loaded = iter(self._loader)
+        for _ in asked:
+            parts = [next(loaded) for _ in range(pieces)]
+            pixels_BCHW = torch.cat([pixels.to(self._device, non_blocking=True) for pixels, _ in parts])
+            labels_B = torch.cat([labels.to(self._device, non_blocking=True) for _, labels in parts])
+            yield IMAGENET.apply(pixels_BCHW), labels_B
 
 
 class _Asked:
@@ -184,6 +213,7 @@ def open_folder(
     device: torch.device,
     *,
     workers: int,
+    keep: Keep = keep_nothing,
     **cut: int,
 ) -> ImageData:
     """A folder with `train/<class>/` and `val/<class>/` (or `test/`), as one rank sees it.
@@ -193,13 +223,14 @@ def open_folder(
         side: Of the square that each image becomes, in pixels.
         device: Where the batches go.
         workers: Processes that decode the training set; as many for the test set.
+        keep: Where what was decoded is kept.
         cut: How it is cut into batches: the named arguments of `ImageData`.
 
     Raises:
         UsageError: A class has no images, or the two have other classes.
     """
     try:
-        train, test = (Images(part, side) for part in (folder / "train", held_out_folder(folder)))
+        train, test = (Images(part, side, keep) for part in (folder / "train", held_out_folder(folder)))
     except FileNotFoundError as error:
         raise UsageError(f"{folder}: {error}", "give every class some images, or remove its folder") from None
     if train.classes != test.classes:

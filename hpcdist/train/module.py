@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hpcdist.spec import Training
 from hpcdist.train.data import Batch, ImageData
 from hpcdist.train.models import build_optimizer
+from hpcdist.train.pace import count_steps_done
 from hpcdist.train.schedules import Rates, follow
 
 
@@ -35,7 +36,7 @@ class Classifier(LightningModule):
         network: From `images_BCHW` to `logits_BK`.
         training: Options.
         steps: Optimizer steps in all, for the learning rate's schedule.
-        world_size: Ranks in all.
+        world_size: Ranks that train one batch together.
         rates: Its learning rates; None is one cycle up to `training.lr`.
     """
 
@@ -90,12 +91,16 @@ class Classifier(LightningModule):
         return logits_BK
 
     def reduce_last_step(self) -> tuple[float, float]:
-        """Mean loss and accuracy of the last step's batch over all ranks; every rank must call it."""
+        """Mean loss and accuracy of the last step's batch over all ranks; every rank must call it.
+
+        Where each rank trains for itself it is this rank's.
+        """
         if self.tally.last_step is None:
             raise RuntimeError("no step was trained yet")
         loss_sum, logits_BK, labels_B = self.tally.last_step
-        sums = _sums_over_ranks(_step_sums(loss_sum, logits_BK, labels_B))
-        return sums[0] / sums[2], sums[1] / sums[2]
+        sums = _step_sums(loss_sum, logits_BK, labels_B)
+        loss, correct, count = sums.tolist() if self.rank_count == 1 else _sums_over_ranks(sums)
+        return loss / max(1, count), correct / max(1, count)
 
     def on_validation_epoch_start(self) -> None:
         """Starts the sums anew."""
@@ -113,7 +118,7 @@ class Classifier(LightningModule):
         """Sums over ranks: exact, and the same figure on each."""
         loss_sum, correct, count = _sums_over_ranks(self._test_sums)
         self.test_loss, self.test_accuracy = loss_sum / count, correct / count
-        self.tested_at_step = self.trainer.global_step
+        self.tested_at_step = count_steps_done(self.trainer)
 
 
 def ends_step(trainer: Trainer) -> bool:

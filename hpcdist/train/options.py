@@ -8,7 +8,7 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.spec import Layout, Training
-from hpcdist.training import Accelerator, Optimizer, Precision, Schedule
+from hpcdist.training import Accelerator, Optimizer, Precision, PsMode, Schedule, Strategy
 from hpcdist.units import parse_duration
 
 DEFAULT_BATCH_SIZE = 512
@@ -45,6 +45,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def lr_batch(self) -> int:
         """The global batch that the learning rate is for."""
         return self.training.lr_batch or self.training.batch_size_per_rank or DEFAULT_BATCH_SIZE
+
+    @property
+    def is_async(self) -> bool:
+        """Whether ranks train without waiting for each other."""
+        return self.training.ps_mode == "async" and self.layout.world_size > 1
 
     @property
     def checkpoint_interval_s(self) -> float:
@@ -110,6 +115,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--compile", action=argparse.BooleanOptionalAction, help="compile the network with torch.compile [off]")
     add("--accumulate", type=int, metavar="N", help="compute each batch in N parts, one after the other [1]")
     add("--target-accuracy", type=float, metavar="X", help="stop at this test accuracy, a fraction")
+    add("--strategy", choices=get_args(Strategy), help="how ranks share gradients [ddp: all-reduce]")
+    add("--ps-mode", choices=get_args(PsMode), help="whether a parameter server waits for all ranks [sync]")
     return parser
 
 

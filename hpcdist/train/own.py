@@ -85,7 +85,7 @@ class OwnRecorder(Recorder):
             return
         if self._is_first:
             self._outcome.learn(global_batch_size=self._images)
-        self._count_step(module, trainer.global_step)
+        self._count_step(trainer, module)
         self.train_loss = _find(trainer, TRAIN_LOSS_NAMES)
         self._outcome.learn(steps=trainer.global_step, samples=self._samples)
 

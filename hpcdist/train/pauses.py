@@ -8,11 +8,13 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import StoppedError
 from hpcdist.train.module import Classifier, ends_step
+from hpcdist.train.pace import count_steps_done
 
 # How often the ranks agree. Each time costs an all-reduce of three numbers: 0.5 % of the time at 2.5 ms.
 INTERVAL_S = 0.5
@@ -22,7 +24,8 @@ class Pauses(Callback):
     """Takes checkpoints when it is time, and stops the training when any rank was asked to.
 
     A rank that stopped on its own would leave the others waiting in the next all-reduce, so they agree, about twice
-    a second and after the same step: the step is computed from what the last agreement exchanged.
+    a second and after the same step: the step is computed from what the last agreement exchanged. Where ranks go their
+    own pace it is the parameter server that calls them together, for which every rank tells it when it was asked.
 
     Args:
         checkpoints: What takes them.
@@ -41,22 +44,28 @@ class Pauses(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Starts the stop-watches."""
-        self._agreed = (trainer.global_step, time.monotonic())
-        self._next = trainer.global_step + 1
+        step = count_steps_done(trainer)
+        self._agreed = (step, time.monotonic())
+        self._next = step + 1
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
         """Agrees when it is time, but not between the last step of an epoch and its test, nor within a step."""
-        step = trainer.global_step
         if not ends_step(trainer):
             return
-        ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if step < self._next or ends_epoch or step == self._steps:
+        step = count_steps_done(trainer)
+        strategy = trainer.strategy
+        if isinstance(strategy, AsyncServer):
+            if not strategy.is_paused:
+                return
+        elif step < self._next or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or step == self._steps:
             return
         stop, save = self._agree(step, module.device)
         if stop or save:
             self._checkpoints.take(trainer)
         if stop:
             self._checkpoints.wait()
+            if isinstance(strategy, AsyncServer):
+                strategy.close()
             if self._rank.world_size > 1:
                 # A rank that exits while rank 0 still writes would have the job killed.
                 dist.barrier()
@@ -66,8 +75,9 @@ class Pauses(Callback):
         last_step, last_time = self._agreed
         now = time.monotonic()
         asked = self._rank.stop_file is not None and self._rank.stop_file.exists()
-        due = self._rank.rank == 0 and now - self._checkpoints.taken_at >= self._interval_s
-        wishes = torch.tensor([asked, due, (now - last_time) / (step - last_step)], dtype=torch.float64, device=device)
+        due = self._rank.rank == 0 and self._checkpoints.is_due(self._interval_s)
+        step_s = (now - last_time) / max(1, step - last_step)
+        wishes = torch.tensor([asked, due, step_s], dtype=torch.float64, device=device)
         if self._rank.world_size > 1:
             dist.all_reduce(wishes, dist.ReduceOp.MAX)
         stop, save, step_s = wishes.tolist()

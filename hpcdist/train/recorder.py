@@ -10,6 +10,7 @@ from hpcdist.train.data import Batch
 from hpcdist.train.failure import LastWords
 from hpcdist.train.module import Classifier, ends_step
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.pace import count_epochs_done, count_images, count_steps_done
 from hpcdist.train.phases import StepTimes
 from hpcdist.train.tensorboard import RunLogger
 
@@ -51,19 +52,19 @@ class Recorder(Callback):
         """Counts the step."""
         if not ends_step(trainer):
             return
-        step = trainer.global_step
-        self._images += batch.global_count
-        self._count_step(module, step)
-        self._outcome.learn(steps=step, samples=_classifier(module).tally.samples)
+        self._images = count_images(trainer, batch, self._images)
+        self._count_step(trainer, module)
+        self._outcome.learn(steps=count_steps_done(trainer), samples=_classifier(module).tally.samples)
 
-    def _count_step(self, module: LightningModule, step: int) -> None:
+    def _count_step(self, trainer: Trainer, module: LightningModule) -> None:
+        step = trainer.global_step  # this rank's own
         is_first, self._is_first = self._is_first, False
         if is_first:
             settle(module)
             self._first_images = self._images
             self._clock.enter("steady")
         if self._logs_at(step):
-            self._log_point(module, step)
+            self._log_point(module, count_steps_done(trainer))
         self._step_times.tick(settled=is_first or self._logs_at(step) or module.device.type == "cpu")
 
     def _logs_at(self, step: int) -> bool:
@@ -90,10 +91,11 @@ class Recorder(Callback):
         """Notes the test accuracy."""
         accuracy, loss = self._test_figures(trainer, module)
         if accuracy is not None:
-            test = TestResult(step=trainer.global_step, accuracy=accuracy, at_s=time.time())
+            step = count_steps_done(trainer)
+            test = TestResult(step=step, accuracy=accuracy, at_s=time.time())
             self._outcome.learn(accuracy=accuracy, loss=loss, tests=(*self._outcome.metrics().tests, test))
             if self._logger and loss is not None:
-                self._logger.log_metrics({"val/accuracy": accuracy, "val/loss": loss}, trainer.global_step)
+                self._logger.log_metrics({"val/accuracy": accuracy, "val/loss": loss}, step)
         self._step_times.pause()
         self._clock.enter(self._interrupted)
 
@@ -104,7 +106,7 @@ class Recorder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Counts the epoch, unless `max_steps` cut it short."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._outcome.learn(epochs=trainer.current_epoch + 1)
+            self._outcome.learn(epochs=count_epochs_done(trainer))
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops measuring."""

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from hpcdist.train.data import Batch
-from hpcdist.train.laps import CudaLaps, HostLaps, Laps
+from hpcdist.train.laps import CudaLaps, HostLaps, Laps, Part
 from hpcdist.train.module import ends_step
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.slowdown import Slowdown
+from hpcdist.train.strategies import count_bytes
 
 LEARNED_EVERY = 20
 
@@ -22,9 +23,10 @@ class Splitter(Callback):
 
     A step begins when all callbacks are done with the one before. "data" is what the loader takes, "compute" lasts
     from the network's first layer to the last gradient, "communication" from there until the backward pass returns:
-    DDP waits in it for all-reduces that are not done yet. "other" is the rest: optimizer, schedule, logging, Lightning,
-    and the ranks' agreement on stopping, twice a second. Left out are the first step, and steps during which the
-    rank's clock was set to something else: a test or a checkpoint.
+    DDP waits in it for all-reduces that are not done yet. With a parameter server it is what sending gradients and
+    getting weights takes. "other" is the rest: optimizer, schedule, logging, Lightning, and the ranks' agreement on
+    stopping, twice a second. Left out are the first step, and steps during which the rank's clock was set to something
+    else: a test or a checkpoint.
 
     Args:
         outcome: Where the split goes; its clock says which steps are steady.
@@ -65,8 +67,7 @@ class Splitter(Callback):
         if not isinstance(network, nn.Module):
             raise TypeError(f"{type(network).__name__} is no network")
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        size_bytes = 0 if self._is_alone else sum(one.numel() * one.element_size() for one in trained)
-        self._outcome.learn(bytes_per_step=size_bytes)
+        self._outcome.learn(bytes_per_step=0 if self._is_alone else count_bytes(trainer.strategy, network))
         self._hooks = [network.register_forward_pre_hook(self._begin_computing)]
         if not self._is_alone:
             self._search = [_hook(one, self._note_last) for one in trained]
@@ -92,6 +93,10 @@ class Splitter(Callback):
         if self._search and self._last is not None:
             _remove(self._search)
             self._hooks.append(_hook(self._last, self._end_computing))
+
+    def lap(self, part: Part) -> None:
+        """For a strategy that communicates after the backward pass."""
+        self._laps.lap(part)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
         """Ends the step, unless it was only a part of one."""

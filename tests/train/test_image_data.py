@@ -1,28 +1,21 @@
-"""Datasets read through torchvision from files of the real formats, made-up ones, folders, and augmentation."""
+"""Datasets read through torchvision from files of the real formats, made-up ones, and augmentation."""
 
-import math
 import pickle
-import random
 import sys
-import types
 from pathlib import Path
 
 import numpy
 import pytest
+import scipy.io
 import torch
 import torchvision
-from PIL import Image
 
 from hpcdist.catalogue import find_dataset, parse_synthetic
-from hpcdist.errors import NotReadyError, UsageError
-from hpcdist.spec import Layout, Training
+from hpcdist.errors import NotReadyError
 from hpcdist.train import reading
 from hpcdist.train.augment import Moves, draw_moves, move_images
 from hpcdist.train.data import Split, TrainBatches
-from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.folder import cut_middle, draw_crop, open_folder
-from hpcdist.train.options import Options
-from hpcdist.train.reading import make_split, read_data, read_split
+from hpcdist.train.reading import make_split, read_split
 
 CPU = torch.device("cpu")
 
@@ -87,30 +80,16 @@ def test_cifar100_is_read_with_its_fine_labels(tmp_path, unchecked):
     assert read_split(find_dataset("cifar100"), tmp_path, CPU, train=True).labels_N.tolist() == [99, 3]
 
 
-def test_svhn_is_read_by_a_stand_in_for_scipy(tmp_path, unchecked, monkeypatch):
-    # As scipy.io.loadmat gives them: X of 32 x 32 x 3 x N, y of N x 1, the digit 0 as 10.
+@pytest.mark.parametrize(("part", "augmentation"), [("train", "crop"), ("test", None)])
+def test_svhn_is_read_from_mat_files(tmp_path, unchecked, part, augmentation):
+    # As its authors' page has them: X of 32 x 32 x 3 x N, y of N x 1, the digit 0 as 10; compressed like theirs.
     images = numbered_images(2).reshape(2, 3, 32, 32)
     content = {"X": images.transpose(2, 3, 1, 0), "y": numpy.array([[10], [4]], dtype=numpy.uint8)}
-    stand_in = types.ModuleType("scipy.io")
-    stand_in.loadmat = lambda path: content
-    package = types.ModuleType("scipy")
-    package.io = stand_in
-    monkeypatch.setitem(sys.modules, "scipy", package)
-    monkeypatch.setitem(sys.modules, "scipy.io", stand_in)
-    split = read_split(find_dataset("svhn"), tmp_path, CPU, train=True)
+    scipy.io.savemat(tmp_path / f"{part}_32x32.mat", content, do_compression=True)
+    split = read_split(find_dataset("svhn"), tmp_path, CPU, train=part == "train")
     assert split.images_NHW.numpy().tolist() == images.tolist()
     assert split.labels_N.tolist() == [0, 4]
-    assert split.augmentation == "crop"
-
-
-def test_svhn_is_read_from_a_mat_file(tmp_path, unchecked):
-    scipy_io = pytest.importorskip("scipy.io")
-    images = numbered_images(2).reshape(2, 3, 32, 32)
-    content = {"X": images.transpose(2, 3, 1, 0), "y": numpy.array([[10], [4]], dtype=numpy.uint8)}
-    scipy_io.savemat(tmp_path / "test_32x32.mat", content)
-    split = read_split(find_dataset("svhn"), tmp_path, CPU, train=False)
-    assert split.images_NHW.numpy().tolist() == images.tolist()
-    assert split.labels_N.tolist() == [0, 4]
+    assert split.augmentation == augmentation
 
 
 def test_svhn_without_scipy_says_what_to_install(tmp_path, monkeypatch):
@@ -196,79 +175,6 @@ def test_a_training_that_goes_on_has_the_same_augmented_images():
 def test_of_a_batch_smaller_than_its_parts_the_last_part_has_some():
     batches = list(TrainBatches(augmented_split(9), 8, 1, 0, 1, accumulate=4))
     assert [len(batch.labels_B) for batch in batches] == [2, 2, 2, 2, 0, 0, 0, 1]
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Six training and four test images of two classes: red ones and blue ones, of several sizes."""
-    for part, count in (("train", 3), ("val", 2)):
-        for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
-            folder = tmp_path / part / name
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.new("RGB", (20 + number, 30 - number), colour).save(folder / f"{number}.png")
-    return tmp_path
-
-
-class TestFolder:
-    def test_workers_decode_every_image_once_an_epoch_and_the_same_in_every_layout(self, images):
-        cut = {"batch_size": 4, "seed": 1, "accumulate": 1}
-        alone = open_folder(images, 16, CPU, workers=1, rank=0, world_size=1, **cut)
-        whole = list(alone.train_batches)
-        assert [len(batch.labels_B) for batch in whole] == [4, 2]
-        assert torch.cat([batch.labels_B for batch in whole]).sort().values.tolist() == [0] * 3 + [1] * 3
-        assert alone.class_count == 2
-        assert alone.shape == (3, 16, 16)
-        ranks = [open_folder(images, 16, CPU, workers=0, rank=rank, world_size=2, **cut) for rank in range(2)]
-        pairs = zip(*(data.train_batches for data in ranks), strict=True)
-        for batch, pair in zip(whole, pairs, strict=True):
-            assert torch.equal(torch.cat([part.images_BCHW for part in pair]), batch.images_BCHW)
-        alone.train_batches.epoch = 1
-        assert not torch.equal(next(iter(alone.train_batches)).labels_B, whole[0].labels_B)
-
-    def test_classes_are_told_by_their_colours_after_decoding(self, images):
-        data = open_folder(images, 16, CPU, workers=0, rank=0, world_size=1, batch_size=6, seed=1, accumulate=1)
-        for batch in (*data.train_batches, *data.test_batches):
-            is_red = batch.images_BCHW[:, 0].mean(dim=(1, 2)) > batch.images_BCHW[:, 2].mean(dim=(1, 2))
-            assert is_red.long().tolist() == batch.labels_B.tolist()
-
-    def test_it_goes_on_at_the_batch_where_it_was_whatever_workers_read_ahead(self, images):
-        data = open_folder(images, 16, CPU, workers=1, rank=0, world_size=1, batch_size=2, seed=1, accumulate=1)
-        passed = iter(data.train_batches)
-        next(passed)
-        assert data.train_batches.state_dict() == {"epoch": 0, "batch": 1}
-
-    def test_another_class_in_the_test_set_is_refused(self, images):
-        (images / "val" / "blue").rename(images / "val" / "green")
-        with pytest.raises(UsageError, match="'blue'"):
-            open_folder(images, 16, CPU, workers=0, rank=0, world_size=1, batch_size=2, seed=1, accumulate=1)
-
-    def test_a_class_without_images_is_refused(self, images):
-        (images / "train" / "empty").mkdir()
-        with pytest.raises(UsageError, match="empty"):
-            open_folder(images, 16, CPU, workers=0, rank=0, world_size=1, batch_size=2, seed=1, accumulate=1)
-
-    def test_its_workers_are_the_layouts_cpus_but_one(self, images, monkeypatch):
-        asked = {}
-        monkeypatch.setattr("hpcdist.train.folder.open_folder", lambda *_, **named: asked.update(named))
-        options = Options(layout=Layout(), training=Training(data=f"{images}@16"))
-        for threads, workers in ((8, 7), (1, 1)):
-            read_data(options, RankEnvironment(started_at_s=0.0), Path(), CPU, threads)
-            assert asked["workers"] == workers
-
-
-def test_crops_are_within_the_image_and_of_the_asked_areas_and_ratios():
-    chance = random.Random(1)
-    for _ in range(200):
-        left, top, right, bottom = draw_crop(100, 60, chance)
-        assert 0 <= left < right <= 100
-        assert 0 <= top < bottom <= 60
-        assert 0.08 * 6000 * 0.999 <= (right - left) * (bottom - top) <= 6000
-        assert math.log(3 / 4) - 1e-9 <= math.log((right - left) / (bottom - top)) <= math.log(4 / 3) + 1e-9
-
-
-def test_the_middle_of_a_test_image_is_seven_eighths_of_its_shorter_side():
-    assert cut_middle(100, 80) == (15.0, 5.0, 85.0, 75.0)
 
 
 def test_a_grey_and_a_coloured_set_are_normalised_by_their_own_figures():

@@ -1,0 +1,163 @@
+"""Runs without a scheduler: started by a person on each machine, or by torchrun. They leave what any run leaves.
+
+`python -m hpcdist.by_hand JOB -- ARGUMENTS` is one rank that torchrun started: the training calls it to have itself
+recorded. JOB is the `JobSpec` as JSON.
+"""
+
+import hashlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from hpcdist import rank
+from hpcdist.backends import local
+from hpcdist.errors import UsageError
+from hpcdist.gpu import count_gpus
+from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_start_ticks
+from hpcdist.prepare import Prepared, prepare_spec
+from hpcdist.project import find_project
+from hpcdist.render import Place
+from hpcdist.sending import describe_run
+from hpcdist.spec import JobSpec
+from hpcdist.store import LocalState, Run, Store, read_json
+
+ECHO_INTERVAL_S = 0.2
+
+
+def parse_master(text: str) -> tuple[str, int]:
+    """Host and port of `10.10.1.1:9955` or `[fd00::1]:9955`.
+
+    Raises:
+        UsageError: It is of another form.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UsageError(f"master: {text!r} is not HOST:PORT", "write for example --master 10.10.1.1:9955")
+    return host, int(port)
+
+
+def claim_run(prepared: Prepared) -> Run:
+    """The run's folder; the first to come fills it, also where machines share it.
+
+    Raises:
+        UsageError: There is such a run already, of another job.
+        HpcdistError: It can't be written.
+    """
+    store = Store(Path(prepared.place.root))
+    name = prepared.place.run
+    if name is None:
+        raise UsageError("a run needs a name", "pass --run")
+    run = store.claim(name)
+    with run.locked():
+        if not (run.path / "job.json").is_file():
+            record = describe_run(prepared, name, {})
+            store.create(msgspec.structs.replace(record, job_id=store.next_local_id()), prepared.script)
+        elif run.record().job.layout != prepared.spec.layout:
+            raise UsageError(f"run {name} exists with another layout", "choose another --run")
+    return run
+
+
+def run_share(prepared: Prepared, share: Share, echo: Callable[[str], None]) -> tuple[Run, int]:
+    """Runs this machine's ranks to their end; returns the run and its exit status.
+
+    Args:
+        prepared: The job.
+        share: Which part of it is this machine's.
+        echo: Called with what the first of its ranks writes, as it writes it.
+
+    Raises:
+        UsageError: This part runs already, or the run is another job's.
+        HpcdistError: The run's folder can't be written.
+    """
+    run = claim_run(prepared)
+    name = f"local.{share.node_rank}.json" if share.node_rank else "local.json"
+    state = read_json(run.path / name, LocalState)
+    if state is not None and state.state == "RUNNING" and local.is_alive(state):
+        raise UsageError(f"node {share.node_rank} of {run.name} runs already, as process {state.pid}", "end it first")
+    gpus = prepared.spec.layout.gpus if prepared.spec.training.accelerator != "cpu" else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(gpus)]
+    os.environ["HPCDIST_LOCAL_GPUS"] = ",".join(names[:gpus])
+    supervisor = Supervisor(run, share)
+    first = share.node_rank * prepared.spec.layout.ranks_per_node
+    over = threading.Event()
+    path = run.logs / f"{run.record().job_id}_{first}_log.out"
+    show = threading.Thread(target=_show, args=(path, echo, over), daemon=True)
+    show.start()
+    status = supervisor.supervise()
+    over.set()
+    show.join()
+    return run, status
+
+
+def _show(path: Path, echo: Callable[[str], None], over: threading.Event) -> None:
+    """Passes on what is added to a log, until it is over."""
+    at = path.stat().st_size if path.exists() else 0
+    is_last = False
+    while not is_last:
+        is_last = over.wait(ECHO_INTERVAL_S)  # and then reads the rest
+        if path.exists():
+            with path.open("rb") as log:
+                log.seek(at)
+                text = log.read()
+            at += len(text)
+            if text:
+                echo(text.decode(errors="replace"))
+
+
+def choose_gpus(procs: int, accelerator: str | None) -> int:
+    """GPUs of a node with so many ranks: one each where this machine has them, else none."""
+    if accelerator == "cpu":
+        return 0
+    return procs if count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) >= procs else 0
+
+
+def main(arguments: list[str]) -> int:
+    """Records a rank that torchrun started; returns its exit status."""
+    text, _, *words = arguments
+    spec = msgspec.json.decode(text, type=JobSpec)
+    name = os.environ.get("HPCDIST_RUN") or _name_after_torchrun(spec)
+    project = find_project(Path.cwd())
+    place = Place(root=str(project.root), workdir=str(Path.cwd()), python=sys.executable, run=name)
+    run = claim_run(prepare_spec(spec, project.site, place, backend="local", nodes_here=1))
+    record = run.record()
+    os.environ["HPCDIST_LAUNCHER"] = "local"
+    os.environ["HPCDIST_JOB_ID"] = record.job_id or ""
+    os.environ["HPCDIST_RUN"] = name
+    os.environ["HPCDIST_RUN_DIR"] = str(run.path)
+    os.environ.setdefault("HPCDIST_TB_DIR", str(board_folder(record, run.path)))
+    speaks = os.environ.get("LOCAL_RANK") == "0" and os.environ.get("GROUP_RANK", "0") == "0"
+    state = LocalState(
+        host=socket.gethostname(),
+        boot_id=read_boot_id(),
+        pid=os.getpid(),
+        pid_started=read_start_ticks(os.getpid()) or 0,
+        state="RUNNING",
+        started_at_s=time.time(),
+        gpus=spec.layout.nodes * spec.layout.gpus,
+    )
+    if speaks:
+        print(f"run {name}", file=sys.stderr, flush=True)
+        run.write("local.json", state)
+    status = rank.main(["--", sys.executable, "-m", "hpcdist.train", *words])
+    if speaks:
+        word = "FAILED" if status else "COMPLETED"
+        run.write("local.json", msgspec.structs.replace(state, state=word, exit_code=status, ended_at_s=time.time()))
+    return status
+
+
+def _name_after_torchrun(spec: JobSpec) -> str:
+    """The same on all ranks of one torchrun, and never again."""
+    parent = f"{read_boot_id()} {os.getppid()} {read_start_ticks(os.getppid())}"
+    return f"{spec.slug}-{spec.layout.name}-{hashlib.sha256(parent.encode()).hexdigest()[:6]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

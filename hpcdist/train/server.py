@@ -1,0 +1,139 @@
+"""The parameter server that takes gradients as they come: weights, optimizer and a thread per client, in rank 0."""
+
+import copy
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hpcdist.train.failure import LastWords
+from hpcdist.train.flat import flatten, give_gradients, list_weights
+from hpcdist.train.message import ANSWER_NUMBERS, NO_TICKET, QUESTION_NUMBERS, Message
+from hpcdist.train.module import Classifier
+from hpcdist.train.tickets import Tickets
+
+CPU = torch.device("cpu")
+
+
+class Server:
+    """Applies each rank's gradients by themselves, in the order in which they come.
+
+    Its learning rate goes by what it has applied, whichever rank it came from.
+
+    Args:
+        module: What is trained; the server has weights and optimizer of its own.
+        tickets: Who trains what.
+        is_due: Whether all should meet for a checkpoint.
+        last_words: What ends this process when a client is lost.
+        optimizer_state: The optimizer's, from a checkpoint; None begins anew.
+        parts_done: Parts whose gradients it has got.
+    """
+
+    def __init__(
+        self,
+        module: Classifier,
+        tickets: Tickets,
+        is_due: Callable[[], bool],
+        last_words: LastWords,
+        *,
+        optimizer_state: dict[str, Any] | None,
+        parts_done: int,
+    ) -> None:
+        master = Classifier(
+            copy.deepcopy(module.network).to(CPU),
+            module.training_options,
+            steps=module.rates.steps,
+            world_size=1,
+            rates=module.rates,
+        )
+        self._weights = list_weights(master)
+        configured = master.configure_optimizers()
+        self._optimizer: torch.optim.Optimizer = configured["optimizer"]
+        self._schedule = configured["lr_scheduler"]["scheduler"]
+        self._tickets, self._is_due, self._last_words = tickets, is_due, last_words
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._wants_pause = False
+        self._threads: list[threading.Thread] = []
+        self._parts_done, self._images = parts_done, 0
+        if optimizer_state is not None:
+            self._optimizer.load_state_dict(optimizer_state)
+            for _ in range(parts_done):
+                self._schedule.step()
+
+    @property
+    def size(self) -> int:
+        """Weights in all."""
+        return sum(one.numel() for one in self._weights)
+
+    def serve(self, clients: list[int], group: dist.ProcessGroup | None) -> None:
+        """Answers the other ranks, from threads."""
+        for client in clients:
+            thread = threading.Thread(target=self._serve, args=(client, group), name=f"client-{client}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _serve(self, client: int, group: dist.ProcessGroup | None) -> None:
+        question, answer = Message(QUESTION_NUMBERS, self.size), Message(ANSWER_NUMBERS, self.size)
+        try:
+            while True:
+                dist.recv(question.data, client, group)
+                if question.numbers[2]:
+                    return
+                self.learn(question, answer)
+                dist.send(answer.data, client, group)
+        except RuntimeError as error:
+            if not self._is_closed:
+                self._last_words.end(error)
+
+    def learn(self, question: Message, answer: Message) -> None:
+        """Applies a rank's gradients, and fills in what it gets back."""
+        images, asked, _ = question.numbers.tolist()
+        with self._lock:
+            if images:
+                give_gradients(question.floats, self._weights)
+                self._optimizer.step()
+            self._schedule.step()
+            self._parts_done += 1
+            self._images += int(images)
+            # Once a rank was sent to the meeting, all are.
+            self._wants_pause |= (bool(asked) or self._is_due()) and self._tickets.can_pause
+            ticket = None if self._wants_pause else self._tickets.draw()
+            self._fill(answer, NO_TICKET if ticket is None else ticket)
+
+    def _fill(self, answer: Message, ticket: int) -> None:
+        answer.numbers[:] = torch.tensor([ticket, self._parts_done, self._images, self._lr()], dtype=torch.float64)
+        answer.floats.copy_(flatten(self._weights))
+
+    def _lr(self) -> float:
+        rate: float = self._optimizer.param_groups[0]["lr"]
+        return rate
+
+    def deal(self, answer: Message) -> bool:
+        """Fills in what all get when they have met, with rank 0's ticket; returns whether the epoch is over."""
+        with self._lock:
+            self._wants_pause = False
+            is_epoch_over = self._tickets.is_epoch_over
+            first = self._tickets.deal()
+            self._fill(answer, NO_TICKET if first is None else first)
+            return is_epoch_over
+
+    def held(self) -> AbstractContextManager[Any]:
+        """Lets nobody change anything for a while."""
+        return self._lock
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep beside the weights."""
+        return {"optimizer": self._optimizer.state_dict(), "parts_done": self._parts_done}
+
+    def close(self) -> None:
+        """Expects nothing any more: that clients are gone is no fault."""
+        self._is_closed = True
+
+    def join(self) -> None:
+        """Until every client has gone."""
+        for thread in self._threads:
+            thread.join()

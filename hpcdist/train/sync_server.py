@@ -1,0 +1,103 @@
+"""A parameter server that waits for every rank: gradients go to rank 0, and its weights come back.
+
+Rank 0 is the server and trains as well: nobody asks for a rank more. It holds the only optimizer that does anything;
+that of the other ranks finds no gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch import nn
+
+from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.flat import flatten, give_gradients, list_statistics, list_weights, spread, take_gradients
+from hpcdist.train.laps import Part
+
+SERVER = 0
+
+
+def no_lap(part: Part) -> None:
+    """Measures nothing."""
+
+
+class SyncServer(SingleDeviceStrategy):
+    """Each rank trains for Lightning's eyes alone; between backward pass and next step it talks to the server.
+
+    Args:
+        device: Of this rank.
+        rank: This rank.
+
+    Attributes:
+        lap: Told what was done until now, for the split of a step.
+    """
+
+    def __init__(self, device: torch.device, rank: RankEnvironment) -> None:
+        super().__init__(device=device)
+        self._me, self._size = rank.rank, rank.world_size
+        self._clients = [one for one in range(rank.world_size) if one != SERVER]
+        self.lap: Callable[[Part], None] = no_lap
+
+    def on_train_start(self) -> None:
+        """Begins with the server's weights."""
+        flat = self._state()
+        dist.broadcast(flat, SERVER)
+        self._set_state(flat)
+
+    def optimizer_step(
+        self, optimizer: Any, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
+    ) -> Any:
+        """A step: backward pass, gradients to the server, its optimizer, weights from the server."""
+
+        def train_and_send() -> Any:
+            loss = closure()
+            self._send_gradients()
+            self.lap("communication")
+            return loss
+
+        result = super().optimizer_step(optimizer, train_and_send, model, **kwargs)
+        self.lap("other")
+        self._fetch_weights()
+        self.lap("communication")
+        return result
+
+    def _send_gradients(self) -> None:
+        weights = list_weights(self._network())
+        flat = take_gradients(weights)
+        if self._me != SERVER:
+            dist.send(flat, SERVER)
+            return
+        theirs = {one: torch.empty_like(flat) for one in self._clients}
+        arrivals = {one: dist.irecv(theirs[one], one) for one in self._clients}
+        # In the order of ranks and not of arrival: the same sum each time.
+        for one in self._clients:
+            _wait(arrivals[one])
+            flat += theirs[one]
+        give_gradients(flat.div_(self._size), weights)
+
+    def _fetch_weights(self) -> None:
+        flat = self._state()
+        if self._me == SERVER:
+            for departure in [dist.isend(flat, one) for one in self._clients]:
+                _wait(departure)
+        else:
+            dist.recv(flat, SERVER)
+            self._set_state(flat)
+
+    def _network(self) -> torch.nn.Module:
+        if self.model is None:
+            raise RuntimeError("there is no model yet")
+        return self.model
+
+    def _state(self) -> torch.Tensor:
+        return flatten([*list_weights(self._network()), *list_statistics(self._network())])
+
+    def _set_state(self, flat: torch.Tensor) -> None:
+        spread(flat, [*list_weights(self._network()), *list_statistics(self._network())])
+
+
+def _wait(work: dist.Work | None) -> None:
+    if work is not None:
+        work.wait()

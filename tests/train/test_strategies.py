@@ -1,0 +1,233 @@
+"""Each strategy trains what it should: the same weights as all-reduce where ranks wait, faster where they need not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hpcdist.errors import UsageError
+from hpcdist.record import STOPPED_STATUS
+from hpcdist.spec import Training
+from hpcdist.train.tickets import Tickets
+from tests.train.conftest import clean_environment
+
+PROGRAM = Path(__file__).with_name("strategy_ranks.py")
+SMALL_CNN_BYTES = 4 * 56_970  # the network's parameters, as its docstring has them
+SYNC = {"strategy": "parameter-server"}
+ASYNC = {"strategy": "parameter-server", "ps_mode": "async"}
+
+
+def fifty_steps(ranks, optimizer, **more):
+    rate = 0.01 if optimizer == "sgd" else 0.001
+    return {
+        "ranks": ranks,
+        "training": {"batch_size": 64, "max_steps": 50, "epochs": 20, "optimizer": optimizer, "lr": rate, **more},
+    }
+
+
+def list_cases(mnist, pictures, sync_folder, async_folder):
+    cases = {
+        f"{optimizer} {ranks} {way}": fifty_steps(ranks, optimizer, **options)
+        for optimizer in ("sgd", "adamw")
+        for ranks in (2, 4)
+        for way, options in (("reduced", {}), ("served", SYNC))
+    }
+    cases["sgd 1"], cases["sgd 3"] = fifty_steps(1, "sgd"), fifty_steps(3, "sgd")
+    cases["sgd 2 rounded"] = fifty_steps(2, "sgd", strategy="ddp-bf16")
+    cases["mnist"] = {"ranks": 2, "mnist": str(mnist)}
+    cases["mnist"] |= {"training": {"batch_size": 256, "epochs": 2, "strategy": "ddp-bf16"}}
+
+    uneven = {"ranks": 2, "slow": 0.03, "images": 1000, "learnable": True}
+    options = {"batch_size": 64, "epochs": 2, "optimizer": "sgd", "lr": 0.01}
+    cases["uneven reduced"] = uneven | {"training": options}
+    cases["uneven apart"] = uneven | {"training": options | ASYNC}
+    options = {"batch_size": 64, "epochs": 3, "max_steps": 20, **ASYNC}
+    cases["cut"] = {"ranks": 3, "images": 1000, "training": options}
+    asked = {"ranks": 3, "images": 2000, "learnable": True, "slow": 0.1, "stop_after_s": 0.6}
+    asked |= {"checkpoints": str(async_folder), "training": {"batch_size": 64, "epochs": 6, **ASYNC}}
+    cases["asked apart"] = asked
+    cases["goes on apart"] = asked | {"ranks": 2, "slow": 0, "stop_after_s": None}
+    options = {"data": "synthetic:3x16x16x4@200", "model": "shufflenet", "optimizer": "sgd", "schedule": "step"}
+    options |= {"batch_size": 16, "accumulate": 2, "epochs": 50, "target_accuracy": 0.6, **ASYNC}
+    cases["apart to a target"] = {"ranks": 2, "training": options}
+    options = {"data": f"{pictures}@16", "batch_size": 4, "epochs": 3, **ASYNC}
+    cases["pictures apart"] = {"ranks": 2, "training": options}
+    options = {"batch_size": 64, "epochs": 1000, **ASYNC}
+    cases["dies"] = {"ranks": 3, "images": 2000, "die_after_s": 1.0, "training": options}
+
+    cases["whole"] = {"ranks": 2, "images": 2000, "slow": 0.02, "training": {"batch_size": 64, "epochs": 2, **SYNC}}
+    cases["asked"] = cases["whole"] | {"checkpoints": str(sync_folder), "stop_after_s": 0.6}
+    cases["goes on"] = cases["whole"] | {"checkpoints": str(sync_folder)}
+    return cases
+
+
+def paint(folder):
+    """Ten red and ten blue training images and as many to test."""
+    for part in ("train", "val"):
+        for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+            (folder / part / name).mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (20 + number, 30), colour).save(folder / part / name / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def found(mnist_dir, tmp_path_factory):
+    """What each rank of each case ended with; all in one process, so that torch is imported once."""
+    pictures = tmp_path_factory.mktemp("pictures")
+    paint(pictures)
+    cases = list_cases(mnist_dir, pictures, tmp_path_factory.mktemp("sync"), tmp_path_factory.mktemp("async"))
+    command = [sys.executable, str(PROGRAM), json.dumps(list(cases.values()))]
+    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=280)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+def differences(one, other):
+    return [abs(a - b) for a, b in zip(one["weights"], other["weights"], strict=True)]
+
+
+def assert_same_weights(one, other):
+    """Within rounding: but for the few weights behind a relu whose input rounds across its corner."""
+    apart = sorted(differences(one, other))
+    assert apart[len(apart) * 95 // 100] < 1e-6
+    assert apart[-1] < 1e-4
+
+
+class TestSameWeights:
+    @pytest.mark.parametrize("ranks", [2, 4])
+    @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+    def test_a_server_that_waits_gives_those_of_all_reduce(self, found, optimizer, ranks):
+        reduced, served = found[f"{optimizer} {ranks} reduced"], found[f"{optimizer} {ranks} served"]
+        for one, other in zip(reduced, served, strict=True):
+            assert_same_weights(one, other)
+            assert (other["steps"], other["samples"]) == (one["steps"], one["samples"])
+        assert len({tuple(rank["weights"]) for rank in served}) == 1
+        assert {rank["bytes_per_step"] for rank in reduced} == {SMALL_CNN_BYTES}
+        assert {rank["bytes_per_step"] for rank in served} == {2 * SMALL_CNN_BYTES}
+        assert all(rank["split"]["communication_s"] > 0 for rank in served)
+
+    def test_one_and_three_ranks_at_one_global_batch(self, found):
+        for rank in found["sgd 3"]:
+            assert_same_weights(found["sgd 1"][0], rank)
+
+    def test_all_reduce_in_bfloat16_rounds_and_sends_half(self, found):
+        plain, rounded = found["sgd 2 reduced"], found["sgd 2 rounded"]
+        assert {rank["bytes_per_step"] for rank in rounded} == {SMALL_CNN_BYTES // 2}
+        assert rounded[0]["weights"] == rounded[1]["weights"]
+        # Rounded to 8 bits, and so neither the same nor far away.
+        assert 1e-4 < max(differences(plain[0], rounded[0])) < 0.02
+
+
+def test_bfloat16_all_reduce_reaches_98_percent_of_mnist(found):
+    first, second = found["mnist"]
+    assert first["accuracy"] == second["accuracy"] >= 0.98
+
+
+class TestAsync:
+    def test_no_rank_waits_for_a_slow_one(self, found):
+        reduced, apart = found["uneven reduced"], found["uneven apart"]
+        # In step both train 500 images per epoch; apart the fast one does what the slow one leaves.
+        assert [rank["samples"] for rank in reduced] == [1000, 1000]
+        assert apart[0]["samples"] > 2 * apart[1]["samples"]
+        assert apart[0]["images_per_s"] > 1.5 * reduced[0]["images_per_s"]
+
+    def test_an_epoch_still_has_every_sample_once(self, found):
+        apart = found["uneven apart"]
+        assert sum(rank["samples"] for rank in apart) == 2 * 1000
+        assert {(rank["steps"], rank["epochs"], rank["finished"]) for rank in apart} == {(32, 2, True)}
+
+    def test_all_ranks_test_and_end_with_the_server_s_weights(self, found):
+        first, second = found["uneven apart"]
+        assert first["weights"] == second["weights"]
+        assert first["accuracy"] == second["accuracy"] > 0.5  # of ten classes, after 32 steps
+        assert [test["step"] for test in second["tests"]] == [16, 32]
+
+    def test_every_rank_counts_the_images_of_all(self, found):
+        fast, slow = found["uneven apart"]
+        assert slow["images_per_s"] == pytest.approx(fast["images_per_s"], rel=0.5)
+        # Far more than its own.
+        assert slow["images_per_s"] > 2 * slow["samples"] / slow["phases_s"]["steady"]
+
+    def test_max_steps_may_end_within_an_epoch(self, found):
+        ranks = found["cut"]
+        assert sum(rank["samples"] for rank in ranks) == 1000 + 4 * 64  # 16 batches are an epoch
+        assert {(rank["steps"], rank["status"], rank["tests"][-1]["step"]) for rank in ranks} == {(20, 0, 20)}
+
+    def test_it_stops_when_one_rank_is_asked_and_goes_on_with_another_number_of_ranks(self, found):
+        stopped, ended = found["asked apart"], found["goes on apart"]
+        assert [rank["status"] for rank in stopped] == [STOPPED_STATUS] * 3
+        assert 0 < stopped[0]["steps"] < 6 * 32
+        assert {(rank["status"], rank["steps"]) for rank in ended} == {(0, 6 * 32)}
+        assert f"goes on after step {stopped[0]['steps']} of 192" in ended[0]["out"]
+        assert ended[0]["accuracy"] == ended[1]["accuracy"] > 0.9
+
+    def test_batch_normalisation_parts_of_parts_and_a_target(self, found):
+        first, second = found["apart to a target"]
+        assert (first["status"], second["status"]) == (0, 0), first
+        assert first["accuracy"] == second["accuracy"] >= 0.6
+        assert first["finished"]
+        # 13 batches an epoch; it ends after the test that reached the target.
+        assert first["steps"] == second["steps"] == 13 * len(first["tests"])
+        assert first["samples"] + second["samples"] == 200 * len(first["tests"])
+
+    def test_a_folder_of_images_is_shared_out_too(self, found):
+        first, second = found["pictures apart"]
+        assert (first["status"], second["status"]) == (0, 0), first
+        assert first["samples"] + second["samples"] == 3 * 20
+        assert first["accuracy"] == second["accuracy"] == 1.0
+        assert "20 images are decoded once and kept" in first["out"]
+
+    def test_a_rank_that_dies_ends_the_others(self, found):
+        first, second, dead = (rank["status"] for rank in found["dies"])
+        assert dead == 9
+        assert first > 0
+        assert second > 0
+
+
+def test_a_server_that_waits_goes_on_bit_for_bit(found):
+    stopped, ended = found["asked"], found["goes on"]
+    assert [rank["status"] for rank in stopped] == [STOPPED_STATUS] * 2
+    assert f"goes on after step {stopped[0]['steps']} of 64" in ended[0]["out"]
+    assert [rank["weights"] for rank in ended] == [rank["weights"] for rank in found["whole"]]
+
+
+class TestTickets:
+    def test_parts_are_given_once_each_and_every_rank_gets_one_when_all_met(self):
+        # 2 ranks, epochs of 3 batches: parts 0 to 5, then 6 to 9 of the 5 batches in all.
+        tickets = Tickets(ranks=2, batches_per_epoch=3, batches=5)
+        assert tickets.deal() == 0
+        assert [tickets.draw() for _ in range(5)] == [2, 3, 4, 5, None]
+        assert tickets.is_epoch_over
+        assert tickets.deal() == 6
+        assert [tickets.draw() for _ in range(3)] == [8, 9, None]
+        assert tickets.deal() is None
+
+    def test_a_pause_leaves_a_part_for_each_rank(self):
+        tickets = Tickets(ranks=2, batches_per_epoch=3, batches=3)
+        tickets.deal()
+        assert tickets.can_pause  # 2, 3, 4 and 5 are left
+        assert tickets.deal() == 2
+        tickets.draw()
+        assert not tickets.can_pause  # 5 is left, for two ranks
+
+    def test_it_goes_on_in_the_middle_of_an_epoch(self):
+        tickets = Tickets(ranks=2, batches_per_epoch=3, batches=6, done=8)
+        assert tickets.deal() == 8
+        assert [tickets.draw() for _ in range(3)] == [10, 11, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"ps_mode": "async"}, "ps_mode is async but strategy is ddp"),
+        ({"strategy": "parameter-server", "precision": "16-mixed"}, "16-mixed"),
+        ({"strategy": "parameter-server", "module": "a:B", "datamodule": "a:C"}, "for the built-in networks"),
+    ],
+)
+def test_what_can_not_go_together_is_refused(options, expected):
+    with pytest.raises(UsageError, match=expected):
+        Training(**options)
+    Training(strategy="parameter-server", ps_mode="async", precision="bf16-mixed")  # and this can
