@@ -29,7 +29,7 @@ class Figure(NamedTuple):
 
 
 def format_comparison(comparison: Comparison, width: int | None = None) -> list[str]:
-    """The report's lines: verdict, table, failed jobs, fits, predictions, what was not measured.
+    """The report's lines: verdict, table, what others printed, failed jobs, fits, predictions, what was not measured.
 
     Args:
         comparison: The report.
@@ -38,6 +38,7 @@ def format_comparison(comparison: Comparison, width: int | None = None) -> list[
     sections = [
         _wrap_all(verdict_lines(comparison), width),
         format_figures(comparison, width),
+        _wrap_all(describe_references(comparison), width),
         _wrap_all([f"{label}: {text}" for label, text in list_reasons(comparison)], width),
         _wrap_all([line for fit in comparison.fits if (line := format_fit(fit))], width),
         _wrap_all([format_prediction(one) for one in comparison.predictions], width),
@@ -110,7 +111,6 @@ def _table_notes(comparison: Comparison, left_out: int) -> list[str]:
         notes.append(f"! under the {EFFICIENCY_LINE:.0%} line of parallel efficiency")
     if any(row.is_baseline for row in comparison.rows):
         notes.append("* speedups refer to this one")
-    notes += describe_references(comparison)
     if left_out:
         notes.append(f"{left_out} more column(s) in a wider terminal, --csv or --json")
     return notes
@@ -260,6 +260,7 @@ def format_markdown(comparison: Comparison) -> str:
         lines.append("| " + " | ".join(_escape(one.text(row, comparison) or "-") for one in figures) + " |")
     lines += ["", *[f"{_escape(note)}  " for note in _table_notes(comparison, 0)]]
     sections = {
+        "Printed elsewhere": describe_references(comparison),
         "Jobs that did not complete": [f"{label}: {text}" for label, text in list_reasons(comparison)],
         "Fits": [line for fit in comparison.fits if (line := format_fit(fit))],
         "Predictions": [format_prediction(one) for one in comparison.predictions],
