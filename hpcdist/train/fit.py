@@ -29,6 +29,7 @@ from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.goal import Goal
+from hpcdist.train.lean import NoProfiler, skip_unused_hooks
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.own_pace import share_out
@@ -147,6 +148,7 @@ def fit(
         begin = None
     if logger:
         logger.log_options(options)
+    skip_unused_hooks(module, trainer.callbacks)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
     if count_steps_done(trainer) < steps and not goal.is_reached:
         raise RuntimeError(f"the training ended at step {count_steps_done(trainer)} of {steps}")
@@ -204,6 +206,7 @@ def build_trainer(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        profiler=NoProfiler(),
     )
     own_signals(trainer)
     return trainer
