@@ -29,7 +29,7 @@ from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.goal import Goal
-from hpcdist.train.lean import NoProfiler, skip_unused_hooks
+from hpcdist.train.lean import NoProfiler, take_lean_steps
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.own_pace import share_out
@@ -148,7 +148,7 @@ def fit(
         begin = None
     if logger:
         logger.log_options(options)
-    skip_unused_hooks(module, trainer.callbacks)
+    take_lean_steps(trainer, module)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
     if count_steps_done(trainer) < steps and not goal.is_reached:
         raise RuntimeError(f"the training ended at step {count_steps_done(trainer)} of {steps}")

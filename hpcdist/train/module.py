@@ -1,6 +1,5 @@
 """The training step: loss, gradient weighting, test accuracy."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -57,13 +56,6 @@ class Classifier(LightningModule):
         self.test_accuracy: float | None = None
         self.tested_at_step: int | None = None
         self._test_sums = torch.zeros(3, dtype=torch.float64)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As any module's; but Lightning notes the hook it is in 45 times a step, at a microsecond each."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     def configure_optimizers(self) -> Any:
         """One optimizer, its learning rate set before each step."""
@@ -127,10 +119,6 @@ class Classifier(LightningModule):
         loss_sum, correct, count = _sums_over_ranks(self._test_sums)
         self.test_loss, self.test_accuracy = loss_sum / count, correct / count
         self.tested_at_step = count_steps_done(self.trainer)
-
-
-# Lightning asks for it in every step, and working it out takes 30 microseconds.
-Classifier.training_step.__signature__ = inspect.signature(Classifier.training_step)  # type: ignore[attr-defined]
 
 
 def ends_step(trainer: Trainer) -> bool:
