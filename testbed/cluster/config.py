@@ -84,7 +84,8 @@ def render_slurm_conf(testbed: Testbed) -> str:
     """slurm.conf (slurm.conf(5)); every daemon and client reads this one file."""
     nodes = "\n".join(
         f"NodeName={node} NodeAddr={testbed.address(node)} CPUs=4 RealMemory=8000 Gres=gpu:fake:2"
-        for node in testbed.nodes
+        f" Feature={f'type-{number},' if number < 4 else ''}type-4"
+        for number, node in enumerate(testbed.nodes, 1)
     )
     return SLURM_CONF.format(
         host=testbed.host_name,
