@@ -125,8 +125,9 @@ class Soaked:
         self.trains()
         step, lost_s = None, 0.0
         if fault.kind != "controller":
-            step = self.went_on_after()
-            lost_s = self.lost_s(step, since_s, began_s)
+            step, steps = self.went_on_after()
+            # Broken after its last step was saved, it had nothing left to lose.
+            lost_s = 0.0 if step and step == steps else self.lost_s(step, since_s, began_s)
         self.struck.append(Struck(fault, self.names[-1], step, lost_s, time.time() - began_s))
         return True
 
@@ -143,12 +144,15 @@ class Soaked:
         return until_s - max(since_s, self.before.get(step, 0.0))
 
     def went_on_after(self):
-        """The step this attempt went on from."""
+        """The step this attempt went on from, of how many; None where it began anew."""
         text = "".join(path.read_text() for path in (self.folder / "logs").glob("*_0_log.out"))
         if self.restarts:
             text = text.rpartition(RESTART_LINE.format(self.restarts))[2]
         found = [line for line in text.splitlines() if line.startswith("goes on after step ")]
-        return int(found[0].split()[4]) if found else None
+        if not found:
+            return None, None
+        words = found[0].replace(",", "").split()
+        return int(words[4]), int(words[6])
 
     def comes_back(self, timeout_s=90):
         """Waits until Slurm has put it back into the queue; False when it was over before the fault struck."""
