@@ -4,7 +4,7 @@ Lightning calls each hook of each callback and of the module, whether anybody wr
 managers of a profiler that does nothing; it asks in each step what the module's signatures are, whether it validates,
 accumulates or clips, and keeps metrics that were never logged. `LeanStep` is what remains for the built-in network: the
 batch, the hooks that were written, the strategy's forward, backward and optimizer step, the learning rate, the counts.
-What it stands in for has no public name, so a test compares it with Lightning's own, and any other release keeps its own.
+What it stands in for has no public name, so a test compares it with Lightning's own; other releases keep theirs.
 """
 
 from collections.abc import Callable
