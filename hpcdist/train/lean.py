@@ -9,9 +9,9 @@ What it stands in for has no public name, so a test compares it with Lightning's
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 from typing import Any
 
-import pytorch_lightning
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.profilers import PassThroughProfiler
@@ -44,7 +44,7 @@ def take_lean_steps(trainer: Trainer, module: LightningModule) -> None:
         trainer: With all its callbacks.
         module: Which logs nothing through Lightning, and whose gradients are not clipped.
     """
-    if not pytorch_lightning.__version__.startswith(_KNOWN_RELEASES):
+    if not version("pytorch-lightning").startswith(_KNOWN_RELEASES):
         return
     skip_unused_hooks(trainer, module)
     if trainer.accumulate_grad_batches == 1:
