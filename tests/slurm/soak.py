@@ -126,21 +126,21 @@ class Soaked:
         step, lost_s = None, 0.0
         if fault.kind != "controller":
             step, steps = self.went_on_after()
-            # Broken after its last step was saved, it had nothing left to lose.
-            lost_s = 0.0 if step and step == steps else self.lost_s(step, since_s, began_s)
+            lost_s = self.lost_s(step, since_s, self.before.get(steps, began_s))
         self.struck.append(Struck(fault, self.names[-1], step, lost_s, time.time() - began_s))
         return True
 
-    def lost_s(self, step, since_s, broken_at_s):
+    def lost_s(self, step, since_s, ended_at_s):
         """Seconds of training done again: what the attempt before this one did after the checkpoint gone on from.
 
         Args:
             step: That of the checkpoint; None where it began anew.
             since_s: When that attempt began to train.
-            broken_at_s: When it was broken; asked to stop, it may have come further and saved that.
+            ended_at_s: When it had trained its last step, or was broken before; asked to stop, it may have come
+                further and saved that.
         """
         first = self.rank(0)["started_at_s"]
-        until_s = max([broken_at_s, *(taken for taken in self.before.values() if taken < first)])
+        until_s = max([ended_at_s, *(taken for taken in self.before.values() if taken < first)])
         return until_s - max(since_s, self.before.get(step, 0.0))
 
     def went_on_after(self):
@@ -246,10 +246,11 @@ class Soaked:
 
         points = []
         for name in self.names:
-            (folder,) = self.cluster.project.glob(f"tb_logs/*/*-{name}")
-            found = EventAccumulator(str(folder), {"scalars": 0}).Reload().Scalars("train/loss")
-            points = [point for point in points if point[0] < found[0].step] if found else points
-            points += [(event.step, event.value) for event in found]
+            # None of a run that Slurm failed to start.
+            for folder in self.cluster.project.glob(f"tb_logs/*/*-{name}"):
+                found = EventAccumulator(str(folder), {"scalars": 0}).Reload().Scalars("train/loss")
+                points = [point for point in points if point[0] < found[0].step] if found else points
+                points += [(event.step, event.value) for event in found]
         return points
 
     def productive_s(self):
