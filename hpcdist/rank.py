@@ -186,11 +186,13 @@ class Program:
                 host=socket.gethostname(),
                 started_at_s=self.started_at_s,
             )
-            self._put(self.path.with_suffix(".curve.json"), curve, durable=False)
+            # A folder of their own: whoever reads ranks/*.json finds the ranks there and nothing else.
+            self._put(self.path.parent.with_name("curves") / self.path.name, curve, durable=False)
 
     def _put(self, path: Path, value: msgspec.Struct, *, durable: bool) -> None:
         text = msgspec.json.encode(value)
         try:
+            path.parent.mkdir(exist_ok=True)
             write_atomically(path, msgspec.json.format(text) if durable else text, durable=durable)
         except OSError as error:
             # A full disk or a deleted folder costs the figures, not the program's work.

@@ -97,7 +97,7 @@ class Run:
 
     def curves(self) -> list[UsageCurve]:
         """What each rank used over time, by rank; those that wrote nothing readable are missing."""
-        found = [read_json(path, UsageCurve) for path in self.path.glob("ranks/*.curve.json")]
+        found = [read_json(path, UsageCurve) for path in self.path.glob("curves/*.json")]
         return sorted((curve for curve in found if curve is not None), key=lambda curve: curve.rank)
 
     def progress(self) -> Progress | None:

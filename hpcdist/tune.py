@@ -109,7 +109,7 @@ def tune(
     chosen = choose_batch(search, attempts)
     tried = list(attempts)
     if chosen is not None:
-        counts = next_workers(chosen, job.layout.cpus_per_task, has_workers=has_workers)
+        counts = next_workers(chosen, attempts, job.layout.cpus_per_task, has_workers=has_workers)
         if counts:
             more = bench.measure("workers", {"batch_size": chosen.batch_size}, "workers", list(counts))
             tried += more

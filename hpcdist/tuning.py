@@ -119,15 +119,17 @@ def _first_of_the_fastest(attempts: Sequence[Attempt]) -> Attempt | None:
     return next((one for one in attempts if (one.images_per_s or 0.0) * (1 + GAIN) > fastest), None)
 
 
-def next_workers(chosen: Attempt, cpus: int, *, has_workers: bool) -> tuple[int, ...]:
+def next_workers(chosen: Attempt, attempts: Sequence[Attempt], cpus: int, *, has_workers: bool) -> tuple[int, ...]:
     """The numbers of workers to try with a batch: none, 1, 2, 4 and on to the rank's CPUs; empty where none can help.
 
     Args:
         chosen: The batch, as it was measured.
+        attempts: All batches: where the chosen one had too few steps to tell, what others waited counts.
         cpus: CPUs of each rank.
         has_workers: Whether anything decodes images at all.
     """
-    if not has_workers or chosen.data_share is None or chosen.data_share <= STARVED:
+    told = [one.data_share for one in ([chosen] if chosen.data_share is not None else attempts)]
+    if not has_workers or max((share for share in told if share is not None), default=0.0) <= STARVED:
         return ()
     return (0, *(2**power for power in range(16) if 2**power <= max(4, cpus)))
 

@@ -46,7 +46,7 @@ _PEAKS = frozenset({"memory_bytes", "gpu_memory_bytes"})
 
 
 class UsageCurve(msgspec.Struct, frozen=True, kw_only=True):
-    """`ranks/<rank>.curve.json`: what a rank used over time, a column per figure.
+    """`curves/<rank>.json`: what a rank used over time, a column per figure.
 
     Attributes:
         rank: Global rank.

@@ -1,14 +1,20 @@
 """hpcdist tune on this machine, for real, with the built-in network on made-up images."""
 
 import json
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from hpcdist.project import Project
 from hpcdist.reports import report_on
 from hpcdist.spec import Site
+from hpcdist.studies import Watch
 from hpcdist.tune import tune
+from tests import test_studies
 from tests.conftest import run_hpcdist
+
+slurm = test_studies.slurm  # the stand-in, as a fixture
 
 STUDY = """# Two layouts.
 name = "small"
@@ -77,6 +83,37 @@ def test_workers_are_tried_when_the_data_are_waited_for(project, monkeypatch):
         ("workers", {"batch_size": 64}, "workers", [0, 1, 2, 4]),
     ]
     assert found.options == {"batch_size": 64, "workers": 4}
+
+
+class Ranks(Watch):
+    """Writes what the ranks of an array's tasks would, as soon as it is sent: made-up speeds by the batch size."""
+
+    SPEEDS: ClassVar = {512: 1000.0, 1024: 1500.0, 2048: 1530.0, 4096: 1540.0}
+
+    def sent(self, batch, done, total, refusal):
+        for trial in batch.trials:
+            speed = self.SPEEDS[int(trial.variant.partition("batch_size=")[2])]
+            rank = {"rank": 0, "local_rank": 0, "node_rank": 0, "world_size": 1, "host": "n1", "started_at_s": 1.0}
+            rank |= {"ended_at_s": 9.0, "exit_code": 0, "memory_peak_bytes": 2**30, "training": {"images_per_s": speed}}
+            path = Path("jobs/runs", trial.run, trial.task, "ranks", "0.json")
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps(rank))
+
+
+def test_on_slurm_four_doublings_are_one_array_one_at_a_time(slurm, project):
+    """On the stand-in for Slurm."""
+    slurm.set(**{f"j101_{task}": "COMPLETED" for task in range(4)})
+    here = Project(root=project, config=None, site=Site(), defaults={})
+    found = tune({"gpus": 1, "mem": "4G", "time": "24:00:00"}, here, backend="slurm", seconds=5.0, watch=Ranks())
+    (job,) = slurm.jobs().values()
+    assert job["array"] == "0-3%1"
+    (script,) = Path("jobs/runs").glob("*/script.sbatch")
+    text = script.read_text()
+    assert "#SBATCH --time=15\n" in text
+    assert "--speed-trial 5s" in text
+    assert "  3) set -- --batch-size 4096 ;;\n" in text
+    assert [one.memory_share for one in found.attempts] == [0.25] * 4
+    assert found.options == {"batch_size": 1024}
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,14 @@ def test_several_are_tried_at_once_where_each_round_waits_and_none_above_the_mos
 
 def test_workers_are_tried_only_where_the_data_are_waited_for():
     slow = Attempt(batch_size=64, images_per_s=100.0, data_share=0.4)
-    assert next_workers(slow, 2, has_workers=True) == (0, 1, 2, 4)
-    assert next_workers(slow, 16, has_workers=True) == (0, 1, 2, 4, 8, 16)
-    assert next_workers(slow, 2, has_workers=False) == ()
-    assert next_workers(Attempt(batch_size=64, images_per_s=100.0, data_share=0.1), 2, has_workers=True) == ()
-    assert next_workers(Attempt(batch_size=64, images_per_s=100.0), 2, has_workers=True) == ()
+    assert next_workers(slow, [slow], 2, has_workers=True) == (0, 1, 2, 4)
+    assert next_workers(slow, [slow], 16, has_workers=True) == (0, 1, 2, 4, 8, 16)
+    assert next_workers(slow, [slow], 2, has_workers=False) == ()
+    fed = Attempt(batch_size=128, images_per_s=100.0, data_share=0.1)
+    assert next_workers(fed, [slow, fed], 2, has_workers=True) == ()
+    unknown = Attempt(batch_size=128, images_per_s=100.0)
+    assert next_workers(unknown, [unknown], 2, has_workers=True) == ()
+    assert next_workers(unknown, [slow, unknown], 2, has_workers=True) == (0, 1, 2, 4)
 
 
 def test_the_fewest_workers_about_as_fast_as_the_fastest_are_taken():
