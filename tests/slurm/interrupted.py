@@ -43,7 +43,7 @@ class Job:
     def wait_for_step(self, step=1):
         """Until it trains (again): the file of an earlier attempt is taken away."""
         (self.folder / "progress.json").unlink(missing_ok=True)
-        eventually(lambda: self.step() >= step, 90)
+        eventually(lambda: self.step() >= step, 150)
 
     @contextmanager
     def held(self):
@@ -63,7 +63,7 @@ class Job:
         """Until its ranks are asked to stop; where the machine is slow, Slurm asks before the tenth step."""
         # The file of the request is gone once they stopped, and then there is a checkpoint.
         stopped = (self.folder / "checkpoints").glob
-        eventually(lambda: self.step() >= 10 or self.asked() or any(stopped("*.ckpt")), 90)
+        eventually(lambda: self.step() >= 10 or self.asked() or any(stopped("*.ckpt")), 150)
         if not (self.asked() or any(stopped("*.ckpt"))):
             with self.held():
                 eventually(self.asked, 90)
