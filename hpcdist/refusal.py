@@ -4,7 +4,10 @@
 HINTS = (
     ("walldurationperjob", "sacctmgr show qos format=name,maxwall has the longest; --time"),
     ("accounting/qos policy", "sacctmgr show qos has the limits; ask for less, or --qos NAME"),
-    ("account/partition", "hpcdist init finds a pair that fits; --account NAME, --partition NAME"),
+    (
+        "account/partition",
+        "sacctmgr show associations user=$USER lists your accounts; --account NAME, --partition NAME",
+    ),
     ("account not permitted", "hpcdist init finds a partition that is open to you; --partition NAME"),
     ("qos not permitted", "sacctmgr show associations user=$USER lists your QOS; --qos NAME, or --partition NAME"),
     ("partition", "sinfo lists the partitions; --partition NAME"),
