@@ -6,7 +6,7 @@ HINTS = (
     ("accounting/qos policy", "sacctmgr show qos has the limits; ask for less, or --qos NAME"),
     (
         "account/partition",
-        "sacctmgr show associations user=$USER lists your accounts; --account NAME, --partition NAME",
+        "sacctmgr show associations user=$USER lists your accounts; --account or --partition NAME",
     ),
     ("account not permitted", "hpcdist init finds a partition that is open to you; --partition NAME"),
     ("qos not permitted", "sacctmgr show associations user=$USER lists your QOS; --qos NAME, or --partition NAME"),
