@@ -126,22 +126,23 @@ class Soaked:
         step, lost_s = None, 0.0
         if fault.kind != "controller":
             step, steps = self.went_on_after()
-            lost_s = self.lost_s(step, since_s, self.before.get(steps, began_s))
+            lost_s = self.lost_s(step, steps, since_s, began_s)
         self.struck.append(Struck(fault, self.names[-1], step, lost_s, time.time() - began_s))
         return True
 
-    def lost_s(self, step, since_s, ended_at_s):
+    def lost_s(self, step, steps, since_s, broken_at_s):
         """Seconds of training done again: what the attempt before this one did after the checkpoint gone on from.
 
         Args:
             step: That of the checkpoint; None where it began anew.
+            steps: The last one of the training; broken after it was saved, nothing more was trained.
             since_s: When that attempt began to train.
-            ended_at_s: When it had trained its last step, or was broken before; asked to stop, it may have come
-                further and saved that.
+            broken_at_s: When it was broken; asked to stop, it may have come further and saved that.
         """
         first = self.rank(0)["started_at_s"]
-        until_s = max([ended_at_s, *(taken for taken in self.before.values() if taken < first)])
-        return until_s - max(since_s, self.before.get(step, 0.0))
+        taken = {at: taken_at_s for at, taken_at_s in self.before.items() if taken_at_s < first}
+        until_s = taken[steps] if steps in taken else max([broken_at_s, *taken.values()])
+        return until_s - max(since_s, taken.get(step, 0.0))
 
     def went_on_after(self):
         """The step this attempt went on from, of how many; None where it began anew."""
