@@ -4,10 +4,7 @@
 HINTS = (
     ("walldurationperjob", "sacctmgr show qos format=name,maxwall has the longest; --time"),
     ("accounting/qos policy", "sacctmgr show qos has the limits; ask for less, or --qos NAME"),
-    (
-        "account/partition",
-        "sacctmgr show associations user=$USER lists your accounts; --account or --partition NAME",
-    ),
+    ("account/partition", "sacctmgr show associations user=$USER lists your accounts; --account, or --partition"),
     ("account not permitted", "hpcdist init finds a partition that is open to you; --partition NAME"),
     ("qos not permitted", "sacctmgr show associations user=$USER lists your QOS; --qos NAME, or --partition NAME"),
     ("partition", "sinfo lists the partitions; --partition NAME"),

@@ -27,7 +27,7 @@ def add_login(testbed: Testbed) -> None:
     """Make the user and their home, unless they are there. `su - hpcdist-student` is then what ssh is elsewhere."""
     if account_of(testbed) is None:
         # One that is left from a testbed whose folder was deleted by hand.
-        attempt(testbed, "userdel", STUDENT)
+        attempt(testbed, "userdel", "--force", STUDENT)
         run(testbed, "useradd", "--no-create-home", f"--home-dir={testbed.home}", "--shell=/bin/bash", STUDENT)
     found = pwd.getpwnam(STUDENT)
     testbed.home.mkdir(mode=0o700, exist_ok=True)
@@ -73,6 +73,9 @@ def _owner(pid: int) -> int | None:
 
 
 def remove_login(testbed: Testbed) -> None:
-    """Remove the user from this machine; their home goes with the testbed's folder."""
+    """Remove the user from this machine; their home goes with the testbed's folder.
+
+    `--force`: also while dead processes of theirs wait for a container's lazy init.
+    """
     if account_of(testbed) is not None:
-        run(testbed, "userdel", STUDENT)
+        run(testbed, "userdel", "--force", STUDENT)
