@@ -34,8 +34,12 @@ def tuned(tmp_path_factory):
     (folder / "small.toml").write_text(STUDY)
     words = ("--backend", "local", "--seconds", 1, "--most", 32, "--json")
     done = run_hpcdist("tune", "small.toml", *words, cwd=folder, timeout=240)
-    assert done.code == 0, done.err
-    return folder, json.loads(done.out)
+    printed = json.loads(done.out)
+    # Where other programs took its CPUs meanwhile, it says so and changes nothing.
+    printed["crowded"] = any(one["is_crowded"] for one in printed["tuned"]["attempts"])
+    assert done.code == (1 if printed["crowded"] else 0), done.err
+    assert ("nothing is written" in done.err) == printed["crowded"]
+    return folder, printed
 
 
 def test_what_was_found_is_in_the_study_and_was_measured(tuned):
@@ -47,7 +51,8 @@ def test_what_was_found_is_in_the_study_and_was_measured(tuned):
     chosen = printed["tuned"]["chosen"]["batch_size"]
     faster = attempts[1]["images_per_s"] > 1.05 * attempts[0]["images_per_s"]
     assert chosen == (32 if faster else 16)
-    assert (folder / "small.toml").read_text() == STUDY.replace("16   #", f"{chosen}   #")
+    written = 16 if printed["crowded"] else chosen
+    assert (folder / "small.toml").read_text() == STUDY.replace("16   #", f"{written}   #")
     assert (f"+batch-size = {chosen}   # over all ranks" in printed["difference"]) == faster
     assert "Not promised: accuracy" in printed["tuned"]["not_promised"]
 

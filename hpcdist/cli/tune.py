@@ -102,6 +102,11 @@ def tune_command(
         print_json({"tuned": found, "settings": settings, "file": file and str(file), "difference": difference})
     else:
         _show(found, settings, difference)
+    if any(one.is_crowded for one in found.attempts):
+        click.echo(
+            "nothing is written: measure again when the machine is quiet, or with --exclusive on Slurm", err=True
+        )
+        ctx.exit(1)
     if file and changed != text and not dry_run:
         _write(file, changed)
     ctx.exit(0 if found.chosen else 1)
