@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -67,17 +68,18 @@ class Cluster:
 
     def ask(self, *command):
         """What one of Slurm's commands prints; the controller may be away for a moment."""
-        done = []
+        done = eventually(lambda: (found := self._run(command)).returncode == 0 and found, 60, 1)
+        return done.stdout
 
-        def answers():
-            try:
-                done.append(self.testbed.run(*command))
-            except AssertionError:
-                return False
-            return True
+    def accepts(self, *command):
+        """Whether Slurm does it."""
+        return self._run(command).returncode == 0
 
-        eventually(answers, 60, 1)
-        return done[0]
+    def _run(self, command):
+        done = subprocess.run([str(word) for word in command], env=self.testbed.env, capture_output=True, text=True)
+        if done.returncode:
+            print(" ".join(map(str, command)), done.stderr.strip())
+        return done
 
     def heal(self, node):
         self.testbed.run(REPOSITORY / "testbed" / "heal-node", node)

@@ -179,7 +179,11 @@ class Soaked:
         return self.comes_back()
 
     def requeue(self, fault):
-        self.cluster.ask("scontrol", "requeue", self.id)
+        """False where it ends just now, or a restarted controller has put it back into the queue already."""
+        while not self.cluster.accepts("scontrol", "requeue", self.id):
+            if self.field("JobState") != "RUNNING":
+                return False
+            time.sleep(1)
         return self.comes_back()
 
     def cut_checkpoint(self, fault):

@@ -28,7 +28,8 @@ def fifty_steps(ranks, optimizer, **more):
     }
 
 
-def list_cases(mnist, pictures, sync_folder, async_folder):
+def list_waiting(mnist, folder):
+    """Cases whose ranks wait for each other."""
     cases = {
         f"{optimizer} {ranks} {way}": fifty_steps(ranks, optimizer, **options)
         for optimizer in ("sgd", "adamw")
@@ -39,28 +40,30 @@ def list_cases(mnist, pictures, sync_folder, async_folder):
     cases["sgd 2 rounded"] = fifty_steps(2, "sgd", strategy="ddp-bf16")
     cases["mnist"] = {"ranks": 2, "mnist": str(mnist)}
     cases["mnist"] |= {"training": {"batch_size": 256, "epochs": 2, "strategy": "ddp-bf16"}}
+    cases["whole"] = {"ranks": 2, "images": 2000, "slow": 0.02, "training": {"batch_size": 64, "epochs": 2, **SYNC}}
+    cases["asked"] = cases["whole"] | {"checkpoints": str(folder), "stop_after_s": 0.6}
+    cases["goes on"] = cases["whole"] | {"checkpoints": str(folder)}
+    return cases
 
+
+def list_apart(pictures, folder):
+    """Cases of ranks that do not wait, and what they are compared with."""
     uneven = {"ranks": 2, "slow": 0.03, "images": 1000, "learnable": True}
     options = {"batch_size": 64, "epochs": 2, "optimizer": "sgd", "lr": 0.01}
-    cases["uneven reduced"] = uneven | {"training": options}
-    cases["uneven apart"] = uneven | {"training": options | ASYNC}
+    cases = {"uneven reduced": uneven | {"training": options}, "uneven apart": uneven | {"training": options | ASYNC}}
     options = {"batch_size": 64, "epochs": 3, "max_steps": 20, **ASYNC}
     cases["cut"] = {"ranks": 3, "images": 1000, "training": options}
     asked = {"ranks": 3, "images": 2000, "learnable": True, "slow": 0.1, "stop_after_s": 0.6}
-    asked |= {"checkpoints": str(async_folder), "training": {"batch_size": 64, "epochs": 6, **ASYNC}}
-    cases["asked apart"] = asked
-    cases["goes on apart"] = asked | {"ranks": 2, "slow": 0, "stop_after_s": None}
+    asked |= {"checkpoints": str(folder), "training": {"batch_size": 64, "epochs": 6, **ASYNC}}
+    cases["asked"] = asked
+    cases["goes on"] = asked | {"ranks": 2, "slow": 0, "stop_after_s": None}
     options = {"data": "synthetic:3x16x16x4@200", "model": "shufflenet", "optimizer": "sgd", "schedule": "step"}
     options |= {"batch_size": 16, "accumulate": 2, "epochs": 50, "target_accuracy": 0.6, **ASYNC}
-    cases["apart to a target"] = {"ranks": 2, "training": options}
+    cases["target"] = {"ranks": 2, "training": options}
     options = {"data": f"{pictures}@16", "batch_size": 4, "epochs": 3, **ASYNC}
-    cases["pictures apart"] = {"ranks": 2, "training": options}
+    cases["pictures"] = {"ranks": 2, "training": options}
     options = {"batch_size": 64, "epochs": 1000, **ASYNC}
     cases["dies"] = {"ranks": 3, "images": 2000, "die_after_s": 1.0, "training": options}
-
-    cases["whole"] = {"ranks": 2, "images": 2000, "slow": 0.02, "training": {"batch_size": 64, "epochs": 2, **SYNC}}
-    cases["asked"] = cases["whole"] | {"checkpoints": str(sync_folder), "stop_after_s": 0.6}
-    cases["goes on"] = cases["whole"] | {"checkpoints": str(sync_folder)}
     return cases
 
 
@@ -73,16 +76,24 @@ def paint(folder):
                 Image.new("RGB", (20 + number, 30), colour).save(folder / part / name / f"{number}.png")
 
 
-@pytest.fixture(scope="module")
-def found(mnist_dir, tmp_path_factory):
+def run_cases(cases):
     """What each rank of each case ended with; all in one process, so that torch is imported once."""
-    pictures = tmp_path_factory.mktemp("pictures")
-    paint(pictures)
-    cases = list_cases(mnist_dir, pictures, tmp_path_factory.mktemp("sync"), tmp_path_factory.mktemp("async"))
     command = [sys.executable, str(PROGRAM), json.dumps(list(cases.values()))]
     done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=280)
     assert done.returncode == 0, done.stderr
     return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.fixture(scope="module")
+def waiting(mnist_dir, tmp_path_factory):
+    return run_cases(list_waiting(mnist_dir, tmp_path_factory.mktemp("checkpoints")))
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    pictures = tmp_path_factory.mktemp("pictures")
+    paint(pictures)
+    return run_cases(list_apart(pictures, tmp_path_factory.mktemp("checkpoints")))
 
 
 def differences(one, other):
@@ -99,8 +110,8 @@ def assert_same_weights(one, other):
 class TestSameWeights:
     @pytest.mark.parametrize("ranks", [2, 4])
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    def test_a_server_that_waits_gives_those_of_all_reduce(self, found, optimizer, ranks):
-        reduced, served = found[f"{optimizer} {ranks} reduced"], found[f"{optimizer} {ranks} served"]
+    def test_a_server_that_waits_gives_those_of_all_reduce(self, waiting, optimizer, ranks):
+        reduced, served = waiting[f"{optimizer} {ranks} reduced"], waiting[f"{optimizer} {ranks} served"]
         for one, other in zip(reduced, served, strict=True):
             assert_same_weights(one, other)
             assert (other["steps"], other["samples"]) == (one["steps"], one["samples"])
@@ -109,63 +120,63 @@ class TestSameWeights:
         assert {rank["bytes_per_step"] for rank in served} == {2 * SMALL_CNN_BYTES}
         assert all(rank["split"]["communication_s"] > 0 for rank in served)
 
-    def test_one_and_three_ranks_at_one_global_batch(self, found):
-        for rank in found["sgd 3"]:
-            assert_same_weights(found["sgd 1"][0], rank)
+    def test_one_and_three_ranks_at_one_global_batch(self, waiting):
+        for rank in waiting["sgd 3"]:
+            assert_same_weights(waiting["sgd 1"][0], rank)
 
-    def test_all_reduce_in_bfloat16_rounds_and_sends_half(self, found):
-        plain, rounded = found["sgd 2 reduced"], found["sgd 2 rounded"]
+    def test_all_reduce_in_bfloat16_rounds_and_sends_half(self, waiting):
+        plain, rounded = waiting["sgd 2 reduced"], waiting["sgd 2 rounded"]
         assert {rank["bytes_per_step"] for rank in rounded} == {SMALL_CNN_BYTES // 2}
         assert rounded[0]["weights"] == rounded[1]["weights"]
         # Rounded to 8 bits, and so neither the same nor far away.
         assert 1e-4 < max(differences(plain[0], rounded[0])) < 0.02
 
 
-def test_bfloat16_all_reduce_reaches_98_percent_of_mnist(found):
-    first, second = found["mnist"]
+def test_bfloat16_all_reduce_reaches_98_percent_of_mnist(waiting):
+    first, second = waiting["mnist"]
     assert first["accuracy"] == second["accuracy"] >= 0.98
 
 
 class TestAsync:
-    def test_no_rank_waits_for_a_slow_one(self, found):
-        reduced, apart = found["uneven reduced"], found["uneven apart"]
+    def test_no_rank_waits_for_a_slow_one(self, apart):
+        reduced, unbound = apart["uneven reduced"], apart["uneven apart"]
         # In step both train 500 images per epoch; apart the fast one does what the slow one leaves.
         assert [rank["samples"] for rank in reduced] == [1000, 1000]
-        assert apart[0]["samples"] > 2 * apart[1]["samples"]
-        assert apart[0]["images_per_s"] > 1.5 * reduced[0]["images_per_s"]
+        assert unbound[0]["samples"] > 2 * unbound[1]["samples"]
+        assert unbound[0]["images_per_s"] > 1.5 * reduced[0]["images_per_s"]
 
-    def test_an_epoch_still_has_every_sample_once(self, found):
-        apart = found["uneven apart"]
-        assert sum(rank["samples"] for rank in apart) == 2 * 1000
-        assert {(rank["steps"], rank["epochs"], rank["finished"]) for rank in apart} == {(32, 2, True)}
+    def test_an_epoch_still_has_every_sample_once(self, apart):
+        unbound = apart["uneven apart"]
+        assert sum(rank["samples"] for rank in unbound) == 2 * 1000
+        assert {(rank["steps"], rank["epochs"], rank["finished"]) for rank in unbound} == {(32, 2, True)}
 
-    def test_all_ranks_test_and_end_with_the_server_s_weights(self, found):
-        first, second = found["uneven apart"]
+    def test_all_ranks_test_and_end_with_the_server_s_weights(self, apart):
+        first, second = apart["uneven apart"]
         assert first["weights"] == second["weights"]
         assert first["accuracy"] == second["accuracy"] > 0.5  # of ten classes, after 32 steps
         assert [test["step"] for test in second["tests"]] == [16, 32]
 
-    def test_every_rank_counts_the_images_of_all(self, found):
-        fast, slow = found["uneven apart"]
+    def test_every_rank_counts_the_images_of_all(self, apart):
+        fast, slow = apart["uneven apart"]
         assert slow["images_per_s"] == pytest.approx(fast["images_per_s"], rel=0.5)
         # Far more than its own.
         assert slow["images_per_s"] > 2 * slow["samples"] / slow["phases_s"]["steady"]
 
-    def test_max_steps_may_end_within_an_epoch(self, found):
-        ranks = found["cut"]
+    def test_max_steps_may_end_within_an_epoch(self, apart):
+        ranks = apart["cut"]
         assert sum(rank["samples"] for rank in ranks) == 1000 + 4 * 64  # 16 batches are an epoch
         assert {(rank["steps"], rank["status"], rank["tests"][-1]["step"]) for rank in ranks} == {(20, 0, 20)}
 
-    def test_it_stops_when_one_rank_is_asked_and_goes_on_with_another_number_of_ranks(self, found):
-        stopped, ended = found["asked apart"], found["goes on apart"]
+    def test_it_stops_when_one_rank_is_asked_and_goes_on_with_another_number_of_ranks(self, apart):
+        stopped, ended = apart["asked"], apart["goes on"]
         assert [rank["status"] for rank in stopped] == [STOPPED_STATUS] * 3
         assert 0 < stopped[0]["steps"] < 6 * 32
         assert {(rank["status"], rank["steps"]) for rank in ended} == {(0, 6 * 32)}
         assert f"goes on after step {stopped[0]['steps']} of 192" in ended[0]["out"]
         assert ended[0]["accuracy"] == ended[1]["accuracy"] > 0.9
 
-    def test_batch_normalisation_parts_of_parts_and_a_target(self, found):
-        first, second = found["apart to a target"]
+    def test_batch_normalisation_parts_of_parts_and_a_target(self, apart):
+        first, second = apart["target"]
         assert (first["status"], second["status"]) == (0, 0), first
         assert first["accuracy"] == second["accuracy"] >= 0.6
         assert first["finished"]
@@ -173,25 +184,25 @@ class TestAsync:
         assert first["steps"] == second["steps"] == 13 * len(first["tests"])
         assert first["samples"] + second["samples"] == 200 * len(first["tests"])
 
-    def test_a_folder_of_images_is_shared_out_too(self, found):
-        first, second = found["pictures apart"]
+    def test_a_folder_of_images_is_shared_out_too(self, apart):
+        first, second = apart["pictures"]
         assert (first["status"], second["status"]) == (0, 0), first
         assert first["samples"] + second["samples"] == 3 * 20
         assert first["accuracy"] == second["accuracy"] == 1.0
         assert "20 images are decoded once and kept" in first["out"]
 
-    def test_a_rank_that_dies_ends_the_others(self, found):
-        first, second, dead = (rank["status"] for rank in found["dies"])
+    def test_a_rank_that_dies_ends_the_others(self, apart):
+        first, second, dead = (rank["status"] for rank in apart["dies"])
         assert dead == 9
         assert first > 0
         assert second > 0
 
 
-def test_a_server_that_waits_goes_on_bit_for_bit(found):
-    stopped, ended = found["asked"], found["goes on"]
+def test_a_server_that_waits_goes_on_bit_for_bit(waiting):
+    stopped, ended = waiting["asked"], waiting["goes on"]
     assert [rank["status"] for rank in stopped] == [STOPPED_STATUS] * 2
     assert f"goes on after step {stopped[0]['steps']} of 64" in ended[0]["out"]
-    assert [rank["weights"] for rank in ended] == [rank["weights"] for rank in found["whole"]]
+    assert [rank["weights"] for rank in ended] == [rank["weights"] for rank in waiting["whole"]]
 
 
 class TestTickets:
