@@ -142,7 +142,7 @@ class Soaked:
         first = self.rank(0)["started_at_s"]
         taken = {at: taken_at_s for at, taken_at_s in self.before.items() if taken_at_s < first}
         until_s = taken[steps] if steps in taken else max([broken_at_s, *taken.values()])
-        return until_s - max(since_s, taken.get(step, 0.0))
+        return max(0.0, until_s - max(since_s, taken.get(step, 0.0)))
 
     def went_on_after(self):
         """The step this attempt went on from, of how many; None where it began anew."""
