@@ -57,7 +57,7 @@ class Soaked:
         """Remembers when checkpoints were taken, and since when this attempt trains."""
         for path in self.checkpoints():
             try:
-                self.taken_at_s[int(path.name.split("-")[1])] = path.stat().st_mtime
+                self.taken_at_s[path.name] = path.stat().st_mtime
             except FileNotFoundError:
                 continue
         first = self.rank(0)
@@ -140,7 +140,9 @@ class Soaked:
             broken_at_s: When it was broken; asked to stop, it may have come further and saved that.
         """
         first = self.rank(0)["started_at_s"]
-        taken = {at: taken_at_s for at, taken_at_s in self.before.items() if taken_at_s < first}
+        # The latest of each step: one that was cut is taken again by the attempt after.
+        by_time = sorted(self.before.items(), key=lambda one: one[1])
+        taken = {int(name.split("-")[1]): taken_at_s for name, taken_at_s in by_time if taken_at_s < first}
         until_s = taken[steps] if steps in taken else max([broken_at_s, *taken.values()])
         return max(0.0, until_s - max(since_s, taken.get(step, 0.0)))
 
