@@ -8,8 +8,13 @@ from tests.train.test_strategies import run_cases
 
 # 33 images in batches of 8 over two ranks: the last batch has one image, so one rank has none.
 OPTIONS = {
-    **{"model": "shufflenet", "data": "synthetic:3x16x16x4@33", "batch_size": 8, "epochs": 2},
-    **{"optimizer": "sgd", "schedule": "step", "accumulate": 2},
+    "model": "shufflenet",
+    "data": "synthetic:3x16x16x4@33",
+    "batch_size": 8,
+    "epochs": 2,
+    "optimizer": "sgd",
+    "schedule": "step",
+    "accumulate": 2,
 }
 
 
