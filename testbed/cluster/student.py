@@ -31,9 +31,10 @@ def add_login(testbed: Testbed) -> None:
         run(testbed, "useradd", "--no-create-home", f"--home-dir={testbed.home}", "--shell=/bin/bash", STUDENT)
     found = pwd.getpwnam(STUDENT)
     testbed.home.mkdir(mode=0o700, exist_ok=True)
-    # Elsewhere /etc/slurm/slurm.conf says the same.
     profile = testbed.home / ".profile"
-    profile.write_text(f"export SLURM_CONF={shlex.quote(str(testbed.slurm_conf))}\n")
+    if not profile.exists():
+        # Elsewhere /etc/slurm/slurm.conf says the same.
+        profile.write_text(f"export SLURM_CONF={shlex.quote(str(testbed.slurm_conf))}\n")
     for path in (testbed.home, profile):
         os.chown(path, found.pw_uid, found.pw_gid)
 

@@ -240,7 +240,10 @@ class Soaked:
         return options["--nodes"] * options["--gpus"]
 
     def weights(self):
-        content = torch.load(self.checkpoints()[-1], weights_only=True)
+        """Of its last checkpoint; a run that went on where nothing was left to train has none of its own."""
+        folders = [self.cluster.project / "jobs" / "runs" / name for name in self.names]
+        saved = [path for folder in folders for path in sorted(folder.glob("checkpoints/step-*.ckpt"))]
+        content = torch.load(saved[-1], weights_only=True)
         return content["global_step"], content["state_dict"]
 
     def curve(self):
