@@ -47,7 +47,7 @@ class Contest:
         self.steps = steps
         train, test = (read_mnist(data_dir, CPU, train=is_train) for is_train in (True, False))
         self.data = ImageData(train, test, batch_size=batch_size, seed=1, rank=0, world_size=1)
-        pixels_NHW, self.labels_N = train
+        pixels_NHW, self.labels_N = train.images_NHW, train.labels_N
         self.images_NCHW = ((pixels_NHW.float() / 255 - MEAN) / STANDARD_DEVIATION).unsqueeze(1)
 
     def built_in(self) -> float:

@@ -118,7 +118,7 @@ class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         label: The variant's.
         layout: Its shape.
-        settings: The swept options' values.
+        settings: As in `Variant`.
         ranks_asked: Ranks of the layout.
         ranks_worked: Ranks that really trained together, the fewest of any completed trial.
         is_baseline: Whether speedups refer to it.

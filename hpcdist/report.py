@@ -22,6 +22,7 @@ from hpcdist.verdict import judge
 
 # Figures of a variant that are the spread of its trials' own.
 _SPREAD = tuple(name for name in SPREAD_FIGURES if name in TrialRow.__struct_fields__)
+_SMALL_SCALE = {"scale": "small: data, networks and steps are cut down to run in minutes on CPUs"}
 
 
 def compare(
@@ -66,7 +67,7 @@ def compare(
         predictions=predict_measured(completed, weak=study.scaling == "weak"),
         currency=study.prices.currency if has_prices(study.prices) else None,
         not_measured=find_unmeasured(rows, study),
-        conditions=dict(conditions or {}),
+        conditions=_SMALL_SCALE | dict(conditions or {}) if study.scale == "small" else dict(conditions or {}),
         scripts=dict(scripts or {}),
     )
 

@@ -10,7 +10,7 @@ from hpcdist.units import format_bytes, format_duration
 from hpcdist.verdict_words import format_rate, format_size
 
 _FRACTIONS = {"share", "efficiency", "fraction", "ettr", "accuracy"}
-Mark = Literal["", "good", "bad", "name", "wide"]
+Mark = Literal["", "good", "bad", "name", "wide", "printed"]
 
 
 class Cell(NamedTuple):

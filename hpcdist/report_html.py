@@ -17,6 +17,7 @@ from hpcdist.plots import Plot, draw_plots, draw_usage_plots
 from hpcdist.printable import printable
 from hpcdist.project import packaged_templates
 from hpcdist.report_cells import format_accuracy, format_evidence, format_moment, format_money, format_number
+from hpcdist.report_reference import describe_references, tabulate_references
 from hpcdist.report_tables import (
     name_rank,
     tabulate_fits,
@@ -52,6 +53,8 @@ def render_html(comparison: Comparison) -> str:
         verdict=[_statement(one) for one in comparison.verdict],
         speed=tabulate_speed(comparison),
         use=tabulate_use(comparison),
+        printed=tabulate_references(comparison),
+        printed_notes=describe_references(comparison),
         steps=tabulate_steps(comparison),
         fits=tabulate_fits(comparison),
         predictions=tabulate_predictions(comparison),
@@ -82,7 +85,8 @@ def _subtitle(comparison: Comparison) -> str:
     variants, repeats = len(comparison.rows), study.repeat
     kept = "the global batch stays" if study.scaling == "strong" else "the batch per rank stays"
     times = "once" if repeats == 1 else f"{repeats} times"
-    return f"{variants} variant{'s' * (variants != 1)}, each run {times}; {study.scaling} scaling: {kept}"
+    small = "small scale: cut down to run in minutes on CPUs; " if study.scale == "small" else ""
+    return f"{small}{variants} variant{'s' * (variants != 1)}, each run {times}; {study.scaling} scaling: {kept}"
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str | None]]:

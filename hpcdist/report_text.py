@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from hpcdist.comparison import Comparison, Fit, Prediction, Spread, VariantRow
 from hpcdist.printable import printable
+from hpcdist.report_reference import describe_references, format_column, format_printed
 from hpcdist.scaling import EFFICIENCY_LINE
 from hpcdist.table import measure
 
@@ -28,7 +29,7 @@ class Figure(NamedTuple):
 
 
 def format_comparison(comparison: Comparison, width: int | None = None) -> list[str]:
-    """The report's lines: verdict, table, failed jobs, fits, predictions, what was not measured.
+    """The report's lines: verdict, table, what others printed, failed jobs, fits, predictions, what was not measured.
 
     Args:
         comparison: The report.
@@ -37,6 +38,7 @@ def format_comparison(comparison: Comparison, width: int | None = None) -> list[
     sections = [
         _wrap_all(verdict_lines(comparison), width),
         format_figures(comparison, width),
+        _wrap_all(describe_references(comparison), width),
         _wrap_all([f"{label}: {text}" for label, text in list_reasons(comparison)], width),
         _wrap_all([line for fit in comparison.fits if (line := format_fit(fit))], width),
         _wrap_all([format_prediction(one) for one in comparison.predictions], width),
@@ -70,7 +72,7 @@ def list_reasons(comparison: Comparison) -> list[tuple[str, str]]:
 
 def format_figures(comparison: Comparison, width: int | None = None) -> list[str]:
     """The table: a heading, a line per variant, and what its marks mean."""
-    figures = [one for one in FIGURES if any(one.text(row, comparison) for row in comparison.rows)]
+    figures = list_figures(comparison)
     cells = [[printable(one.text(row, comparison) or "-") for one in figures] for row in comparison.rows]
     kept = list(range(len(figures)))
     sizes = [
@@ -81,6 +83,15 @@ def format_figures(comparison: Comparison, width: int | None = None) -> list[str
         kept.remove(min(kept, key=lambda at: figures[at].weight))
     lines = [_line([one.title for one in figures], sizes, kept), *[_line(row, sizes, kept) for row in cells]]
     return lines + _table_notes(comparison, len(figures) - len(kept))
+
+
+def list_figures(comparison: Comparison) -> list[Figure]:
+    """The columns that have anything: what was measured, and then, in brackets, what others printed."""
+    printed = [
+        Figure(format_column(one), 20, lambda row, _, one=one: format_printed(row, one))  # type: ignore[misc]
+        for one in comparison.study.references
+    ]
+    return [one for one in (*FIGURES, *printed) if any(one.text(row, comparison) for row in comparison.rows)]
 
 
 def _line(cells: Sequence[str], sizes: Sequence[int], kept: Sequence[int]) -> str:
@@ -240,7 +251,7 @@ def format_prediction(one: Prediction) -> str:
 
 def format_markdown(comparison: Comparison) -> str:
     """The report as Markdown."""
-    figures = [one for one in FIGURES if any(one.text(row, comparison) for row in comparison.rows)]
+    figures = list_figures(comparison)
     lines = [f"# {_escape(comparison.study.name)}", ""]
     lines += [f"- {_escape(line[2:])}" for line in verdict_lines(comparison)]
     lines += ["", "| " + " | ".join(one.title for one in figures) + " |"]
@@ -249,6 +260,7 @@ def format_markdown(comparison: Comparison) -> str:
         lines.append("| " + " | ".join(_escape(one.text(row, comparison) or "-") for one in figures) + " |")
     lines += ["", *[f"{_escape(note)}  " for note in _table_notes(comparison, 0)]]
     sections = {
+        "Printed elsewhere": describe_references(comparison),
         "Jobs that did not complete": [f"{label}: {text}" for label, text in list_reasons(comparison)],
         "Fits": [line for fit in comparison.fits if (line := format_fit(fit))],
         "Predictions": [format_prediction(one) for one in comparison.predictions],

@@ -13,7 +13,8 @@ from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.report import compare
-from hpcdist.store import RunRecord, Store
+from hpcdist.run_files import RunRecord
+from hpcdist.store import Store
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_state import load_study
 from hpcdist.trials import read_records

@@ -8,6 +8,25 @@ from hpcdist.site import Prices as Prices  # noqa: PLC0414
 from hpcdist.spec import Layout
 
 Scaling = Literal["strong", "weak"]
+Scale = Literal["full", "small"]
+
+
+class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Figures that somebody printed elsewhere, to stand beside what is measured here and never among it.
+
+    Attributes:
+        what: What they are: "training time".
+        unit: Theirs: "s".
+        source: Where they were printed.
+        figures: By the variants' labels.
+        unassigned: Figures of which nobody knows here which variant they are of, in the order they were printed.
+    """
+
+    what: str
+    unit: str
+    source: str
+    figures: dict[str, float] = {}
+    unassigned: tuple[float, ...] = ()
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -39,6 +58,8 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
         target_accuracy: Test accuracy to be reached, a fraction; None compares no time to it.
         prices: What the cluster charges.
         limits: What it may take.
+        scale: "small" where its file's `[small]` was laid over the rest.
+        references: What others printed of the same comparison.
     """
 
     name: str
@@ -52,6 +73,8 @@ class Study(msgspec.Struct, frozen=True, kw_only=True):
     target_accuracy: float | None = None
     prices: Prices = Prices()
     limits: Limits = Limits()
+    scale: Scale = "full"
+    references: tuple[Reference, ...] = ()
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +83,7 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         label: `2x1`, or `2x1 batch_size=128` where something is swept.
         layout: Its shape.
-        settings: The swept options' values.
+        settings: The swept options' values, and those that its layout has beside its shape and others do not.
         options: All options of its jobs, by their names with underscores.
     """
 

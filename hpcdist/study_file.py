@@ -9,15 +9,16 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import printable
 from hpcdist.privacy import is_secret
-from hpcdist.spec import JOB_KEYS, LAYOUT_KEYS, TRAINING_KEYS, JobSpec, Layout, Training, check_keys, check_name
-from hpcdist.study import Limits, Prices, Scaling, Study
+from hpcdist.spec import JobSpec, Layout, Training, check_keys, check_name
+from hpcdist.study import Limits, Prices, Reference, Scale, Scaling, Study, Variant
 from hpcdist.study_lines import Path, find_lines, line_of
-from hpcdist.variants import TABLES, StudyError, expand, find_baseline
+from hpcdist.study_scale import find_place, lay_over
+from hpcdist.study_values import as_text, convert, explain_unknown, read_struct, read_table, show, with_underscores
+from hpcdist.variants import LABEL, TABLES, StudyError, expand, find_baseline
 
 KEYS = ("name", "repeat", "scaling", "baseline", "target_accuracy")
-SECTIONS = ("layouts", "options", "grid", "zip", "prices", "limits")
+SECTIONS = ("layouts", "options", "grid", "zip", "prices", "limits", "reference")
 _KINDS = {field.name: field.type for kind in (Layout, Training, JobSpec) for field in msgspec.structs.fields(kind)}
 _NOT_HERE = {
     "name": ("the jobs are called as the study is", "leave it out"),
@@ -29,16 +30,16 @@ _NOT_HERE = {
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,59}")
 # More would be a slip, and hours of submitting.
 _MOST_TRIALS = 20_000
-_FORM = "docs/studies.md shows a whole file"
 
 
-def parse_study(text: str, where: str, defaults: Mapping[str, Any] | None = None) -> Study:
+def parse_study(text: str, where: str, defaults: Mapping[str, Any] | None = None, *, scale: Scale = "full") -> Study:
     """Reads a study's file.
 
     Args:
         text: The file's text.
         where: Its name, for messages.
         defaults: Options of `hpcdist.toml`, for checks of the whole.
+        scale: Whether its `[small]` is laid over the rest.
 
     Raises:
         UsageError: It has a fault; the message has the line and the key.
@@ -47,12 +48,14 @@ def parse_study(text: str, where: str, defaults: Mapping[str, Any] | None = None
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{where}: {error}", "see https://toml.io for the format") from None
-    lines = find_lines(text)
+    values = with_underscores(values)
     try:
-        study = _read(_with_underscores(values))
-        baseline = find_baseline(study, expand(study, defaults or {}))
+        study = msgspec.structs.replace(_read(lay_over(values, scale)), scale=scale)
+        variants = expand(study, defaults or {})
+        baseline = find_baseline(study, variants)
+        _check_references(study, variants)
     except StudyError as fault:
-        line = line_of(lines, fault.path)
+        line = line_of(find_lines(text), find_place(values, fault.path, scale))
         raise UsageError(f"{where}{f', line {line}' if line else ''}: {fault.message}", fault.hint) from None
     return msgspec.structs.replace(study, baseline=baseline)
 
@@ -71,22 +74,18 @@ def check_study_name(name: str) -> str:
     return name
 
 
-def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.replace("-", "_"): value for key, value in values.items()}
-
-
 def _read(values: dict[str, Any]) -> Study:
     for key in values:
         if key not in (*KEYS, *SECTIONS):
-            raise StudyError(*_unknown(key, (*KEYS, *SECTIONS)), (key,))
+            raise StudyError(*explain_unknown(key, (*KEYS, *SECTIONS)), (key,))
     if "layouts" not in values:
         raise StudyError(
             "layouts is missing: this is no study", 'write layouts = ["1x1", "2x1"]; a job: hpcdist submit FILE', ()
         )
     if "name" not in values:
         raise StudyError("name is missing", 'write name = "mnist-layouts"', ())
-    options = _read_options(_table(values, "options"), ("options",))
-    grid, together = (_read_sweep(_table(values, key), (key,)) for key in ("grid", "zip"))
+    options = _read_options(read_table(values, "options"), ("options",))
+    grid, together = (_read_sweep(read_table(values, key), (key,)) for key in ("grid", "zip"))
     if twice := [key for key in together if key in grid]:
         raise StudyError(f"{twice[0]} is swept twice", "keep it under [grid] or under [zip]", ("zip", twice[0]))
     _check_lengths(together)
@@ -106,19 +105,20 @@ def _read(values: dict[str, Any]) -> Study:
         layouts=layouts,
         grid=grid,
         zip=together,
-        repeat=_convert(values.get("repeat", 1), int, ("repeat",)),
-        scaling=_convert(values.get("scaling", "strong"), Scaling, ("scaling",)),
-        baseline=_convert(values.get("baseline"), str | None, ("baseline",)),
-        target_accuracy=_convert(values.get("target_accuracy"), float | None, ("target_accuracy",)),
-        prices=_read_section(values, "prices", Prices),
-        limits=_read_section(values, "limits", Limits),
+        repeat=convert(values.get("repeat", 1), int, ("repeat",)),
+        scaling=convert(values.get("scaling", "strong"), Scaling, ("scaling",)),
+        baseline=convert(values.get("baseline"), str | None, ("baseline",)),
+        target_accuracy=convert(values.get("target_accuracy"), float | None, ("target_accuracy",)),
+        prices=read_struct(read_table(values, "prices"), Prices, ("prices",)),
+        limits=read_struct(read_table(values, "limits"), Limits, ("limits",)),
+        references=_read_references(values.get("reference", [])),
     )
     _check_figures(study)
     return study
 
 
 def _read_name(value: Any) -> str:
-    name: str = _convert(value, str, ("name",))
+    name: str = convert(value, str, ("name",))
     try:
         check_name(name)
         return check_study_name(name)
@@ -134,21 +134,48 @@ def _read_layouts(value: Any) -> tuple[dict[str, Any], ...]:
 
 def _read_layout(value: Any, path: Path) -> dict[str, Any]:
     if isinstance(value, dict):
-        return _read_options(value, path)
+        label = {LABEL: _read_label(value[LABEL], (*path, LABEL))} if LABEL in value else {}
+        return label | _read_options({key: one for key, one in value.items() if key != LABEL}, path)
     nodes, cross, gpus = value.partition("x") if isinstance(value, str) else ("", "", "")
     is_cpu, gpus = gpus.endswith("cpu"), gpus.removesuffix("cpu")
     if not (cross and all(part.isascii() and part.isdecimal() and len(part) < 7 for part in (nodes, gpus))):
         raise StudyError(
-            f"layouts: {_show(value)} is no layout", 'write "2x1" (nodes x GPUs per node), "2x3cpu", or a table', path
+            f"layouts: {show(value)} is no layout", 'write "2x1" (nodes x GPUs per node), "2x3cpu", or a table', path
         )
     if is_cpu:
         return {"nodes": int(nodes), "gpus": 0, "tasks_per_node": int(gpus)}
     return {"nodes": int(nodes), "gpus": int(gpus)}
 
 
+def _read_label(value: Any, path: Path) -> str:
+    label: str = convert(value, str, path)
+    if not label.strip() or len(label) > 40 or not label.isprintable():
+        raise StudyError(f"label is {show(label)}, expected a few words", 'write label = "old machine"', path)
+    return label.strip()
+
+
+def _read_references(value: Any) -> tuple[Reference, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise StudyError("reference is no list of tables", "write [[reference]] on a line of its own", ("reference",))
+    return tuple(read_struct(one, Reference, ("reference", number)) for number, one in enumerate(value))
+
+
+def _check_references(study: Study, variants: Sequence[Variant]) -> None:
+    """Compares what the figures are of with the variants; at small scale some of these are not there."""
+    labels = [variant.label for variant in variants]
+    for number, reference in enumerate(study.references if study.scale == "full" else ()):
+        for label in reference.figures:
+            if label not in labels:
+                raise StudyError(
+                    f"figures: no variant is called {show(label)}",
+                    f"the variants are: {', '.join(labels)}",
+                    ("reference", number, "figures", label.replace("-", "_")),
+                )
+
+
 def _read_options(table: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Options of `hpcdist submit`, each of its own kind."""
-    return {key: _read_option(key, value, (*path, key)) for key, value in _with_underscores(table).items()}
+    return {key: _read_option(key, value, (*path, key)) for key, value in with_underscores(table).items()}
 
 
 def _read_option(key: str, value: Any, path: Path) -> Any:
@@ -159,14 +186,14 @@ def _read_option(key: str, value: Any, path: Path) -> Any:
     except UsageError as error:
         raise StudyError(error.message, error.hint, path) from None
     if key in TABLES and isinstance(value, dict):
-        value = {name: _as_text(inner, (*path, name)) for name, inner in value.items()}
+        value = {name: as_text(inner, (*path, name)) for name, inner in value.items()}
         if key == "env" and (secrets := [name for name in value if is_secret(name)]):
             raise StudyError(
                 f"env: {secrets[0]} is a secret, and a study's file is kept",
                 f'export it, and write secret-env = ["{secrets[0]}"] under [options]',
                 path,
             )
-    return msgspec.to_builtins(_convert(value, _KINDS[key], path))
+    return msgspec.to_builtins(convert(value, _KINDS[key], path))
 
 
 def _read_sweep(table: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ...]]:
@@ -184,7 +211,7 @@ def _read_sweep(table: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ..
 
 def _read_values(key: str, values: Any, path: Path) -> tuple[Any, ...]:
     if not isinstance(values, list) or not values:
-        raise StudyError(f"{key} is {_show(values)}, expected a list of values", f"write {key} = [...]", path)
+        raise StudyError(f"{key} is {show(values)}, expected a list of values", f"write {key} = [...]", path)
     table, dot, name = key.partition(".")
     if dot and table in TABLES:
         found = [_read_option(table, {name: value}, path)[name] for value in values]
@@ -199,21 +226,13 @@ def _read_values(key: str, values: Any, path: Path) -> tuple[Any, ...]:
 
 def _check_repeats(key: str, values: Sequence[Any], path: Path) -> None:
     for number in (number for number, value in enumerate(values) if value in values[:number]):
-        raise StudyError(f"{key} has {_show(values[number])} twice", "give each value once", (*path, number))
+        raise StudyError(f"{key} has {show(values[number])} twice", "give each value once", (*path, number))
 
 
 def _read_words(value: Any, path: Path) -> list[str]:
     if not isinstance(value, list):
-        raise StudyError(f"args has {_show(value)}, expected a list of words", 'write args = [["--lr", "0.1"]]', path)
-    return [_as_text(word, path) for word in value]
-
-
-def _as_text(value: Any, path: Path) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise StudyError(f"{path[-1]} is {_show(value)}, expected a text", 'write it in quotes: "..."', path)
+        raise StudyError(f"args has {show(value)}, expected a list of words", 'write args = [["--lr", "0.1"]]', path)
+    return [as_text(word, path) for word in value]
 
 
 def _has_command(*tables: Any) -> bool:
@@ -259,42 +278,3 @@ def _check_figures(study: Study) -> None:
     for holds, path, value, expected in told:
         if not holds:
             raise StudyError(f"{path[-1]} is {value}, expected {expected}", "change it", path)
-
-
-def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    table = values.get(key, {})
-    if not isinstance(table, dict):
-        raise StudyError(f"{key} is {_show(table)}, expected a table", f"write [{key}] on a line of its own", (key,))
-    return table
-
-
-def _read_section(values: Mapping[str, Any], key: str, kind: type) -> Any:
-    table = _with_underscores(_table(values, key))
-    fields = {field.name: field.type for field in msgspec.structs.fields(kind)}
-    for name in table:
-        if name not in fields:
-            raise StudyError(*_unknown(name, tuple(fields)), (key, name))
-    return kind(**{name: _convert(value, fields[name], (key, name)) for name, value in table.items()})
-
-
-def _unknown(key: str, known: tuple[str, ...]) -> tuple[str, str]:
-    import difflib  # only for the error
-
-    if key in LAYOUT_KEYS | TRAINING_KEYS | JOB_KEYS:
-        return f"{key} is an option of the jobs", "put it under [options]"
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else f"the keys are: {', '.join(known)}"
-    return f"unknown key {printable(key)!r}", hint
-
-
-def _convert(value: Any, kind: Any, path: Path) -> Any:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        key = next(str(part) for part in reversed(path) if isinstance(part, str))
-        raise StudyError(f"{key} is {_show(value)}: {str(error).replace('`', '')}", _FORM, path) from None
-
-
-def _show(value: Any) -> str:
-    text = printable(str(value)) if not isinstance(value, str) else repr(printable(value))
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -15,6 +15,7 @@ from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_lines import Path
 
 TABLES = ("env", "sbatch", "srun")
+LABEL = "label"  # of a layout: its own name for what it is, in place of the options in which it differs
 # What says when, where to charge and how to keep watch, not what is run: a trial stays the same when these change.
 _SCHEDULING = frozenset(
     {
@@ -62,8 +63,9 @@ def choose(study: Study) -> list[Choice]:
     common = merge_options({"max_requeues": 0}, study.options)
     found = []
     for number, layout in enumerate(study.layouts):
+        own = {key: value for key, value in layout.items() if key != LABEL}
         for settings in _sweeps(study):
-            options = merge_options(common, layout, {"name": study.name})
+            options = merge_options(common, own, {"name": study.name})
             found.append(Choice(layout=number, settings=settings, options=_with_settings(options, settings)))
     return found
 
@@ -108,7 +110,8 @@ def expand(study: Study, defaults: Mapping[str, Any]) -> tuple[Variant, ...]:
             raise StudyError(
                 f"two variants are {label!r}", "give each layout and each swept value once", ("layouts", choice.layout)
             )
-        variants[label] = Variant(label=label, layout=layout, settings=choice.settings, options=own)
+        settings = {**_own_settings(study.layouts, choice.layout), **choice.settings}
+        variants[label] = Variant(label=label, layout=layout, settings=settings, options=own)
     return tuple(variants.values())
 
 
@@ -161,11 +164,26 @@ def _layout_marks(study: Study, choices: Sequence[Choice], layouts: Sequence[Lay
         names[choice.layout] = layout.name
     marks = []
     for name, table in zip(names, study.layouts, strict=True):
+        if LABEL in table:
+            marks.append([table[LABEL]])
+            continue
         alike = [other for other, one in zip(study.layouts, names, strict=True) if one == name]
         keys = [key for key in table if any(other.get(key) != table[key] for other in alike)]
         shape = LAYOUT_KEYS & {"nodes", "gpus", "tasks_per_node"}
         marks.append([_format_pair(key, table[key]) for key in keys if key not in shape])
     return marks
+
+
+def _own_settings(layouts: Sequence[Mapping[str, Any]], place: int) -> dict[str, Any]:
+    """What a layout asks for beside its shape and others do not: as if it was swept, tables by their entries."""
+    found: dict[str, Any] = {}
+    for key, value in layouts[place].items():
+        if key in LAYOUT_KEYS | _SCHEDULING | {LABEL}:
+            continue
+        if all(key in other and other[key] == value for other in layouts):
+            continue
+        found |= {f"{key}.{name}": inner for name, inner in value.items()} if key in TABLES else {key: value}
+    return found
 
 
 def _columns(settings: Mapping[str, Any]) -> tuple[list[str], list[Any]]:

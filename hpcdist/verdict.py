@@ -17,6 +17,7 @@ from hpcdist.verdict_steps import (
     find_straggler_cost,
     is_mostly_network,
 )
+from hpcdist.verdict_strategies import find_strategies
 from hpcdist.verdict_words import Case, build_case, format_percent, format_s, name_ranks, ranks
 
 MOST_PER_RULE = 3
@@ -37,7 +38,7 @@ def judge(rows: Sequence[VariantRow], study: Study) -> tuple[Statement, ...]:
     case = build_case(rows, study)
     reasons = [statement for row in case.done for statement in explain_row(row, case)]
     reasons += explain_runs(case)
-    return (*answer(case), *_cut(reasons))
+    return (*answer(case), *_cut([*find_strategies(case), *reasons]))
 
 
 def explain_row(row: VariantRow, case: Case) -> list[Statement]:

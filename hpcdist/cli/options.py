@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hpcdist.cli.offers import offer_jobs, offer_partitions
 from hpcdist.errors import UsageError
 from hpcdist.project import read_options
 
@@ -78,7 +79,7 @@ class JobCommand(click.Command):
         """Takes off what follows the first `--`."""
         at = args.index("--") if "--" in args else len(args)
         ctx.meta["hpcdist.command"] = tuple(args[at + 1 :])
-        if at < len(args) and not args[at + 1 :]:
+        if at < len(args) and not args[at + 1 :] and not ctx.resilient_parsing:
             raise click.UsageError("there is no COMMAND after --", ctx)
         return super().parse_args(ctx, args[:at])
 
@@ -133,8 +134,14 @@ def job_options(function: F) -> F:
         function = decorate(function)
     function = _switches(function)
     for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
-        function = click.option(flag, type=kind, metavar=_metavar(kind), help=text)(function)
+        function = click.option(flag, type=kind, metavar=_metavar(kind), help=text, shell_complete=_OFFERS.get(flag))(
+            function
+        )
     return function
+
+
+# What the shell offers for a value.
+_OFFERS = {"--partition": offer_partitions, "--dependency": offer_jobs}
 
 
 def _switches(function: F) -> F:

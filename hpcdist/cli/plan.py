@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from hpcdist.backends import slurm
+from hpcdist.backends import sbatch
 from hpcdist.batches import make_batches
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
-from hpcdist.cli.study import FILE, JSON, read_study
+from hpcdist.cli.study import FILE, JSON, SCALE, read_study
 from hpcdist.comparison import Spread
 from hpcdist.errors import SubmitError
-from hpcdist.jobs import choose_backend
 from hpcdist.joined import JobRecord
 from hpcdist.link import Link
 from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
@@ -22,8 +21,9 @@ from hpcdist.prepare import prepare
 from hpcdist.probes import read_probes
 from hpcdist.project import Project
 from hpcdist.spec import build_job
-from hpcdist.study import Study, Trial, Variant
+from hpcdist.study import Scale, Study, Trial, Variant
 from hpcdist.study_state import find_study
+from hpcdist.submitting import choose_backend
 from hpcdist.trials import read_records
 from hpcdist.units import format_duration
 from hpcdist.variants import expand, list_trials, reconcile
@@ -34,16 +34,17 @@ HEADER = ("VARIANT", "TRIALS", "MISSING", "START", "LIMIT", "GPU-HOURS <=", "COS
 @click.command(epilog="Example: hpcdist plan jobs/mnist-layouts.toml")
 @FILE
 @click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where it would run [Slurm if it is there].")
+@SCALE
 @SITE
 @JSON
-def plan(file: Path, *, backend: str | None, as_json: bool) -> None:
+def plan(file: Path, *, backend: str | None, scale: Scale, as_json: bool) -> None:
     """Say what each variant of a study would wait, take and cost; nothing is sent.
 
     START is when Slurm would start a job that is submitted now. What it takes at most is by the time limits; WALL and
     COST are as earlier trials of the same variant went, with their range, or as predicted from others.
     """
     project = open_here()
-    study = read_study(file, project)
+    study = read_study(file, project, scale)
     variants = expand(study, project.defaults)
     known = find_study(study.name, project.root)
     wanted = list_trials(study, variants)
@@ -94,7 +95,7 @@ def _ask_slurm(
             path.write_text(script)
             answer: tuple[str | None, str | None]
             try:
-                answer = (parse_start(slurm.test_only(path)), None)
+                answer = (parse_start(sbatch.test_only(path)), None)
             except SubmitError as error:
                 answer = (None, error.message)
         found |= {trial.variant: answer for trial in batch.trials}

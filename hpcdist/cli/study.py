@@ -11,36 +11,36 @@ import msgspec
 from hpcdist import study_state
 from hpcdist.batches import Batch
 from hpcdist.cli import following
+from hpcdist.cli.offers import offer_studies
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
 from hpcdist.errors import UsageError
-from hpcdist.jobs import choose_backend
 from hpcdist.printable import printable_line
 from hpcdist.project import Project, find_project
 from hpcdist.record import JobStatus
 from hpcdist.report import has_prices
 from hpcdist.studies import cancel_study, prepare_batches, run_study
-from hpcdist.study import Study, Trial
+from hpcdist.study import Scale, Study, Trial
 from hpcdist.study_file import parse_study
 from hpcdist.study_plan import StudyPlan, plan_study
-from hpcdist.study_state import StudyState, load_study, name_studies
+from hpcdist.study_state import StudyState, load_study
+from hpcdist.submitting import choose_backend
 from hpcdist.trials import find_runs, query_trials
 from hpcdist.units import format_duration
 
 FILE = click.argument("file", type=click.Path(path_type=Path), metavar="FILE.toml")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+SCALE = click.option(
+    "--scale",
+    type=click.Choice(["full", "small"]),
+    default="full",
+    help="small: with the file's [small], in minutes on CPUs [full].",
+)
+NAME = click.argument("name", shell_complete=offer_studies)
 
 
-def complete_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """The names of this project's studies, for the shell."""
-    return [name for name in name_studies(find_project(Path.cwd()).root) if name.startswith(incomplete)]
-
-
-NAME = click.argument("name", shell_complete=complete_names)
-
-
-def read_study(file: Path, project: Project) -> Study:
+def read_study(file: Path, project: Project, scale: Scale = "full") -> Study:
     """A study's file.
 
     Raises:
@@ -52,12 +52,19 @@ def read_study(file: Path, project: Project) -> Study:
         raise UsageError(f"can't read {file}: {error.strerror}", "check the path") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{file}: {error}", "see https://toml.io for the format") from None
-    study = parse_study(text, str(file), project.defaults)
+    study = parse_study(text, str(file), project.defaults, scale=scale)
     # A study that says nothing of prices is charged what the cluster charges.
     return study if has_prices(study.prices) else msgspec.structs.replace(study, prices=project.site.prices)
 
 
-@click.group()
+@click.group(
+    epilog="""Examples:
+
+\b
+  hpcdist study run jobs/mnist-layouts.toml --wait
+  hpcdist study status mnist-layouts
+"""
+)
 def study() -> None:
     """Run the same training over several layouts and settings, to be compared with `hpcdist report`."""
 
@@ -68,11 +75,20 @@ def study() -> None:
 @click.option("--wait", is_flag=True, help="Follow it to its end; Ctrl-C leaves the jobs running.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent; send nothing.")
 @click.option("--retry", is_flag=True, help="Run trials again that failed, were refused or cancelled.")
+@SCALE
 @SITE
 @JSON
 @click.pass_context
 def run(
-    ctx: click.Context, file: Path, *, backend: str | None, wait: bool, dry_run: bool, retry: bool, as_json: bool
+    ctx: click.Context,
+    file: Path,
+    *,
+    backend: str | None,
+    wait: bool,
+    dry_run: bool,
+    retry: bool,
+    scale: Scale,
+    as_json: bool,
 ) -> None:
     """Send what of a study has not been sent yet; print the job ids.
 
@@ -80,7 +96,7 @@ def run(
     trials run here, one after the other.
     """
     project = open_here()
-    asked = read_study(file, project)
+    asked = read_study(file, project, scale)
     chosen = choose_backend(backend)  # type: ignore[arg-type]
     if dry_run:
         _show_plan(plan_study(asked, project, backend=chosen, source=file, retry=retry), project, as_json=as_json)
@@ -91,7 +107,8 @@ def run(
     except KeyboardInterrupt:
         watch.close()
         click.echo(
-            f"stopped; what was begun goes on. hpcdist study run {file} does the rest, "
+            f"stopped; what was begun goes on. hpcdist study run {file}"
+            f"{'' if scale == 'full' else ' --scale small'} does the rest, "
             f"hpcdist study cancel {asked.name} ends it",
             err=True,
         )

@@ -9,14 +9,14 @@ import hpcdist
 
 pytestmark = pytest.mark.slurm
 
-OPTIONS = ("--nodes", 3, "--gpus", 1, "--cpus-per-task", 1, "--max-steps", 5, "--time", "5", "--wait")
+OPTIONS = ("--nodes", 3, "--gpus", 1, "--cpus-per-task", 1, "--max-steps", 5, "--time", "5")
 
 
-@pytest.fixture
-def other_code_on_n2(testbed, tmp_path):
+@pytest.fixture(scope="module")
+def other_code_on_n2(testbed, tmp_path_factory):
     """One of hpcdist's files is another there, by a mount that only n2 sees."""
     file = Path(hpcdist.__file__).with_name("printable.py")
-    other = tmp_path / "printable.py"
+    other = tmp_path_factory.mktemp("other") / "printable.py"
     other.write_text(file.read_text() + "# another release\n")
     pid = (Path(testbed.env["SLURM_CONF"]).parents[1] / "run" / "slurmd.n2.pid").read_text().strip()
     inside = ("nsenter", f"--mount=/proc/{pid}/ns/mnt")
@@ -25,24 +25,35 @@ def other_code_on_n2(testbed, tmp_path):
     subprocess.run([*inside, "umount", file], check=True)
 
 
-@pytest.mark.usefixtures("other_code_on_n2")
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return tmp_path_factory.mktemp("bad-node")
+
+
+@pytest.fixture(scope="module")
+def replaced(testbed, project, mnist_dir, other_code_on_n2):
+    """The job that is to leave n2, on its way: sent to the idle cluster it begins on the first three nodes."""
+    command = ("submit", *OPTIONS, "--replace-bad-node", "--run", "replaced", "--data-dir", mnist_dir)
+    done = testbed.hpcdist(*command, cwd=project)
+    assert done.code == 0, done.err
+    return done.out.strip()
+
+
+@pytest.mark.usefixtures("replaced")
 def test_the_bad_node_is_named_before_the_training(testbed, project, mnist_dir):
-    done = testbed.hpcdist(
-        "submit", *OPTIONS, "--nodelist", "n1,n2,n3", "--data-dir", mnist_dir, cwd=project, timeout=120
-    )
+    command = ("submit", *OPTIONS, "--nodelist", "n1,n2,n3", "--data-dir", mnist_dir, "--wait")
+    done = testbed.hpcdist(*command, cwd=project, timeout=120)
     assert done.code == 1
     assert "rank 1 on n2 has the hpcdist code" in done.err
     assert "--exclude n2" in done.err
 
 
-@pytest.mark.usefixtures("other_code_on_n2")
-def test_the_bad_node_is_replaced(testbed, project, mnist_dir):
+def test_the_bad_node_is_replaced(replaced, testbed, project):
     # Of four nodes only n4 is left to take its place.
-    command = ("submit", *OPTIONS, "--replace-bad-node", "--run", "replaced", "--data-dir", mnist_dir)
-    done = testbed.hpcdist(*command, cwd=project, timeout=200)
+    done = testbed.hpcdist("wait", "replaced", cwd=project, timeout=200)
     assert done.code == 0, done.err
     log = testbed.hpcdist("logs", "replaced", cwd=project).out
     assert "kept from n2, which its preflight found not fit" in log
     assert "finished" in log
-    row = testbed.run("sacct", "-X", "-n", "-P", "-j", done.out.split()[0], "--format=NodeList,State")
+    row = testbed.run("sacct", "-X", "-n", "-P", "-j", replaced, "--format=NodeList,State")
     assert row.strip() == "n[1,3-4]|COMPLETED"

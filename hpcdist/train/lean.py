@@ -1,0 +1,122 @@
+"""A training step in Lightning without what nobody here uses: two thirds of what Lightning adds to a step.
+
+Lightning calls each hook of each callback and of the module, whether anybody wrote it or not, between the context
+managers of a profiler that does nothing; it asks in each step what the module's signatures are, whether it validates,
+accumulates or clips, and keeps metrics that were never logged. `LeanStep` is what remains for the built-in network: the
+batch, the hooks that were written, the strategy's forward, backward and optimizer step, the learning rate, the counts.
+What it stands in for has no public name, so a test compares it with Lightning's own; other releases keep theirs.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.profilers import PassThroughProfiler
+from torch import Tensor
+
+_KNOWN_RELEASES = "2.6."
+# What Lightning calls once or more in each step, for nothing but what somebody wrote into them.
+_STEP_HOOKS = (
+    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"),
+    *("on_after_backward", "on_before_optimizer_step"),
+)
+
+
+class NoProfiler(PassThroughProfiler):
+    """A profiler that does nothing, without a generator for each time it does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """A context without entry and exit."""
+        return self._nothing
+
+
+def take_lean_steps(trainer: Trainer, module: LightningModule) -> None:
+    """Has the trainer's next fit take lean steps, where each batch is a step and Lightning's release is a known one.
+
+    Args:
+        trainer: With all its callbacks.
+        module: Which logs nothing through Lightning, and whose gradients are not clipped.
+    """
+    if not version("pytorch-lightning").startswith(_KNOWN_RELEASES):
+        return
+    skip_unused_hooks(trainer, module)
+    if trainer.accumulate_grad_batches == 1:
+        trainer.fit_loop.epoch_loop.advance = LeanStep(trainer, module)  # type: ignore[assignment]
+
+
+def skip_unused_hooks(trainer: Trainer, module: LightningModule) -> None:
+    """Has Lightning skip the hooks of a step that nobody wrote: one that is None it leaves out."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for name in _unwritten(callback, Callback):
+            setattr(callback, name, None)
+    for name in _unwritten(module, LightningModule):
+        setattr(module, name, None)
+    module.configure_gradient_clipping = None  # type: ignore[assignment,method-assign]
+
+
+def _unwritten(owner: object, base: type) -> list[str]:
+    return [name for name in _STEP_HOOKS if getattr(type(owner), name) is getattr(base, name)]
+
+
+class LeanStep:
+    """One training step; it takes the place of `_TrainingEpochLoop.advance`."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self._trainer, self._module = trainer, module
+        self._loop = trainer.fit_loop.epoch_loop
+        self._lightnings = self._loop.advance
+        self._before = self._find_hooks("on_train_batch_start")
+        self._after = self._find_hooks("on_train_batch_end")
+
+    def _find_hooks(self, name: str) -> list[Callable[..., object]]:
+        hooks = [getattr(callback, name) for callback in self._trainer.callbacks]  # type: ignore[attr-defined]
+        return [hook for hook in hooks if hook is not None]
+
+    def __call__(self, fetcher: Any) -> None:
+        """Trains one batch."""
+        loop, trainer, module = self._loop, self._trainer, self._module
+        if loop.restarting:  # from a checkpoint, where Lightning first finds out what was done
+            self._lightnings(fetcher)
+            return
+        batch = next(fetcher)[0]
+        progress = loop.batch_progress
+        progress.is_last_batch = fetcher.done
+        number = loop.batch_idx + 1
+        progress.increment_ready()
+        for hook in self._before:
+            hook(trainer, module, batch, number)
+        progress.increment_started()
+        self._step(batch, number)
+        progress.increment_processed()
+        for config in trainer.lr_scheduler_configs:
+            loop.scheduler_progress.increment_ready()
+            config.scheduler.step()  # type: ignore[call-arg]
+            loop.scheduler_progress.increment_completed()
+        for hook in self._after:
+            hook(trainer, module, None, batch, number)
+        progress.increment_completed()
+
+    def _step(self, batch: Any, number: int) -> None:
+        strategy, done = self._trainer.strategy, self._loop.automatic_optimization.optim_progress.optimizer
+        optimizer = strategy.optimizers[0]
+
+        def train() -> Tensor:
+            with torch.enable_grad():
+                loss = strategy.training_step(batch, number)
+                done.zero_grad.increment_ready()
+                done.zero_grad.increment_started()
+                optimizer.zero_grad()
+                done.zero_grad.increment_completed()
+                strategy.backward(loss, optimizer)  # type: ignore[arg-type]
+            return loss  # type: ignore[return-value]
+
+        done.step.increment_ready()
+        strategy.optimizer_step(optimizer, train)
+        done.step.increment_completed()
