@@ -170,8 +170,8 @@ class Requeue:
         return None
 
     def _requeue(self) -> bool:
-        # It ends this task: with TERM, and only KillWait later (30 s at most sites) with KILL. What is ignored here, its
-        # command ignores, too, and the next one: Slurm excludes nodes of pending jobs only.
+        # It ends this task: with TERM, and only KillWait later (30 s at most sites) with KILL. What is ignored here,
+        # its command ignores, too, and the next one: Slurm excludes nodes of pending jobs only.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             slurm.requeue(self._job_id)

@@ -252,10 +252,10 @@ def test_srun_gets_pyxis_options_and_the_rank_behind_them(tmp_path):
     assert given[-6:] == ["python3", "-m", "hpcdist.rank", "--", "python", "a b.py"]
 
 
-def test_a_container_s_ranks_are_not_told_to_ask_for_a_requeue():
+def test_a_container_s_ranks_are_not_told_to_stop_for_a_requeue_that_they_cannot_ask_for():
     box = Container(image="/a.sif")
-    assert "--max-requeues" in script_of({})
-    assert "--max-requeues" not in script_of({}, container=box)
+    assert "--max-requeues" in script_of({}, container=box)
+    assert "#SBATCH --signal" in script_of({})
     assert "#SBATCH --signal" not in script_of({}, container=box)
     assert "#SBATCH --requeue\n" in script_of({}, container=box)
 

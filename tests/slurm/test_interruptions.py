@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 from tests.slurm.interrupted import Cluster, Job
 from tests.slurm.waiting import eventually
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(600)]
 
 # Preempted in the one, dead in the other.
 FIRST_HALF, SECOND_HALF = ("--nodelist", "n1,n2"), ("--nodelist", "n3,n4")
@@ -153,6 +153,8 @@ def a_killed_rank_is_not_tried_again(cluster):
     os.kill(usage["pid"], 9)
     assert job.wait().code == 1
     assert job.field("Restarts") == "0"
+    (verdict,) = json.loads(cluster.testbed.hpcdist("why", job.id, "--json", cwd=job.project).out)
+    assert (verdict["cause"]["kind"], verdict["cause"]["rank"], verdict["cause"]["signal"]) == ("killed", 1, 9)
 
 
 def cancelled_by_its_owner_it_stays_cancelled(cluster):
@@ -214,6 +216,41 @@ def programs_of_the_user_s_go_on(cluster):
         assert weights_printed(interrupted) == weights_printed(whole)
 
 
+def a_program_of_the_user_s_is_preempted_and_loses_a_node(cluster):
+    testbed, project = cluster.testbed, cluster.project()
+
+    def submit(name):
+        shape = ("--nodes", 2, "--gpus", 0, "--cpus-per-task", 1, *SECOND_HALF, "--resumable", "--run", name)
+        done = testbed.hpcdist(
+            "submit", *shape, "--", "python", Path(__file__).with_name("resumable_script.py"), cwd=project
+        )
+        assert done.code == 0, done.err
+        return done.out.strip()
+
+    def begun(times):
+        paths = project.glob("jobs/runs/interrupted/logs/*_0_log.out")
+        return sum(path.read_text().count("begins at step") for path in paths) == times
+
+    job = submit("interrupted")
+    eventually(lambda: begun(1), 90)
+    time.sleep(2)
+    wrap = ("--partition=high", "--nodes=2", "--nodelist=n3,n4", "--exclusive", "--wrap=sleep 1")
+    testbed.run("sbatch", "--parsable", "--output=/dev/null", *wrap)
+    eventually(lambda: begun(2), 90)
+    time.sleep(4)  # past step 100, where it saves
+    try:
+        testbed.run(REPOSITORY / "testbed/kill-node", "n4")
+        eventually(lambda: "Restarts=2" in testbed.run("scontrol", "show", "job", job), 60)
+    finally:
+        testbed.run(REPOSITORY / "testbed/heal-node", "n4")
+    whole = submit("whole")
+    for one in (job, whole):
+        assert testbed.hpcdist("wait", one, cwd=project, timeout=240).code == 0
+    log = {one: testbed.hpcdist("logs", one, cwd=project).out for one in (job, whole)}
+    assert log[job].count("begins at step") == 3
+    assert weights_printed(log[job]) == weights_printed(log[whole])
+
+
 LANES = (
     (
         preempted_three_times,
@@ -222,7 +259,12 @@ LANES = (
         cancelled_by_its_owner_it_stays_cancelled,
         sent_again_by_hand_it_begins_anew,
     ),
-    (its_time_limit_is_near, a_node_dies, programs_of_the_user_s_go_on),
+    (
+        its_time_limit_is_near,
+        a_node_dies,
+        programs_of_the_user_s_go_on,
+        *((a_program_of_the_user_s_is_preempted_and_loses_a_node,) if "SOAK" in os.environ else ()),
+    ),
 )
 
 

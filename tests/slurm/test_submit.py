@@ -358,3 +358,19 @@ def test_the_python_api_submits_and_waits(testbed, project):
     )
     done = subprocess.run([PYTHON, "-c", program], env=testbed.env, capture_output=True, text=True, cwd=project)
     assert done.stdout == "COMPLETED True 0\n", done.stderr
+
+
+def test_a_run_goes_on_from_the_checkpoints_that_it_was_given(testbed, project):
+    """As `hpcdist why` says it of a program that stopped and was not requeued; sent again by hand, it begins anew."""
+    (project / "hpcdist.toml").write_text("")
+    given = project / "jobs" / "runs" / "given" / "checkpoints"
+    given.mkdir(parents=True, mode=0o700)
+    (given / "step").write_text("41")
+    program = ("--", "bash", "-c", 'cat "$HPCDIST_CHECKPOINT_DIR/step" || echo none')
+    done = testbed.hpcdist("submit", "--run", "given", "--resumable", "--gpus", 0, "--wait", *program, cwd=project)
+    assert done.code == 0, done.err
+    (log,) = given.parent.glob("logs/*_0_log.out")
+    assert log.read_text() == "41"
+    testbed.run("sbatch", "--wait", "--output=/dev/null", given.parent / "script.sbatch")
+    (again,) = set(given.parent.glob("logs/*_0_log.out")) - {log}
+    assert again.read_text().endswith("none\n")
