@@ -41,19 +41,31 @@ def start_and_stop(start_ranks, stop_file, world_size, *arguments):
     return ranks
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_stopped_and_resumed_it_ends_with_the_same_bits(start_ranks, mnist_dir, tmp_path, world_size):
+def test_stopped_and_resumed_it_ends_with_the_same_bits(start_ranks, mnist_dir, tmp_path):
     data = ("--data-dir", mnist_dir)
+    world_size = 4
     whole = start_ranks(world_size, *SHORT, *data)
     assert whole.wait() == [0] * world_size
     expected = final_weights(whole)
     for path in checkpoints(whole):
         path.unlink()
-    stopped = start_and_stop(start_ranks, tmp_path / "stop", world_size, *data)
+    stop_file = tmp_path / "stop"
+    stopped = start_and_stop(start_ranks, stop_file, world_size, *data)
     assert [read_step(path) for path in checkpoints(stopped)] == [1]
+    # Then again, somewhere on the way: with 50 ms more for each step there is time to ask.
+    stop_file.unlink()
+    (stopped.folder / "progress.json").unlink()
+    stopped = start_ranks(
+        world_size, *SHORT, *data, HPCDIST_STOP_FILE=stop_file, HPCDIST_DRILL_SLOW_RANK=f"{world_size - 1}:0.05"
+    )
+    stopped.wait_for_progress()
+    stop_file.touch()
+    assert stopped.wait() == [STOPPED_STATUS] * world_size, stopped.errors(0)
+    step = read_step(checkpoints(stopped)[-1])
+    assert 1 < step < STEPS
     resumed = start_ranks(world_size, *SHORT, *data)
     assert resumed.wait() == [0] * world_size, resumed.errors(0)
-    assert f"goes on after step 1 of {STEPS}" in resumed.output(0)
+    assert f"goes on after step {step} of {STEPS}" in resumed.output(0)
     assert_same(final_weights(resumed), expected)
 
 
