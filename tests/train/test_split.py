@@ -180,7 +180,9 @@ class TestAlone:
         # Over a fifth of each step; a training that is fed says nothing of it (test_train_run.py: its last line).
         share = split["data_s"] / split["step_s"]
         assert share > 0.2
-        assert f"\nthe data starve the training: {100 * share:.0f} % of a step waits for them; give ranks more" in output
+        assert (
+            f"\nthe data starve the training: {100 * share:.0f} % of a step waits for them; give ranks more" in output
+        )
 
 
 class TestSlowdown:
