@@ -40,7 +40,9 @@ def _compare(group: Sequence[VariantRow], target: float | None) -> Statement:
     by_time = sorted((row for row in group if reached_target(row)), key=lambda row: _time(row).median)
     fast, first = _tie(by_speed, _is_slower), _tie(by_time, _is_later)
     best, said = fast[0], _name_fastest(by_speed, fast)
-    evidence = {f"{name_strategy(row.settings)} images per s": _speed(row).median for row in by_speed}
+    evidence: dict[str, float | str] = {
+        f"{name_strategy(row.settings)} images per s": _speed(row).median for row in by_speed
+    }
     advice = "images/s are not accuracy: compare the accuracy too, and repeat where it matters"
     if target is not None and len(by_time) == len(group):
         disagree = ", however," if len(fast) == len(first) == 1 and fast != first else ""
