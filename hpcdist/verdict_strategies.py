@@ -47,7 +47,7 @@ def _compare(group: Sequence[VariantRow], target: float | None) -> Statement:
     if target is not None and len(by_time) == len(group):
         disagree = ", however," if len(fast) == len(first) == 1 and fast != first else ""
         best, said = first[0], f"{_name_first(by_time, first, target)}; by images/s{disagree} {said}"
-        evidence = {f"{name_strategy(row.settings)} seconds to target": _time(row).median for row in by_time} | evidence
+        evidence |= {f"{name_strategy(row.settings)} seconds to target": _time(row).median for row in by_time}
         advice = "the time to the target is what counts; repeat where it matters"
     where = " ".join([best.layout.name, *_slowed(best.settings)])
     figures = "; ".join(f"{name_strategy(row.settings)} {_figures(row)}" for row in by_speed)
