@@ -23,12 +23,15 @@ from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_s
 from hpcdist.prepare import Prepared, prepare_spec
 from hpcdist.project import find_project
 from hpcdist.render import Place
-from hpcdist.run_files import LocalState
+from hpcdist.rerun import find_differences
+from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.sending import describe_run
-from hpcdist.spec import JobSpec
+from hpcdist.spec import LAYOUT_KEYS, TRAINING_KEYS, JobSpec
 from hpcdist.store import Run, Store, read_json
 
 ECHO_INTERVAL_S = 0.2
+# The options that say what ranks do; the others are for a scheduler. A longer time limit is no other training.
+_OF_THE_RANKS = (LAYOUT_KEYS | TRAINING_KEYS | {"command", "setup", "env", "secret_env"}) - {"time"}
 
 
 def parse_master(text: str) -> tuple[str, int]:
@@ -60,9 +63,27 @@ def claim_run(prepared: Prepared) -> Run:
         if not (run.path / "job.json").is_file():
             record = describe_run(prepared, name, {})
             store.create(msgspec.structs.replace(record, job_id=store.next_local_id()), prepared.script)
-        elif run.record().job.layout != prepared.spec.layout:
-            raise UsageError(f"run {name} exists with another layout", "choose another --run")
+        else:
+            _require_same(run.record(), prepared.spec)
     return run
+
+
+def _require_same(record: RunRecord, job: JobSpec) -> None:
+    """Refuses to go on with a run under other options: its script is the one it began with.
+
+    Raises:
+        UsageError: They differ in what the ranks do, or it is Slurm's.
+    """
+    if record.backend != "local":
+        raise UsageError(f"run {record.run} exists and was sent to Slurm", "choose another --run")
+    told = [
+        f"{name} {then or 'unset'}, not {now or 'unset'}"
+        for name, (then, now) in find_differences(record.job, job).items()
+        if name.replace("-", "_") in _OF_THE_RANKS
+    ]
+    if told:
+        hint = "give the same options, or another name: --run, with torchrun HPCDIST_RUN"
+        raise UsageError(f"run {record.run} exists with other options: {'; '.join(told)}", hint)
 
 
 def run_share(prepared: Prepared, share: Share, echo: Callable[[str], None]) -> tuple[Run, int]:
@@ -78,8 +99,7 @@ def run_share(prepared: Prepared, share: Share, echo: Callable[[str], None]) -> 
         HpcdistError: The run's folder can't be written.
     """
     run = claim_run(prepared)
-    name = f"local.{share.node_rank}.json" if share.node_rank else "local.json"
-    state = read_json(run.path / name, LocalState)
+    state = read_json(run.path / state_file(share.node_rank), LocalState)
     if state is not None and state.state == "RUNNING" and local.is_alive(state):
         raise UsageError(f"node {share.node_rank} of {run.name} runs already, as process {state.pid}", "end it first")
     gpus = prepared.spec.layout.gpus if prepared.spec.training.accelerator != "cpu" else 0
@@ -134,7 +154,8 @@ def main(arguments: list[str]) -> int:
     os.environ["HPCDIST_RUN"] = name
     os.environ["HPCDIST_RUN_DIR"] = str(run.path)
     os.environ.setdefault("HPCDIST_TB_DIR", str(board_folder(record, run.path)))
-    speaks = os.environ.get("LOCAL_RANK") == "0" and os.environ.get("GROUP_RANK", "0") == "0"
+    speaks = os.environ.get("LOCAL_RANK") == "0"  # one rank for each machine, which may have a run of its own
+    file = state_file(int(os.environ.get("GROUP_RANK", "0")))
     state = LocalState(
         host=socket.gethostname(),
         boot_id=read_boot_id(),
@@ -146,11 +167,11 @@ def main(arguments: list[str]) -> int:
     )
     if speaks:
         print(f"run {name}", file=sys.stderr, flush=True)
-        run.write("local.json", state)
+        run.write(file, state)
     status = rank.main(["--", sys.executable, "-m", "hpcdist.train", *words])
     if speaks:
         word = "FAILED" if status else "COMPLETED"
-        run.write("local.json", msgspec.structs.replace(state, state=word, exit_code=status, ended_at_s=time.time()))
+        run.write(file, msgspec.structs.replace(state, state=word, exit_code=status, ended_at_s=time.time()))
     return status
 
 

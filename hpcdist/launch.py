@@ -18,7 +18,7 @@ import msgspec
 import psutil
 
 from hpcdist.disk import write_atomically
-from hpcdist.run_files import LocalState, RunRecord
+from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.spec import Layout
 from hpcdist.store import Run
 from hpcdist.units import parse_slurm_time
@@ -131,9 +131,7 @@ class Supervisor:
             process.wait()
 
     def _write_state(self) -> None:
-        # On a shared folder each machine has a file; node 0 speaks for the run.
-        name = f"local.{self._first_node}.json" if self._first_node else "local.json"
-        write_atomically(self.run.path / name, msgspec.json.encode(self.state))
+        write_atomically(self.run.path / state_file(self._first_node), msgspec.json.encode(self.state))
 
     @property
     def _first_node(self) -> int:

@@ -23,15 +23,23 @@ _WORDS = (
     "ACCESS_KEY",
     "PRIVATE_KEY",
 )
+# What ends the name of a secret in capitals alone (OPENAI_KEY, DB_PASS): an option such as --image-key takes none.
+_ENDINGS = ("KEY", "PAT", "PASS", "PWD")
+_NOT_BEFORE = frozenset(
+    {*("PRIMARY", "PUBLIC", "FOREIGN", "SORT", "CACHE", "IMAGE", "LABEL", "FIRST", "SECOND", "LAST", "OLD"), "FILE"}
+)
 # A shorter value may be part of any word, and masking it would spoil the text.
 SHORTEST_MASKED = 8
 MASK = "***"
 
 
 def is_secret(name: str, listed: Collection[str] = ()) -> bool:
-    """Whether a variable holds a secret: it has a word like TOKEN in its name (`HF_TOKEN`), or the site lists it."""
+    """Whether a variable holds a secret: its name has a word like TOKEN (`HF_TOKEN`), or the site lists it."""
     words = f"_{name.upper()}_"
-    return name in listed or any(f"_{word}_" in words for word in _WORDS)
+    if name in listed or any(f"_{word}_" in words for word in _WORDS):
+        return True
+    before, _, last = name.rpartition("_")
+    return bool(before) and last in _ENDINGS and before.rpartition("_")[2] not in _NOT_BEFORE
 
 
 def part_secrets(job: JobSpec, listed: Collection[str]) -> tuple[JobSpec, dict[str, str]]:
@@ -92,12 +100,3 @@ def mask(text: str, values: Iterable[str]) -> str:
     for value in values:
         text = text.replace(value, MASK)
     return text
-
-
-def find_exposed(command: Iterable[str]) -> str | None:
-    """The first option of a command that gives away a secret, such as `--token` of `--token=abc`."""
-    for word in command:
-        option, _, value = word.partition("=")
-        if value and option.startswith("-") and is_secret(option.lstrip("-").replace("-", "_")):
-            return option
-    return None

@@ -63,7 +63,7 @@ def find_problems(store: Store, living: Sequence[Mark] | None) -> list[Problem]:
         store: The runs.
         living: The user's jobs that wait or run; None where Slurm is not here or does not answer.
     """
-    found = [problem for run in store for problem in _examine(run, living)]
+    found = [problem for run in store for problem in _examine_standing(run, living)]
     found += find_leftovers(store)
     found += _find_lost_folders(store, living or ())
     highest, last = store.highest_local_number(), store.last_local.last()
@@ -71,6 +71,14 @@ def find_problems(store: Store, living: Sequence[Mark] | None) -> list[Problem]:
         sentence = f"{store.runs / '.last-local-id'} says {last or 'nothing'}, and local-{highest} exists already"
         found.append(Problem(kind="last-id", run=None, path=store.runs, sentence=sentence))
     return found
+
+
+def _examine_standing(run: Run, living: Sequence[Mark] | None) -> list[Problem]:
+    """What is wrong with a run; nothing where it is removed while it is looked at."""
+    try:
+        return list(_examine(run, living))
+    except FileNotFoundError:
+        return []
 
 
 def _examine(run: Run, living: Sequence[Mark] | None) -> Iterator[Problem]:
@@ -188,9 +196,11 @@ def find_leftovers(store: Store) -> list[Problem]:
 
 
 def _list_temporaries(store: Store) -> Iterator[Path]:
-    for path in store.runs.rglob(".*"):
-        if TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
-            yield path
+    # Unlike rglob it leaves out a folder that is removed meanwhile.
+    for folder, _, names in os.walk(store.runs):
+        for path in (Path(folder, name) for name in names if TEMPORARY.fullmatch(name)):
+            if path.is_file() and not path.is_symlink():
+                yield path
 
 
 def _run_of(store: Store, path: Path) -> Run | None:

@@ -119,14 +119,14 @@ def prepare_rerun(record: RunRecord, root: Path, changes: Mapping[str, Any], run
     prepared = prepare_spec(job, record.site, place, backend=record.backend, template=template)
     prepared = msgspec.structs.replace(prepared, rerun_of=record.run)
     # The site may list more secrets now than it did then.
-    differences = _differences(part_secrets(record.job, record.site.secrets)[0], prepared.spec)
+    differences = find_differences(part_secrets(record.job, record.site.secrets)[0], prepared.spec)
     if record.python is not None and python != record.python:
         differences["python"] = (record.python, python)
     return Rerun(prepared=prepared, differences=differences)
 
 
-def _differences(then: JobSpec, now: JobSpec) -> dict[str, tuple[str | None, str | None]]:
-    """Options that differ, in the order of the layout's, the job's and the training's."""
+def find_differences(then: JobSpec, now: JobSpec) -> dict[str, tuple[str | None, str | None]]:
+    """Options that differ, then and now, in the order of the layout's, the job's and the training's."""
     before, after = flatten(then), flatten(now)
     order = [*Layout.__struct_fields__, *JobSpec.__struct_fields__, *Training.__struct_fields__]
     changed = [name for name in order if name in before and before[name] != after[name]]

@@ -49,6 +49,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     slurm_version: str | None = None
 
 
+def state_file(node_rank: int) -> str:
+    """Name of the file with the state of a node of a local run: each machine on a shared folder has one."""
+    return f"local.{node_rank}.json" if node_rank else "local.json"
+
+
 class LocalState(msgspec.Struct, frozen=True, kw_only=True):
     """`local.json`: the process that supervises a local run.
 

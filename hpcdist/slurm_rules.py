@@ -7,6 +7,9 @@ from hpcdist.record import RankUsage
 from hpcdist.signs import CANCELLED_FOR, NODE_FAILURE, OOM_KILL
 from hpcdist.units import format_duration
 
+# What Slurm itself holds a job for after it could not start it: such a job waits for ever. Some
+# releases of squeue have blanks for the underscores.
+HELD = ("launch_failed_requeued_held", "job_requeued_in_held_state")
 # What to do about what squeue says of a job that waits (man squeue, JOB REASON CODES), by the reason's beginning.
 WAITING_HINTS = {
     "DependencyNeverSatisfied": "a job it depends on failed, so it will never start: cancel it, mend that one first",
@@ -14,10 +17,10 @@ WAITING_HINTS = {
     "Resources": "it is next; a smaller or shorter request may start earlier",
     "Priority": "other jobs come first; a smaller or shorter request may start earlier",
     "BeginTime": "it waits for its begin time, or out the pause after a requeue",
-    "JobHeldUser": "it is held: scontrol release it",
+    "JobHeldUser": "it is held: scontrol release {job}",
     "JobHeldAdmin": "an administrator holds it: ask them",
-    "job_requeued_in_held_state": "it was requeued and held after a failed start: scontrol release it",
-    "launch_failed_requeued_held": "its start failed on a node, and it is held: scontrol release it",
+    "job_requeued_in_held_state": "it was requeued and held after a failed start: scontrol release {job}",
+    "launch_failed_requeued_held": "its start failed on a node, and it is held: scontrol release {job}",
     "PartitionTimeLimit": "it asks for more time than the partition gives, and will not start: lower --time",
     "PartitionNodeLimit": "it asks for more nodes than the partition gives, and will not start: lower --nodes",
     "PartitionConfig": "the partition can't meet the request: choose another --partition",
@@ -51,7 +54,8 @@ def waiting(case: Case) -> Cause | None:
     """The job waits, or was ended before it started."""
     ending = case.evidence.ending
     reason = ending.reason or ""
-    hint = next((hint for start, hint in WAITING_HINTS.items() if reason.startswith(start)), "")
+    found = next((hint for start, hint in WAITING_HINTS.items() if _begins(reason, start)), "")
+    hint = found.format(job=case.evidence.job_id or "it")
     if case.state == "PENDING":
         return case.cause("never-started", f"it waits{f': {reason}' if reason else ''}", hint)
     never_ran = ending.nodes is None and not case.evidence.ranks and ending.submitted_at_s is not None
@@ -61,6 +65,15 @@ def waiting(case: Case) -> Cause | None:
         return case.cause("never-started", "a job it depends on failed, so it was cancelled unstarted", hint)
     by = f" by {ending.cancelled_by}" if ending.cancelled_by else ""
     return case.cause("cancelled", f"it was cancelled{by} before it started") if case.state == "CANCELLED" else None
+
+
+def is_held(state: str, reason: str | None) -> bool:
+    """Whether a job waits until somebody releases it, although nobody but Slurm has held it."""
+    return state == "PENDING" and any(_begins(reason or "", start) for start in HELD)
+
+
+def _begins(reason: str, start: str) -> bool:
+    return reason.replace(" ", "_").startswith(start.replace(" ", "_"))
 
 
 def running(case: Case) -> Cause | None:

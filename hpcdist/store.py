@@ -14,7 +14,7 @@ from hpcdist.counter import Counter
 from hpcdist.disk import lock_file, write_atomically
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.record import Progress, RankUsage
-from hpcdist.run_files import LocalState, RunRecord
+from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.spec import RUN_NAME, JobSpec, check_run_name
 from hpcdist.usage_curve import UsageCurve
 
@@ -105,8 +105,12 @@ class Run:
         return read_json(self.path / "progress.json", Progress)
 
     def local_state(self) -> LocalState | None:
-        """The supervising process of a local run."""
-        return read_json(self.path / "local.json", LocalState)
+        """The supervising process of a local run: of several machines' that of the first node that is here."""
+        state = read_json(self.path / state_file(0), LocalState)
+        if state is not None:
+            return state
+        others = sorted(self.path.glob("local.*.json"), key=lambda path: (len(path.name), path.name))
+        return next((state for path in others if (state := read_json(path, LocalState))), None)
 
     def wait_for_ranks(self, count: int, timeout_s: float) -> None:
         """Waits until that many ranks have written how they ended: a shared disk may show a node's file late."""

@@ -94,10 +94,8 @@ def tune(
     """
     job = build_job(merge_options(project.defaults, options))
     _check(job)
-    search = Search(
-        start=find_batch(job),
-        least=job.layout.world_size,
-        most=most,
+    search = msgspec.structs.replace(
+        begin_search(job, most),
         at_once=AT_ONCE_ON_SLURM if backend == "slurm" else 1,
         target_utilization=target_utilization,
     )
@@ -124,6 +122,21 @@ def tune(
         options={name: value for name, value in found.items() if value is not None},
         sentences=tuple(explain(search, tried, chosen, has_workers=has_workers)),
     )
+
+
+def begin_search(job: JobSpec, most: int | None) -> Search:
+    """Where the search begins and ends: at the job's batch size, at `most` where that is smaller.
+
+    Raises:
+        UsageError: `most` leaves a rank without a sample.
+    """
+    ranks = job.layout.world_size
+    if most is not None and most < ranks:
+        raise UsageError(f"most is {most}, and {ranks} ranks train at least one image each", f"use --most {ranks}")
+    # What is given per rank is written down per rank.
+    multiple = ranks if job.training.batch_size_per_rank is not None else 1
+    start = find_batch(job) if most is None else min(find_batch(job), most // multiple * multiple)
+    return Search(start=start, least=ranks, most=most, multiple=multiple)
 
 
 def find_batch(job: JobSpec) -> int:

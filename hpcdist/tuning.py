@@ -61,6 +61,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         start: Batch size to begin with.
         least, most: Batch sizes at the ends; `most` None is no end.
+        multiple: What batch sizes are multiples of: the ranks, where the batch is given per rank.
         at_once: How many batch sizes are tried before the next look.
         target_utilization: How busy the processors are to be, a fraction; None looks for the best throughput.
     """
@@ -68,6 +69,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True):
     start: int
     least: int = 1
     most: int | None = None
+    multiple: int = 1
     at_once: int = 1
     target_utilization: float | None = None
 
@@ -78,7 +80,7 @@ def next_batches(search: Search, attempts: Sequence[Attempt]) -> tuple[int, ...]
     if not tried:
         return _doublings(search.start, search)
     if not tried[0].fits:
-        half = tried[0].batch_size // 2
+        half = tried[0].batch_size // 2 // search.multiple * search.multiple
         # What fails for another reason than memory fails with a smaller batch, too.
         is_too_large = tried[0].out_of_memory or tried[0].failure is None
         return (half,) if is_too_large and half >= search.least else ()

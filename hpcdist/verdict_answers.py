@@ -15,6 +15,7 @@ from hpcdist.verdict_words import (
     join_names,
     name_ranks,
     ranks,
+    reached_target,
     size,
 )
 
@@ -32,12 +33,7 @@ def answer(case: Case) -> list[Statement]:
 
 
 def _reached(case: Case) -> list[VariantRow]:
-    """The rows of which every completed job reached the target accuracy."""
-    return [
-        row
-        for row in case.done
-        if row.time_to_target_s and row.wall_s and row.time_to_target_s.count == row.wall_s.count
-    ]
+    return [row for row in case.done if reached_target(row)]
 
 
 def _target_missed(case: Case) -> Statement | None:

@@ -1,15 +1,16 @@
-"""Which way of sharing gradients won: all-reduce, or a parameter server that waits or does not. Pure."""
+"""Which way of sharing gradients won, all-reduce or a parameter server: by images/s, and by time to a target. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from hpcdist.comparison import Spread, Statement, VariantRow
 from hpcdist.scaling import is_less
-from hpcdist.verdict_words import Case, format_accuracy, join_names, ranks
+from hpcdist.verdict_words import Case, format_accuracy, format_s, join_names, ranks, reached_target
 
 OPTIONS = frozenset({"strategy", "ps_mode"})
+_NOTHING = Spread(median=0.0, low=0.0, high=0.0, count=0)
 
 
 def find_strategies(case: Case) -> list[Statement]:
@@ -19,7 +20,7 @@ def find_strategies(case: Case) -> list[Statement]:
         if ranks(row) > 1 and row.images_per_s:
             groups.setdefault(_rest(row), []).append(row)
     several = [group for group in groups.values() if len({name_strategy(row.settings) for row in group}) > 1]
-    return [_compare(group) for group in several]
+    return [_compare(group, case.study.target_accuracy) for group in several]
 
 
 def _rest(row: VariantRow) -> bytes:
@@ -34,35 +35,75 @@ def name_strategy(settings: Mapping[str, Any]) -> str:
     return f"{strategy} {settings.get('ps_mode', 'sync')}" if strategy == "parameter-server" else strategy
 
 
-def _compare(group: Iterable[VariantRow]) -> Statement:
+def _compare(group: Sequence[VariantRow], target: float | None) -> Statement:
     by_speed = sorted(group, key=lambda row: -_speed(row).median)
-    best, *others = by_speed
-    slower = [row for row in others if is_less(_speed(row), _speed(best))]
-    equals = [row for row in others if row not in slower]
+    by_time = sorted((row for row in group if reached_target(row)), key=lambda row: _time(row).median)
+    fast, first = _tie(by_speed, _is_slower), _tie(by_time, _is_later)
+    best, said = fast[0], _name_fastest(by_speed, fast)
+    evidence: dict[str, float | str] = {
+        f"{name_strategy(row.settings)} images per s": _speed(row).median for row in by_speed
+    }
+    advice = "images/s are not accuracy: compare the accuracy too, and repeat where it matters"
+    if target is not None and len(by_time) == len(group):
+        disagree = ", however," if len(fast) == len(first) == 1 and fast != first else ""
+        best, said = first[0], f"{_name_first(by_time, first, target)}; by images/s{disagree} {said}"
+        evidence |= {f"{name_strategy(row.settings)} seconds to target": _time(row).median for row in by_time}
+        advice = "the time to the target is what counts; repeat where it matters"
     where = " ".join([best.layout.name, *_slowed(best.settings)])
     figures = "; ".join(f"{name_strategy(row.settings)} {_figures(row)}" for row in by_speed)
-    if equals:
-        names = join_names(name_strategy(row.settings) for row in (best, *equals))
-        said = f"no strategy is fastest beyond doubt: {names} are called equal"
-    else:
-        times = _speed(best).median / _speed(slower[0]).median
-        said = f"{name_strategy(best.settings)} is fastest, {times:.2f} times {name_strategy(slower[0].settings)}"
     return Statement(
         code="strategy",
         sentence=f"On {where} {said} ({figures}).",
         variant=best.label,
-        advice="images/s are not accuracy: compare the accuracy too, and repeat where it matters",
-        evidence={f"{name_strategy(row.settings)} images per s": _speed(row).median for row in by_speed},
+        advice=advice,
+        evidence=evidence,
     )
 
 
+def _tie(ordered: Sequence[VariantRow], is_worse: Callable[[VariantRow, VariantRow], bool]) -> list[VariantRow]:
+    """The best, which comes first, and those that can't be told from it."""
+    return [row for row in ordered if row is ordered[0] or not is_worse(row, ordered[0])]
+
+
+def _is_slower(row: VariantRow, best: VariantRow) -> bool:
+    return is_less(_speed(row), _speed(best))
+
+
+def _is_later(row: VariantRow, best: VariantRow) -> bool:
+    return is_less(_time(best), _time(row))
+
+
+def _name_fastest(ordered: Sequence[VariantRow], tie: Sequence[VariantRow]) -> str:
+    if len(tie) > 1:
+        return f"no strategy is fastest beyond doubt: {_names(tie)} are called equal"
+    times = _speed(ordered[0]).median / _speed(ordered[1]).median
+    return f"{_names(tie)} is fastest, {times:.2f} times {_names(ordered[1:2])}"
+
+
+def _name_first(ordered: Sequence[VariantRow], tie: Sequence[VariantRow], target: float) -> str:
+    goal = f"{format_accuracy(target)} test accuracy"
+    if len(tie) > 1:
+        return f"no strategy is first at {goal} beyond doubt: {_names(tie)} are called equal"
+    times = [format_s(_time(row).median) for row in ordered[:2]]
+    return f"{_names(tie)} is first at {goal}, after {times[0]}, and {_names(ordered[1:2])} after {times[1]}"
+
+
+def _names(rows: Sequence[VariantRow]) -> str:
+    return join_names(name_strategy(row.settings) for row in rows)
+
+
 def _speed(row: VariantRow) -> Spread:
-    return row.images_per_s or Spread(median=0.0, low=0.0, high=0.0, count=0)
+    return row.images_per_s or _NOTHING
+
+
+def _time(row: VariantRow) -> Spread:
+    return row.time_to_target_s or _NOTHING
 
 
 def _figures(row: VariantRow) -> str:
+    time = f", {format_s(row.time_to_target_s.median)} to the target" if row.time_to_target_s else ""
     accuracy = f", accuracy {format_accuracy(row.accuracy.median)}" if row.accuracy else ""
-    return f"{_speed(row).median:,.0f} images/s{accuracy}"
+    return f"{_speed(row).median:,.0f} images/s{time}{accuracy}"
 
 
 def _slowed(settings: Mapping[str, Any]) -> list[str]:

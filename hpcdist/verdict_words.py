@@ -72,6 +72,11 @@ def ranks(row: VariantRow) -> int:
     return row.ranks_worked or row.ranks_asked
 
 
+def reached_target(row: VariantRow) -> bool:
+    """Whether every completed job of a row reached the target accuracy."""
+    return bool(row.time_to_target_s and row.wall_s and row.time_to_target_s.count == row.wall_s.count)
+
+
 def is_slower(row: VariantRow, other: VariantRow) -> bool:
     """Whether a row really trains more slowly: by steady images/s, else by wall-clock."""
     if row.images_per_s and other.images_per_s:

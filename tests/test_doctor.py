@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
@@ -227,6 +228,14 @@ class TestRepair:
     def test_a_submission_that_goes_on_is_no_problem(self, project, cluster):
         make_run(project, "r", created_at_s=time.time())
         assert examine(project)["runs"].status == "ok"
+
+    def test_a_run_that_is_removed_while_doctor_looks_is_no_problem(self, project, monkeypatch):
+        runs = [make_run(project, name, job_id="7") for name in ("stays", "goes")]
+        monkeypatch.setattr(Store, "__iter__", lambda store: iter(runs))
+        for run in runs:
+            run.path.chmod(0o755)
+        shutil.rmtree(runs[1].path)
+        assert [(problem.kind, problem.run) for problem in find_problems(Store(project), [])] == [("open", "stays")]
 
     def test_a_local_run_whose_supervisor_is_gone_is_marked_failed(self, project, without_slurm):
         run = make_run(project, "r", backend="local", job_id="local-1")

@@ -1,11 +1,13 @@
 """Secrets of the environment reach the job, and nothing that is written or printed."""
 
 import json
+import shlex
 import subprocess
 
 import pytest
 
 from hpcdist import privacy
+from hpcdist.exposure import find_exposed
 from hpcdist.spec import JobSpec
 from tests.conftest import run_hpcdist
 
@@ -19,6 +21,7 @@ def holders(project, value=VALUE):
 
 
 SECRETS = "HF_TOKEN WANDB_API_KEY AWS_ACCESS_KEY_ID aws_secret_access_key PASSWORD DB_PASSWD MY_CREDENTIALS PRIVATE_KEY"
+SECRETS += " OPENAI_KEY GITHUB_PAT DB_PASS MYSQL_PWD"
 
 
 @pytest.mark.parametrize("name", SECRETS.split())
@@ -26,7 +29,11 @@ def test_names_that_say_secret(name):
     assert privacy.is_secret(name)
 
 
-@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "MAX_TOKENS", "KEY", "PRIMARY_KEY", "SECRETARY", "NOTE"])
+PLAIN = "TOKENIZERS_PARALLELISM MAX_TOKENS KEY PRIMARY_KEY SECRETARY NOTE"
+PLAIN += " MONKEY image_key PUBLIC_KEY PWD OLDPWD OLD_PWD PASS PATH COMPAT FIRST_PASS KEY_BINDINGS _KEY"
+
+
+@pytest.mark.parametrize("name", PLAIN.split())
 def test_names_that_only_look_so(name):
     assert not privacy.is_secret(name)
     assert privacy.is_secret(name, [name])
@@ -45,12 +52,58 @@ def test_long_values_of_secrets_are_masked_the_longest_first():
     assert privacy.mask("abcdefghij abcdefgh abcdefg /home/ada", values) == "*** *** abcdefg /home/ada"
 
 
+KEY = "hf_" + 20 * "k"
+
+
 @pytest.mark.parametrize(
-    ("word", "option"),
-    [("--token=abc", "--token"), ("--hub-api-key=x", "--hub-api-key"), ("--tokenizer=x", None), ("--token=", None)],
+    ("words", "told"),
+    [
+        ("python t.py --token=abc", "the value of --token"),
+        ("python t.py --token abc", "the value of --token"),
+        ("python t.py --hub-api-key=x", "the value of --hub-api-key"),
+        ("python t.py logging.wandb_api_key=abc", "the value of logging.wandb_api_key"),
+        ("env HF_TOKEN=abc python t.py", "the value of HF_TOKEN"),
+        ("env A=1 OPENAI_KEY=abc python t.py", "the value of OPENAI_KEY"),
+        ("bash -lc 'export GITHUB_PAT=abc; python t.py'", "the value of GITHUB_PAT"),
+        (f"python t.py --hub {KEY}", "what looks like a key (hf_…)"),
+        (f"wandb login {'0123456789abcdef' * 2}", "the key of wandb login"),
+    ],
 )
-def test_a_command_that_gives_a_secret_away_is_seen(word, option):
-    assert privacy.find_exposed(["python", "train.py", word]) == option
+def test_a_command_that_gives_a_secret_away_is_seen(words, told):
+    assert find_exposed(JobSpec(name="a", command=tuple(shlex.split(words)))) == told
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "python t.py --token=",
+        "python t.py --token --other",
+        "python t.py --tokenizer=x --max-new-tokens 512 --eos-token </s> --pad_token_id 7 --image-key jpg",
+        "python t.py --key-bindings vim --first-pass 2 --token-file /home/ada/.token --password-file x",
+        "env MONKEY=abc PWD=here OLDPWD=there SORT_KEY=date python t.py",
+        "python t.py --token ~/.token --api-key <your-key> --secret none",
+        "bash -c 'HF_TOKEN=$(cat ~/.secrets/hf) python t.py --token $HF_TOKEN'",
+        "python -c 'api_key = 1'",
+    ],
+)
+def test_a_command_without_a_secret_is_left_alone(words):
+    assert find_exposed(JobSpec(name="a", command=tuple(shlex.split(words)))) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"setup": ("module load cuda", "export HF_TOKEN=abc  # mine")}, "the value of HF_TOKEN"),
+        ({"setup": ("export HF_TOKEN=$(cat ~/.secrets/hf)", "echo it's fine")}, None),
+        ({"sbatch": {"export": "ALL,HF_TOKEN=abc"}}, "the value of HF_TOKEN"),
+        ({"sbatch": {"export": "ALL,HF_TOKEN"}, "srun": {"export": "ALL"}}, None),
+        ({"srun": {"export": "DB_PASS=abc"}}, "the value of DB_PASS"),
+        ({"array": "0-1", "tasks": (("--lr", "1"), ("--api-key", "abc"))}, "the value of --api-key"),
+        ({"env": {"A": "1"}, "comment": "about the token"}, None),
+    ],
+)
+def test_a_secret_elsewhere_in_a_job_is_seen(options, told):
+    assert find_exposed(JobSpec(name="a", command=("true",), **options)) == told
 
 
 def test_a_secret_reaches_the_program_and_no_file(project):

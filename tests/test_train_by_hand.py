@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 
+import msgspec
 import pytest
 
 from hpcdist.by_hand import parse_master
 from hpcdist.errors import UsageError
+from hpcdist.spec import JobSpec, Layout
 from tests.conftest import HPCDIST, run_hpcdist
 from tests.train.conftest import clean_environment, free_port
 
@@ -75,6 +77,28 @@ def test_its_report_and_logs_are_those_of_any_run(three_nodes):
     assert list((folder / "tb_logs" / "mnist" / "3x1cpu-mine").glob("events.*"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        (("--lr", "0.1"), "other options: lr 0.01, not 0.1\n"),
+        (("--model", "vgg"), "other options: model unset, not vgg\n"),
+        (("--nodes", "2"), "other options: nodes 3, not 2\n"),
+        (
+            ("--env", "A=1", "--", "python", "own.py"),
+            "other options: command unset, not python own.py; env unset, not A=1\n",
+        ),
+    ],
+)
+def test_a_run_does_not_go_on_under_other_options(three_nodes, mnist_dir, changed, expected):
+    folder, _ = three_nodes
+    words = ("--nodes", "3", "--node-rank", "0", "--master", "127.0.0.1:9955", "--run", "mine", "--data-dir", mnist_dir)
+    done = run_hpcdist("train", *words, *TRAINING, *changed, cwd=folder)
+    assert done.code == 2
+    assert done.err.splitlines()[-2].startswith("error: run mine exists with ")
+    assert expected in done.err
+    assert done.err.splitlines()[-1].startswith("hint: give the same options, or another name")
+
+
 def test_machines_that_share_nothing_have_a_run_each_and_end_with_their_own_ranks_status(tmp_path):
     script = "import os, sys, time; time.sleep(0.5); sys.exit(7 if os.environ['RANK'] == '1' else 0)"
     folders = [tmp_path / str(number) for number in range(3)]
@@ -91,6 +115,11 @@ def test_machines_that_share_nothing_have_a_run_each_and_end_with_their_own_rank
             f"{2 * number}.json",
             f"{2 * number + 1}.json",
         ]
+        shown = run_hpcdist("status", run.name, "--json", cwd=folder)
+        (one,) = json.loads(shown.out)
+        assert (one["status"]["state"], one["status"]["exit_code"]) == (
+            ("FAILED", 7) if number == 0 else ("COMPLETED", 0)
+        )
     assert "the other machines have their ranks' figures" in outputs[0][1]
 
 
@@ -106,6 +135,20 @@ def test_torchrun_starts_the_training_and_it_leaves_a_run(tmp_path, mnist_dir):
     assert [rank["training"]["finished"] for rank in ranks] == [True, True]
     assert "COMPLETED" in run_hpcdist("status", run.name, cwd=tmp_path).out
     assert run_hpcdist("report", run.name, cwd=tmp_path).code == 0
+
+
+def test_what_torchrun_starts_on_another_machine_has_a_status_there(tmp_path):
+    """The first rank of torchrun's second machine; an option that can't be used ends it before it trains."""
+    job = JobSpec(name="mnist", layout=Layout(nodes=2, gpus=0))
+    place = {"GROUP_RANK": "1", "RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    environment = clean_environment() | place | {"PYTHONPATH": os.pathsep.join(sys.path), "HPCDIST_RUN": "second"}
+    command = [sys.executable, "-m", "hpcdist.by_hand", msgspec.json.encode(job).decode(), "--", "--lr", "-1"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "run second" in done.stderr
+    shown = run_hpcdist("status", "second", "--json", cwd=tmp_path)
+    assert [one["status"]["state"] for one in json.loads(shown.out)] == ["FAILED"]
+    assert (tmp_path / "jobs/runs/second/local.1.json").is_file()
 
 
 @pytest.mark.parametrize(

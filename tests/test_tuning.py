@@ -9,12 +9,14 @@ from hpcdist.cause import Cause
 from hpcdist.errors import UsageError
 from hpcdist.joined import JobRecord
 from hpcdist.record import JobStatus, RankUsage, StepSplit, TrainingMetrics
-from hpcdist.spec import Layout
+from hpcdist.spec import JobSpec, Layout, Training
+from hpcdist.tune import begin_search
 from hpcdist.tuned_file import check_writable, set_options
 from hpcdist.tuning import Attempt, Search, choose_batch, choose_workers, explain, next_batches, next_workers
 from hpcdist.usage_curve import UsageCurve
 
 GIB = 1024**3
+LAYOUT = Layout(nodes=1, gpus=2, cpus_per_task=2)
 
 
 def tried(*speeds, start=512, **last):
@@ -86,6 +88,26 @@ def test_halving_ends_at_a_sample_per_rank_and_a_failure_of_another_kind_is_not_
     ]
 
 
+@pytest.mark.parametrize(
+    ("training", "most", "rounds"),
+    [
+        ({"batch_size_per_rank": 3}, None, [(6,), (2,)]),  # not 3, which is no whole number per rank
+        ({"batch_size": 6}, None, [(6,), (3,)]),
+        ({}, 100, [(100,), (50,), (25,), (12,), (6,), (3,)]),
+        ({"batch_size_per_rank": 64}, 101, [(100,), (50,), (24,), (12,), (6,), (2,)]),
+    ],
+)
+def test_the_search_of_two_ranks_keeps_to_what_can_be_written_down(training, most, rounds):
+    search = begin_search(JobSpec(name="a", layout=LAYOUT, training=Training(**training)), most)
+    assert settle(search, lambda size: {"failure": "memory", "out_of_memory": True})[1] == rounds
+
+
+def test_fewer_samples_than_ranks_are_refused():
+    with pytest.raises(UsageError, match="most is 1, and 2 ranks") as error:
+        begin_search(JobSpec(name="a", layout=LAYOUT), 1)
+    assert error.value.hint == "use --most 2"
+
+
 def test_the_target_ends_the_search_at_the_smallest_batch_that_reaches_it():
     search = Search(start=512, target_utilization=0.9)
     busy = {512: 0.6, 1024: 0.9, 2048: 0.99}
@@ -141,9 +163,6 @@ def test_the_fewest_workers_about_as_fast_as_the_fastest_are_taken():
     more = Attempt(batch_size=64, workers=4, images_per_s=154.0)
     assert choose_workers(batch, [*counts, more]).workers == 2
     assert choose_workers(batch, counts[:2]) is batch
-
-
-LAYOUT = Layout(nodes=1, gpus=2, cpus_per_task=2)
 
 
 def rank(number=0, host="n1", node_rank=0, **figures):

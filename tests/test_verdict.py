@@ -336,11 +336,15 @@ def test_a_study_of_which_nothing_completed_says_so():
     assert codes(report(study(), [(ONE, [failed()])]))[0] == "nothing-completed"
 
 
-def shared(strategy, images, mode=None, slow=True):
-    """Two nodes with a way of sharing gradients, one of them slow or not."""
+def shared(strategy, images, mode=None, slow=True, reached_s=None):
+    """Two nodes with a way of sharing gradients, one of them slow or not; seconds until a test had 98 %."""
     settings = {"strategy": strategy} | ({"ps_mode": mode} if mode else {})
     settings |= {"env.HPCDIST_DRILL_SLOW_RANK": "1:0.02"} if slow else {}
-    return thrice(variant("2x1", settings=settings), images=images)
+    of, records = variant("2x1", settings=settings), []
+    for k in (0.99, 1.0, 1.01):
+        tests = [(reached_s * k, 0.985)] if reached_s else ()
+        records.append(done(of, wall=15.0 * k, images=images / k, tests=tests))
+    return of, records
 
 
 def test_the_strategy_that_wins_beside_a_slow_rank_is_named():
@@ -357,6 +361,43 @@ def test_the_strategy_that_wins_beside_a_slow_rank_is_named():
 def test_strategies_that_cannot_be_told_apart_are_called_equal():
     found = said(report(study(), [shared("ddp", 1000.0), shared("ddp-bf16", 1010.0)]), "strategy")
     assert "no strategy is fastest beyond doubt: ddp-bf16, ddp are called equal" in found.sentence
+
+
+TO_98 = {"target_accuracy": 0.98}
+
+
+def test_with_a_target_the_strategy_that_is_there_first_is_named_also_where_another_is_faster():
+    jobs = [shared("ddp", 1000.0, reached_s=8.0), shared("parameter-server", 3000.0, "async", reached_s=12.0)]
+    found = said(report(study(**TO_98), jobs), "strategy")
+    assert found.sentence == (
+        "On 2x1 with env.HPCDIST_DRILL_SLOW_RANK=1:0.02 ddp is first at 98.00 % test accuracy, after 8.0 s, and "
+        "parameter-server async after 12.0 s; by images/s, however, parameter-server async is fastest, 3.00 times ddp "
+        "(parameter-server async 3,000 images/s, 12.0 s to the target, accuracy 98.90 %; "
+        "ddp 1,000 images/s, 8.0 s to the target, accuracy 98.90 %)."
+    )
+    assert found.evidence == {
+        "ddp seconds to target": 8.0,
+        "parameter-server async seconds to target": 12.0,
+        "parameter-server async images per s": 3000.0,
+        "ddp images per s": 1000.0,
+    }
+    assert found.variant.startswith("2x1 strategy=ddp")
+
+
+def test_strategies_that_are_there_at_the_same_time_are_called_equal():
+    jobs = [shared("ddp", 1000.0, reached_s=8.0), shared("parameter-server", 3000.0, "async", reached_s=8.01)]
+    found = said(report(study(**TO_98), jobs), "strategy")
+    assert (
+        "no strategy is first at 98.00 % test accuracy beyond doubt: ddp, parameter-server async are" in found.sentence
+    )
+    assert "; by images/s parameter-server async is fastest" in found.sentence
+
+
+def test_a_target_that_a_strategy_missed_compares_none_by_time():
+    jobs = [shared("ddp", 1000.0, reached_s=8.0), shared("parameter-server", 3000.0, "async")]
+    found = said(report(study(**TO_98), jobs), "strategy")
+    assert "parameter-server async is fastest, 3.00 times ddp" in found.sentence
+    assert "is first at" not in found.sentence
 
 
 def test_strategies_of_other_machines_are_not_compared():

@@ -274,6 +274,18 @@ def test_of_an_array_with_many_failures_status_explains_a_few(project, stand_in)
     assert done.out.count("FAILED") == 40
 
 
+@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held"])
+def test_a_job_that_slurm_holds_after_a_failed_start_is_to_be_released(project, stand_in, reason):
+    """squeue has either form, by its release; scontrol has underscores."""
+    stand_in("squeue", rf"printf '9\x1fPENDING\x1f{reason}\x1f0:00\x1f\x1fa\n'")
+    hint = "hint: its start failed on a node, and it is held: scontrol release 9\n"
+    for command in ("status", "why"):
+        done = run_hpcdist(command, "9")
+        assert hint in done.out + done.err
+    stand_in("squeue", r"printf '9\x1fPENDING\x1fPriority\x1f0:00\x1f\x1fa\n'")
+    assert run_hpcdist("status", "9").err == ""
+
+
 def test_nobody_s_job_is_an_error_of_two_lines(project, stand_in):
     stand_in("squeue", "exit 0")
     done = run_hpcdist("why", "123")

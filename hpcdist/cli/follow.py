@@ -18,6 +18,7 @@ from hpcdist.privacy import mask
 from hpcdist.project import find_project
 from hpcdist.record import JobStatus, RankUsage
 from hpcdist.sacct import check_job_id
+from hpcdist.slurm_rules import is_held
 from hpcdist.store import Run, Store
 from hpcdist.units import format_duration
 from hpcdist.why import explain, find_secrets
@@ -84,9 +85,12 @@ def _show_statuses(statuses: Sequence[JobStatus], ours: Sequence[Job], *, as_jso
 
 
 def find_causes(statuses: Sequence[JobStatus], runs: Mapping[str, Run]) -> dict[str | None, Cause]:
-    """Why the first of those that did not end well ended, by their ids, or by the runs of those that got none."""
-    ended = _ended_badly(statuses)
-    return {one.job_id or one.run: explain(one, runs.get(one.run or "")).cause for one in ended[:SHOWN_CAUSES]}
+    """Why those are held that Slurm holds, and the first that did not end well ended.
+
+    By their ids, or by the runs of those that got none.
+    """
+    told = [one for one in statuses if is_held(one.state, one.reason)] + _ended_badly(statuses)
+    return {one.job_id or one.run: explain(one, runs.get(one.run or "")).cause for one in told[:SHOWN_CAUSES]}
 
 
 def _ended_badly(statuses: Sequence[JobStatus]) -> list[JobStatus]:
@@ -99,7 +103,7 @@ def show_causes(statuses: Sequence[JobStatus], causes: Mapping[str | None, Cause
         name = one.job_id or one.run
         if name in causes:
             click.echo(format_cause(f"{name} {one.state}", causes[name], tail=False), err=True)
-    more = len(_ended_badly(statuses)) - len(causes)
+    more = sum((one.job_id or one.run) not in causes for one in _ended_badly(statuses))
     if causes and more:
         click.echo(f"{more} more did not end well: hpcdist why JOB", err=True)
 

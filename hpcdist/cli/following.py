@@ -14,10 +14,10 @@ from hpcdist.cli.boards import write_boards
 from hpcdist.cli.joined import format_joined
 from hpcdist.cli.output import format_cause, format_efficiency, print_json
 from hpcdist.errors import HpcdistError, NotReadyError
+from hpcdist.exposure import find_exposed
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared
-from hpcdist.privacy import find_exposed
 from hpcdist.record import JobStatus, Progress
 
 LINE_INTERVAL_S = 10.0
@@ -44,9 +44,9 @@ def warn_of_missing_data(prepared: Prepared) -> None:
 
 
 def warn_of_exposed_secret(prepared: Prepared) -> None:
-    """Says that a secret among the command's words is written down; they are the user's own and stay."""
-    if option := find_exposed(prepared.spec.command):
-        click.echo(f"warning: the value of {option} is written into the script and job.json; try --env", err=True)
+    """Says that a secret among the user's words is written down; they are the user's own and stay."""
+    if found := find_exposed(prepared.spec):
+        click.echo(f"warning: {found} is written into the script and job.json; try --env NAME=VALUE", err=True)
 
 
 def show_dry_run(prepared: Prepared) -> None:

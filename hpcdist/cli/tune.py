@@ -46,7 +46,7 @@ HEADER = ("BATCH", "PER RANK", "WORKERS", "IMAGES/S", "BUSY", "MEMORY", "DATA", 
     metavar="X",
     help="Take the smallest batch that keeps the GPUs (without any: the CPUs) so busy, a fraction.",
 )
-@click.option("--most", type=click.IntRange(min=1), metavar="N", help="Largest batch size to try.")
+@click.option("--most", type=click.IntRange(min=1), metavar="N", help="Largest batch size to try, over all ranks.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=1),

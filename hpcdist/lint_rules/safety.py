@@ -3,21 +3,13 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from hpcdist.exposure import KEY, WANDB_KEY, is_value, names_secret
 from hpcdist.launches import Launch
 from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
 from hpcdist.privacy import is_secret
 from hpcdist.sbatch_script import Script
 from hpcdist.shell_words import Word
 
-# How well-known keys begin: Hugging Face, GitHub, OpenAI and Anthropic, AWS, Slack, GitLab, Google.
-_KEY = re.compile(
-    r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{12,}"
-    r"|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,})"
-)
-# What stands for a value that a person is to fill in, and what is a file and no key.
-_NO_VALUE = re.compile(
-    r"(?i)(<.*>|x{3,}|\*+|\.{3,}|your[-_ ].*|.*(_here|changeme)|todo|none|null|true|false|0|1|)|[~/.].*"
-)
 _LOCAL_FOLDER = re.compile(r"(?:^|[=:,])(?:file://)?(/(?:tmp|var/tmp|dev/shm)(?:/[^:,]*)?)(?=$|[:,])")
 _SCRATCH = re.compile(r"tmp|temp|cache|scratch|socket|bind|sock|local|\B-B\b", re.IGNORECASE)
 _COPIERS = ("cp", "rsync", "tar", "unzip", "wget", "curl", "mv", "scp")
@@ -44,7 +36,7 @@ def secret(script: Script, _: Surroundings) -> Iterator[Hit]:
             if name and word.start not in seen:
                 seen.add(word.start)
                 yield Hit(word.start, f"the value of {name} stands in the script")
-    for found in _KEY.finditer(script.data.decode("latin-1")):
+    for found in KEY.finditer(script.data.decode("latin-1")):
         start = found.start()
         line = script.line_start(start)
         if not any(line <= place < script.line_end(start) for place in seen):
@@ -52,19 +44,16 @@ def secret(script: Script, _: Surroundings) -> Iterator[Hit]:
 
 
 def _is_value(text: str) -> bool:
-    return len(text) >= 6 and _NO_VALUE.fullmatch(text) is None
+    return len(text) >= 6 and is_value(text)
 
 
 def _secret_option(launch: Launch, at: int, word: Word) -> str:
     """The option whose value is a secret that the word holds; empty for none."""
     words = launch.last.words
     name, equals, value = word.text.partition("=")
-    plain = name.lstrip("-").replace("-", "_").replace(".", "_")
-    if launch.last.name == "wandb" and at and words[0].text == "login" and re.fullmatch("[0-9a-f]{20,}", word.text):
+    if launch.last.name == "wandb" and at and words[0].text == "login" and WANDB_KEY.fullmatch(word.text):
         return "wandb login"
-    if not name.startswith("--") or not is_secret(plain) or plain.lower().endswith(("_file", "_path")):
-        return ""
-    if re.search(r"(?i)(max|num|n|pad|eos|bos|mask|special|image|per|new|min)_?[a-z_]*tokens?\b|tokenizer", plain):
+    if not name.startswith("--") or not names_secret(name):
         return ""
     if equals:
         return name if word.is_static and _is_value(value) else ""

@@ -163,7 +163,7 @@ def restore_tests(content):
 
 
 class TestAlone:
-    def test_a_slow_loader_is_data_and_one_rank_has_no_communication(self, start_ranks, mnist_dir):
+    def test_a_slow_loader_is_data_and_said_and_one_rank_has_no_communication(self, start_ranks, mnist_dir):
         options = ("--batch-size", 32, "--max-steps", 25, "--data-dir", mnist_dir)
         ranks = start_ranks(1, *options, HPCDIST_DRILL_SLOW_DATA_S="0.1")
         assert ranks.wait() == [0], ranks.errors(0)
@@ -175,7 +175,14 @@ class TestAlone:
         assert split["communication_s"] == 0
         assert split["compute_s"] > 0
         assert metrics["bytes_per_step"] == 0
-        assert "drill: each batch comes 100 ms late (HPCDIST_DRILL_SLOW_DATA_S)" in ranks.output(0)
+        output = ranks.output(0)
+        assert "drill: each batch comes 100 ms late (HPCDIST_DRILL_SLOW_DATA_S)" in output
+        # Over a fifth of each step; a training that is fed says nothing of it (test_train_run.py: its last line).
+        share = split["data_s"] / split["step_s"]
+        assert share > 0.2
+        assert (
+            f"\nthe data starve the training: {100 * share:.0f} % of a step waits for them; give ranks more" in output
+        )
 
 
 class TestSlowdown:
