@@ -21,7 +21,7 @@ from pytorch_lightning import LightningModule, Trainer
 from hpcdist.errors import UsageError
 from hpcdist.record import TestResult
 from hpcdist.train.async_server import AsyncServer
-from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
+from hpcdist.train.checkpoint_files import find_checkpoint, read_step, write_checkpoint
 from hpcdist.train.data import cut_shard
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.module import Classifier, Tally
@@ -44,13 +44,22 @@ class Checkpoints:
         rank: This rank.
         options: What is trained: a checkpoint of another batch or seed can't be gone on with.
         outcome: Whose tests go on in the training that goes on, and where the time is booked.
+        steps: Optimizer steps in all; None where the module knows.
     """
 
-    def __init__(self, folder: Path | None, rank: RankEnvironment, options: Options, outcome: Outcome) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        rank: RankEnvironment,
+        options: Options,
+        outcome: Outcome,
+        steps: int | None = None,
+    ) -> None:
         self._folder = folder
         self._rank = rank
         self._options = options
         self._outcome, self._clock = outcome, outcome.clock
+        self._steps = steps
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self.taken_at = time.monotonic()
@@ -73,7 +82,7 @@ class Checkpoints:
         # Not Trainer.save_checkpoint: it ends in a barrier, and writes in place.
         content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         tests = msgspec.to_builtins(self._outcome.metrics().tests)
-        content[OWN_KEY] = {"ranks": ranks, "tests": list(tests), **self._identity()}
+        content[OWN_KEY] = {"ranks": ranks, "tests": list(tests), "steps": self._steps, **self._identity()}
         if isinstance(trainer.strategy, AsyncServer):
             content[OWN_KEY]["server"] = trainer.strategy.server_state()
         data = io.BytesIO()
@@ -108,6 +117,7 @@ class Checkpoints:
             "data": training.data or "mnist",
             "module": training.module,
             "optimizer": training.optimizer,
+            "lr": training.lr,
             "schedule": training.schedule or "one-cycle",
             "accumulate": self._options.accumulate,
             "ps_mode": "async" if self._options.is_async else "sync",
@@ -166,6 +176,7 @@ class Checkpoints:
         own = content.get(OWN_KEY)
         if own is None:
             raise UsageError("the checkpoint was not written by hpcdist's training", "leave out --resume-from")
+        self._check_length(path, content)
         for name, value in self._identity().items():
             # Those of release 0.1 say nothing of what there was no choice of then.
             made_with = own.get(name, OLDER.get(name, value))
@@ -175,6 +186,18 @@ class Checkpoints:
                     f"use --{name.replace('_', '-')} {made_with}, or leave out --resume-from",
                 )
         return content
+
+    def _check_length(self, path: Path, content: dict[str, Any]) -> None:
+        """Refuses a checkpoint from behind the end of this training."""
+        epochs = self._options.training.epochs
+        reached, end, unit = read_step(path), self._steps, "step"
+        if end is None:
+            reached, end, unit = content["epoch"], epochs, "epoch"
+        if reached > end:
+            raise UsageError(
+                f"the checkpoint was made after {unit} {reached}, and this training ends after {end}",
+                "raise --epochs or --max-steps, or leave out --resume-from",
+            )
 
 
 def _rank_state(trainer: Trainer) -> dict[str, Any]:

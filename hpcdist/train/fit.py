@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.building import build_module, count_steps
 from hpcdist.train.checkpoint_files import read_step
-from hpcdist.train.checkpoints import Checkpoints
+from hpcdist.train.checkpoints import OWN_KEY, Checkpoints
 from hpcdist.train.cluster import (
     StartedRanks,
     choose_device,
@@ -106,13 +106,16 @@ def fit(
     """
     steps = count_steps(options, data.train_batches.steps_per_epoch)
     module = build_module(options, rank, data, outcome)
-    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome)
+    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome, steps)
     begin = checkpoints.find()
     done = read_step(begin) if begin else 0
     content = checkpoints.load(begin) if begin else None
-    outcome.learn(steps=done)
+    outcome.learn(steps=done, epochs=done // data.train_batches.steps_per_epoch or None)
     if begin and rank.rank == 0:
         print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
+        before = content[OWN_KEY].get("steps") if content else None  # those of release 0.1 do not say it
+        if before not in (None, steps) and module.rates.schedule != "constant":
+            print(f"the learning rate goes on as in a training of {steps} steps; that one had {before}", flush=True)
     logger = open_loggers(options, rank, done + 1)
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
     goal = Goal(options.training.target_accuracy, outcome, rank.started_at_s)
