@@ -50,15 +50,22 @@ class Trained:
             fit_own(self.options, self.rank, device=CPU, outcome=self.outcome, last_words=words)
             return
         data = ImageData(
-            make_split(made, CPU, train=True), make_split(made, CPU, train=False), batch_size=32, seed=1, rank=0,
-            world_size=1, accumulate=self.options.accumulate, class_count=4,
+            make_split(made, CPU, train=True), make_split(made, CPU, train=False), seed=1, rank=0, world_size=1,
+            batch_size=self.options.batch_size, accumulate=self.options.accumulate, class_count=4,
         )  # fmt: skip
         fit(self.options, self.rank, data, device=CPU, outcome=self.outcome, last_words=words)
 
     @property
+    def content(self):
+        return torch.load(find_checkpoint(self.folder), weights_only=True)
+
+    @property
     def weights(self):
-        content = torch.load(find_checkpoint(self.folder), weights_only=True)
-        return torch.cat([value.flatten() for value in content["state_dict"].values()])
+        return torch.cat([value.flatten() for value in self.content["state_dict"].values()])
+
+    @property
+    def last_lr(self):
+        return self.content["optimizer_states"][0]["param_groups"][0]["lr"]
 
     @property
     def metrics(self):
@@ -84,6 +91,56 @@ def test_parts_that_stopped_within_an_epoch_go_on_with_the_same_bits(tmp_path):
     resumed = Trained(tmp_path / "parts", **options)
     assert resumed.metrics.steps == 10
     assert torch.equal(resumed.weights, whole.weights)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_steps": 5}, {"accumulate": 3}])
+def test_epochs_of_one_step_lose_nothing_when_it_is_stopped_after_each(tmp_path, options):
+    # 203 images in batches of 256: the last step of an epoch is its first.
+    options = {"batch_size": 256, "epochs": 6, "optimizer": "adadelta"} | options
+    whole = Trained(tmp_path / "whole", **options)
+    (tmp_path / "stop").touch()
+    for step in range(1, whole.metrics.steps):
+        with pytest.raises(StoppedError, match=f"saved after step {step} of"):
+            Trained(tmp_path / "parts", stop_file=tmp_path / "stop", **options)
+    resumed = Trained(tmp_path / "parts", **options)
+    assert torch.equal(resumed.weights, whole.weights)
+    for name in ("steps", "samples", "epochs", "accuracy"):
+        assert getattr(resumed.metrics, name) == getattr(whole.metrics, name)
+    assert [test.step for test in resumed.metrics.tests] == [test.step for test in whole.metrics.tests]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"max_steps": 10}, {}),
+        ({"epochs": 1}, {"max_steps": 10}),
+        ({"max_steps": 10, "accumulate": 3}, {"accumulate": 3}),
+    ],
+)
+def test_what_ended_goes_on_with_the_same_bits_when_it_is_made_longer(tmp_path, first, then):
+    # Seven steps an epoch: 10 are one and a part.
+    whole = Trained(tmp_path / "whole", schedule="constant", **then)
+    Trained(tmp_path / "parts", schedule="constant", **first)
+    longer = Trained(tmp_path / "parts", schedule="constant", **then)
+    assert torch.equal(longer.weights, whole.weights)
+    for name in ("steps", "samples", "epochs"):
+        assert getattr(longer.metrics, name) == getattr(whole.metrics, name)
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
+def test_the_learning_rate_of_what_is_made_longer_is_that_of_the_longer_one(tmp_path, capsys, schedule):
+    whole = Trained(tmp_path / "whole", schedule=schedule)
+    Trained(tmp_path / "parts", schedule=schedule, epochs=1)
+    longer = Trained(tmp_path / "parts", schedule=schedule)
+    assert longer.metrics.steps == 14
+    assert longer.last_lr == whole.last_lr
+    assert "the learning rate goes on as in a training of 14 steps; that one had 7" in capsys.readouterr().out
+
+
+def test_a_checkpoint_from_behind_the_end_is_refused(tmp_path):
+    Trained(tmp_path, epochs=1)
+    with pytest.raises(UsageError, match="made after step 7, and this training ends after 3"):
+        Trained(tmp_path, max_steps=3)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
@@ -142,9 +199,9 @@ def test_a_checkpoint_of_release_0_1_says_nothing_of_new_options(tmp_path):
     path = find_checkpoint(tmp_path)
     content = torch.load(path, weights_only=True)
     content["hpcdist"] = {name: content["hpcdist"][name] for name in ("ranks", "tests", "batch_size", "seed")}
-    torch.save(content, tmp_path / "old.ckpt")
+    torch.save(content, tmp_path / "step-00000001-old.ckpt")
     checkpoints = Checkpoints(tmp_path, trained.rank, trained.options, trained.outcome)
-    assert checkpoints.load(tmp_path / "old.ckpt")["global_step"] == 1
+    assert checkpoints.load(tmp_path / "step-00000001-old.ckpt")["global_step"] == 1
 
 
 def test_what_is_compiled_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
