@@ -21,7 +21,7 @@ from pytorch_lightning import LightningModule, Trainer
 from hpcdist.errors import UsageError
 from hpcdist.record import TestResult
 from hpcdist.train.async_server import AsyncServer
-from hpcdist.train.checkpoint_files import find_checkpoint, read_step, write_checkpoint
+from hpcdist.train.checkpoint_files import find_checkpoint, read_step, remove_unfinished, write_checkpoint
 from hpcdist.train.data import cut_shard
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.module import Classifier, Tally
@@ -131,6 +131,8 @@ class Checkpoints:
         """
         choice: list[str | None] = [None]
         if self._rank.rank == 0:
+            if self._folder:
+                remove_unfinished(self._folder)
             other = self._options.training.resume_from
             folders = [folder for folder in (self._folder, Path(other) if other else None) if folder]
             found = next(filter(None, map(find_checkpoint, folders)), None)
