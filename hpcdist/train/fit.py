@@ -43,7 +43,7 @@ from hpcdist.train.speed_trial import SpeedTrial
 from hpcdist.train.splitter import Splitter
 from hpcdist.train.strategies import build_strategy
 from hpcdist.train.sync_server import SyncServer
-from hpcdist.train.watchdog import Watchdog
+from hpcdist.train.watchdog import Watchdog, watching
 
 # Share of a step spent waiting for data from which it is worth a line.
 STARVED = 0.2
@@ -75,7 +75,8 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
         fit_own(options, rank, device=device, outcome=outcome, last_words=last_words)
     else:
         clock.enter("data")
-        data = read_data(options, rank, data_dir, device, threads)
+        with watching(options.hang_timeout_s, rank, last_words):
+            data = read_data(options, rank, data_dir, device, threads)
         clock.enter("other")
         outcome.learn(global_batch_size=options.batch_size)
         if rank.rank == 0:
@@ -104,6 +105,20 @@ def fit(
         StoppedError: It was asked to stop.
         UsageError: The checkpoint to go on from is of another training.
     """
+    with watching(options.hang_timeout_s, rank, last_words) as watchdog:
+        _fit(options, rank, data, device=device, outcome=outcome, last_words=last_words, watchdog=watchdog)
+
+
+def _fit(
+    options: Options,
+    rank: RankEnvironment,
+    data: ImageData,
+    *,
+    device: torch.device,
+    outcome: Outcome,
+    last_words: LastWords,
+    watchdog: Watchdog,
+) -> None:
     steps = count_steps(options, data.train_batches.steps_per_epoch)
     module = build_module(options, rank, data, outcome)
     checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome, steps)
@@ -119,12 +134,7 @@ def fit(
     logger = open_loggers(options, rank, done + 1)
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
     goal = Goal(options.training.target_accuracy, outcome, rank.started_at_s)
-    callbacks: list[pl.Callback] = [
-        GoOn(checkpoints, content),
-        recorder,
-        goal,
-        Watchdog(options.hang_timeout_s, rank, last_words),
-    ]
+    callbacks: list[pl.Callback] = [GoOn(checkpoints, content), recorder, goal, watchdog]
     if rank.rank == 0:
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
         epochs = options.training.epochs

@@ -7,6 +7,7 @@ Lightning's DistributedSampler gives it.
 
 import importlib
 import sys
+from contextlib import closing
 from typing import Any
 
 import pytorch_lightning as pl
@@ -120,10 +121,12 @@ def fit_own(
     done = read_step(begin) if begin else 0
     logger = open_loggers(options, rank, done + 1)
     recorder = OwnRecorder(outcome, last_words, logger, training.log_every)
+    # It watches from the first step on: what a data module prepares may take its time.
+    watchdog = Watchdog(options.hang_timeout_s, rank, last_words)
     callbacks: list[pl.Callback] = [
         GoOn(checkpoints, checkpoints.load(begin) if begin else None),
         recorder,
-        Watchdog(options.hang_timeout_s, rank, last_words),
+        watchdog,
     ]
     if rank.rank == 0:
         _introduce(options, parameters, done)
@@ -133,7 +136,8 @@ def fit_own(
     trainer = build_trainer(options, rank, device, callbacks, logger, cuts_data=True)
     if logger:
         logger.log_options(options)
-    trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
+    with closing(watchdog):
+        trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
     outcome.learn(finished=True)
     settle(module)
     if logger:

@@ -1,5 +1,6 @@
 """Whole trainings in this process: parts of batches, schedules, the target, checkpoints, modules of one's own."""
 
+import threading
 import time
 
 import pytest
@@ -91,6 +92,17 @@ def test_parts_that_stopped_within_an_epoch_go_on_with_the_same_bits(tmp_path):
     resumed = Trained(tmp_path / "parts", **options)
     assert resumed.metrics.steps == 10
     assert torch.equal(resumed.weights, whole.weights)
+
+
+@pytest.mark.parametrize("options", [{}, OWN])
+def test_nobody_watches_a_training_that_was_stopped(tmp_path, options):
+    (tmp_path / "stop").touch()
+    with pytest.raises(StoppedError):
+        Trained(tmp_path / "parts", stop_file=tmp_path / "stop", **options)
+    for thread in threading.enumerate():
+        if thread.name == "watchdog":
+            thread.join(timeout=5)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("options", [{}, {"max_steps": 5}, {"accumulate": 3}])
