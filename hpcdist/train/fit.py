@@ -60,12 +60,11 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
     """
     clock = outcome.clock
     clock.enter("process_group")
-    store = open_store(rank)
     if options.training.preflight:
-        device = preflight(options, rank, store, outcome, last_words)
+        device = preflight(options, rank, outcome, last_words)
     else:
         device = choose_device(options, rank)
-        join_process_group(rank, device, store)
+        join_process_group(rank, device, open_store(rank))
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
     use_threads(threads)
     outcome.learn(world_size=rank.world_size)
