@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy
 import torch
 import torch.distributed as dist
 from pytorch_lightning import LightningModule, Trainer
@@ -110,12 +111,14 @@ class Checkpoints:
 
     def _identity(self) -> dict[str, Any]:
         training = self._options.training
+        if training.module:
+            return {"module": training.module, "seed": training.seed}
         return {
             "batch_size": self._options.batch_size,
             "seed": training.seed,
             "model": training.model or "cnn",
             "data": training.data or "mnist",
-            "module": training.module,
+            "module": None,
             "optimizer": training.optimizer,
             "lr": training.lr,
             "schedule": training.schedule or "one-cycle",
@@ -205,6 +208,9 @@ class Checkpoints:
 def _rank_state(trainer: Trainer) -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     state = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    drawn: Any = numpy.random.get_state()  # what modules of one's own may draw from
+    name, keys, *rest = drawn
+    state["numpy"] = [name, keys.tolist(), *rest]
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     module = trainer.lightning_module
@@ -223,6 +229,9 @@ def _restore_rank(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+    if "numpy" in state:
+        name, keys, *rest = state["numpy"]
+        numpy.random.set_state((name, keys, *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 

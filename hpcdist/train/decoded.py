@@ -17,7 +17,7 @@ from hpcdist.train.environment import RankEnvironment
 from hpcdist.units import format_bytes
 
 ROOM_SHARE = 0.5  # of what is free in the temporary folder
-MEMORY_BYTES = 1 << 30  # the most where that folder is memory, which is the job's too
+MEMORY_BYTES = 1 << 30  # the most of one set where that folder is memory, which is the job's too
 SIZE_BYTES = 8  # of a picture's width and height
 
 

@@ -19,9 +19,10 @@ from hpcdist.train.failure import LastWords, StoppedError
 from hpcdist.train.fit import fit
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.own import fit_own, load_class
+from hpcdist.train.own import fit_own, load_class, make
 from hpcdist.train.phases import Clock
 from hpcdist.train.reading import make_split
+from hpcdist.train.tensorboard import describe_options, sum_up
 
 CPU = torch.device("cpu")
 OWN = {"module": "tests.train.own_parts:Tiny", "datamodule": "tests.train.own_parts:Numbers"}
@@ -40,7 +41,8 @@ class Trained:
     def __init__(self, folder, stop_file=None, run_dir=None, **options):
         self.folder = folder
         made = parse_synthetic("synthetic:1x12x12x4@203")
-        training = Training(**({"batch_size": 32, "epochs": 2, "lr": 0.01} | options))
+        built_in = {} if "module" in options else {"batch_size": 32, "lr": 0.01}
+        training = Training(**({"epochs": 2} | built_in | options))
         self.options = Options(layout=Layout(gpus=0), training=training)
         self.rank = RankEnvironment(
             checkpoints=folder, stop_file=stop_file, run_dir=run_dir, started_at_s=time.time() - 1
@@ -189,6 +191,8 @@ def test_size_and_scaling_are_told(tmp_path, capsys):
     metrics = Trained(tmp_path, epochs=1, scale_lr=True, lr_batch=16, schedule="constant").metrics
     printed = capsys.readouterr().out
     assert metrics.model == "cnn"
+    assert sum_up(metrics)["parameters"] == metrics.parameters > 0
+    assert sum_up(metrics)["flops_per_image"] == metrics.flops_per_image > 0
     assert f"model cnn: {metrics.parameters:,} parameters" in printed
     # Twice the batch that 0.01 is for; a fifth of 7 steps, rounded up.
     assert "learning rate 0.02 after 2 steps from 0.01" in printed
@@ -260,6 +264,33 @@ class TestOwn:
         resumed = Trained(tmp_path / "cut", **OWN)
         assert resumed.metrics.steps == 40
         assert torch.equal(resumed.weights, whole.weights)
+
+    def test_random_numbers_of_every_kind_go_on(self, tmp_path):
+        whole = Trained(tmp_path / "whole", **OWN | {"module": "tests.train.own_parts:Noisy"})
+        Trained(tmp_path / "cut", **OWN | {"module": "tests.train.own_parts:Noisy", "epochs": 1})
+        resumed = Trained(tmp_path / "cut", **OWN | {"module": "tests.train.own_parts:Noisy"})
+        assert torch.equal(resumed.weights, whole.weights)
+
+    @pytest.mark.parametrize("option", ["batch_size", "batch_size_per_rank"])
+    def test_a_batch_is_refused_which_its_data_decide(self, option):
+        with pytest.raises(UsageError, match=f"{option} is for the built-in networks"):
+            Training(**OWN, **{option: 32})
+
+    def test_hyperparameters_are_only_those_that_it_has(self):
+        shown = describe_options(Options(layout=Layout(gpus=0), training=Training(**OWN)))
+        assert shown["module"] == OWN["module"]
+        assert not {"batch_size", "lr", "optimizer"} & set(shown)
+
+    def test_what_needs_arguments_is_refused(self):
+        with pytest.raises(
+            UsageError, match="Sized can't be made without arguments: missing a required argument: 'size'"
+        ):
+            make("tests.train.own_parts:Sized", LightningModule)
+
+    def test_without_a_compiler_it_is_said_before_the_first_step(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(building.shutil, "which", lambda name: None)
+        with pytest.raises(NotReadyError, match="C\\+\\+ compiler"):
+            Trained(tmp_path, **OWN, compile=True)
 
     @pytest.mark.parametrize(
         ("name", "expected"),
