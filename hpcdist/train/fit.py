@@ -262,7 +262,8 @@ def _conclude(outcome: Outcome) -> None:
     print(f"finished: {accuracy}{speed}{metrics.steps} steps; seconds: {phases}", flush=True)
     if metrics.target_accuracy is not None:
         reached = metrics.time_to_target_s
-        when = "was not reached" if reached is None else f"was reached after {reached:.1f} s, start-up included"
+        # A requeued run's time is that of its last attempt.
+        when = "was not reached" if reached is None else f"was reached {reached:.1f} s after this attempt began"
         print(f"target: {100 * metrics.target_accuracy:g} % {when}", flush=True)
     if metrics.split and metrics.split.data_s > STARVED * metrics.split.step_s:
         share = metrics.split.data_s / metrics.split.step_s
