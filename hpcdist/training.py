@@ -153,7 +153,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise UsageError(f"{name}: {value!r} does not name a class", f"write --{name} package.module:Class")
         if (self.module is None) != (self.datamodule is None):
             raise UsageError("module and datamodule need each other", "give both --module and --datamodule")
-        theirs = ("model", "data", "schedule", "scale_lr", "lr_batch", "accumulate", "target_accuracy", "speed_trial")
+        theirs = (
+            *("model", "data", "schedule", "scale_lr", "lr_batch", "accumulate", "target_accuracy", "speed_trial"),
+            *("batch_size", "batch_size_per_rank"),
+        )
         for name in theirs if self.module else ():
             if getattr(self, name) is not None:
                 flag = name.replace("_", "-")

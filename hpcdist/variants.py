@@ -137,7 +137,8 @@ def _check_batch(study: Study, options: Mapping[str, Any]) -> None:
             "batch_size_per_rank makes the global batch grow with the ranks, which is weak scaling",
             'give batch-size under [options], or write scaling = "weak"',
         )
-    if study.scaling == "weak" and options.get("batch_size_per_rank") is None:
+    # A module of one's own has a batch per rank as it is.
+    if study.scaling == "weak" and options.get("batch_size_per_rank") is None and options.get("module") is None:
         raise StudyError(
             "weak scaling needs the batch per rank"
             + (", and batch_size is over all ranks" if options.get("batch_size") is not None else ""),

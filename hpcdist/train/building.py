@@ -21,7 +21,12 @@ def count_steps(options: Options, steps_per_epoch: int) -> int:
     return min(steps, options.training.max_steps or steps)
 
 
-def _require_compiler() -> None:
+def require_compiler() -> None:
+    """Finds out before the first step whether torch.compile can work.
+
+    Raises:
+        NotReadyError: There is no compiler.
+    """
     if not (shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")):
         raise NotReadyError(
             "compile: torch.compile needs a C++ compiler, and there is no g++ and no clang++ on PATH",
@@ -64,7 +69,7 @@ def build_module(options: Options, rank: RankEnvironment, data: ImageData, outco
         if said := describe_rates(rates, asked=training.lr, scaled=is_scaled, **batches):
             print(said, flush=True)
     if training.compile:
-        _require_compiler()
+        require_compiler()
         # The method and not the module: the names of its weights stay, and hooks are called outside of it.
         # A kernel per shape, so that what a sum rounds to does not depend on which shapes came before.
         network.forward = torch.compile(network.forward, dynamic=False)

@@ -3,6 +3,7 @@
 A file is called `step-<step>-<first half of its SHA-256>.ckpt`, so one rename brings content and checksum at once.
 """
 
+import contextlib
 import hashlib
 import re
 import sys
@@ -32,18 +33,32 @@ def write_checkpoint(folder: Path, step: int, content: bytes | memoryview) -> Pa
 def find_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is as it was written; None when there is none.
 
-    A damaged one is warned about and kept under another name, out of the way of the next.
+    A damaged one is warned about and kept under another name, out of the way of the next; one that can't be read now
+    may be whole, and stays as it is.
     """
     for path in reversed(_list(folder)):
         try:
-            damage = None if path.stem.split("-")[2] == _checksum(path.read_bytes()) else "it is damaged"
+            is_whole = path.stem.split("-")[2] == _checksum(path.read_bytes())
         except OSError as error:
-            damage = error.strerror
-        if damage is None:
+            _warn(path, str(error.strerror))
+            continue
+        if is_whole:
             return path
-        print(f"warning: checkpoint {path} can't be used: {damage}; the one before it is", file=sys.stderr, flush=True)
-        path.rename(path.with_suffix(".damaged"))
+        _warn(path, "it is damaged")
+        with contextlib.suppress(OSError):  # a folder that is read-only
+            path.rename(path.with_suffix(".damaged"))
     return None
+
+
+def _warn(path: Path, reason: str) -> None:
+    print(f"warning: checkpoint {path} can't be used: {reason}; the one before it is", file=sys.stderr, flush=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what writers that were killed left behind, each as large as a checkpoint; nobody may be writing."""
+    for path in folder.glob(".step-*.ckpt.*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def read_step(path: Path) -> int:
@@ -54,7 +69,14 @@ def read_step(path: Path) -> int:
 def _list(folder: Path) -> list[Path]:
     """The checkpoints in order of their steps, and of their times where a step was written twice."""
     found = [path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: (read_step(path), path.stat().st_mtime_ns))
+    return sorted(found, key=lambda path: (read_step(path), _written_ns(path)))
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # removed since it was listed
+        return 0
 
 
 def _checksum(content: bytes | memoryview) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy
 import torch
 import torch.distributed as dist
 from pytorch_lightning import LightningModule, Trainer
@@ -21,7 +22,7 @@ from pytorch_lightning import LightningModule, Trainer
 from hpcdist.errors import UsageError
 from hpcdist.record import TestResult
 from hpcdist.train.async_server import AsyncServer
-from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
+from hpcdist.train.checkpoint_files import find_checkpoint, read_step, remove_unfinished, write_checkpoint
 from hpcdist.train.data import cut_shard
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.module import Classifier, Tally
@@ -44,13 +45,22 @@ class Checkpoints:
         rank: This rank.
         options: What is trained: a checkpoint of another batch or seed can't be gone on with.
         outcome: Whose tests go on in the training that goes on, and where the time is booked.
+        steps: Optimizer steps in all; None where the module knows.
     """
 
-    def __init__(self, folder: Path | None, rank: RankEnvironment, options: Options, outcome: Outcome) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        rank: RankEnvironment,
+        options: Options,
+        outcome: Outcome,
+        steps: int | None = None,
+    ) -> None:
         self._folder = folder
         self._rank = rank
         self._options = options
         self._outcome, self._clock = outcome, outcome.clock
+        self._steps = steps
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self.taken_at = time.monotonic()
@@ -73,7 +83,7 @@ class Checkpoints:
         # Not Trainer.save_checkpoint: it ends in a barrier, and writes in place.
         content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         tests = msgspec.to_builtins(self._outcome.metrics().tests)
-        content[OWN_KEY] = {"ranks": ranks, "tests": list(tests), **self._identity()}
+        content[OWN_KEY] = {"ranks": ranks, "tests": list(tests), "steps": self._steps, **self._identity()}
         if isinstance(trainer.strategy, AsyncServer):
             content[OWN_KEY]["server"] = trainer.strategy.server_state()
         data = io.BytesIO()
@@ -101,13 +111,16 @@ class Checkpoints:
 
     def _identity(self) -> dict[str, Any]:
         training = self._options.training
+        if training.module:
+            return {"module": training.module, "seed": training.seed}
         return {
             "batch_size": self._options.batch_size,
             "seed": training.seed,
             "model": training.model or "cnn",
             "data": training.data or "mnist",
-            "module": training.module,
+            "module": None,
             "optimizer": training.optimizer,
+            "lr": training.lr,
             "schedule": training.schedule or "one-cycle",
             "accumulate": self._options.accumulate,
             "ps_mode": "async" if self._options.is_async else "sync",
@@ -121,6 +134,8 @@ class Checkpoints:
         """
         choice: list[str | None] = [None]
         if self._rank.rank == 0:
+            if self._folder:
+                remove_unfinished(self._folder)
             other = self._options.training.resume_from
             folders = [folder for folder in (self._folder, Path(other) if other else None) if folder]
             found = next(filter(None, map(find_checkpoint, folders)), None)
@@ -166,6 +181,7 @@ class Checkpoints:
         own = content.get(OWN_KEY)
         if own is None:
             raise UsageError("the checkpoint was not written by hpcdist's training", "leave out --resume-from")
+        self._check_length(path, content)
         for name, value in self._identity().items():
             # Those of release 0.1 say nothing of what there was no choice of then.
             made_with = own.get(name, OLDER.get(name, value))
@@ -176,10 +192,25 @@ class Checkpoints:
                 )
         return content
 
+    def _check_length(self, path: Path, content: dict[str, Any]) -> None:
+        """Refuses a checkpoint from behind the end of this training."""
+        epochs = self._options.training.epochs
+        reached, end, unit = read_step(path), self._steps, "step"
+        if end is None:
+            reached, end, unit = content["epoch"], epochs, "epoch"
+        if reached > end:
+            raise UsageError(
+                f"the checkpoint was made after {unit} {reached}, and this training ends after {end}",
+                "raise --epochs or --max-steps, or leave out --resume-from",
+            )
+
 
 def _rank_state(trainer: Trainer) -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     state = {"torch": torch.get_rng_state(), "python": [version, list(internal), gauss]}
+    drawn: Any = numpy.random.get_state()  # what modules of one's own may draw from
+    name, keys, *rest = drawn
+    state["numpy"] = [name, keys.tolist(), *rest]
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     module = trainer.lightning_module
@@ -198,6 +229,9 @@ def _restore_rank(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+    if "numpy" in state:
+        name, keys, *rest = state["numpy"]
+        numpy.random.set_state((name, keys, *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 

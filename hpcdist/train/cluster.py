@@ -19,6 +19,11 @@ from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.options import Options
 
 JOIN_TIMEOUT = timedelta(minutes=10)
+STORE_GRACE_S = 30.0
+
+
+class UnmetError(HpcdistError):
+    """The ranks did not meet."""
 
 
 class StartedRanks(ClusterEnvironment):
@@ -110,18 +115,32 @@ def _describe_gpus() -> str:
 
 
 def open_store(rank: RankEnvironment) -> Store:
-    """Meets the other ranks; the store is where they leave words for each other. Rank 0 keeps it.
+    """Reaches the store where the ranks leave words for each other. Rank 0 keeps it, and does not wait for the others.
 
     Raises:
-        HpcdistError: They did not come in time, or the rendezvous can't be opened.
+        UnmetError: Rank 0 did not open it in time, or can't.
     """
     if rank.world_size == 1:
         return dist.HashStore()  # type: ignore[attr-defined]
-    address = f"{rank.main_address}:{rank.main_port}"
+    # Rank 0 is the first to give up: it knows who did not come.
+    timeout = timedelta(seconds=rank.arrival_s + STORE_GRACE_S)
+    store: Store
     with _naming(rank):
-        store: Store
-        store, _, _ = next(rendezvous(f"tcp://{address}", rank.rank, rank.world_size, timeout=JOIN_TIMEOUT))
-        store.set_timeout(JOIN_TIMEOUT)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # torchrun keeps the store.
+            address = f"tcp://{rank.main_address}:{rank.main_port}"
+            store, _, _ = next(rendezvous(address, rank.rank, rank.world_size, timeout=timeout))
+        else:
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                rank.main_address,
+                rank.main_port,
+                rank.world_size,
+                is_master=rank.rank == 0,
+                timeout=timeout,
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        store.set_timeout(JOIN_TIMEOUT + timedelta(seconds=STORE_GRACE_S))
     return store
 
 
@@ -129,7 +148,7 @@ def join_process_group(rank: RankEnvironment, device: torch.device, store: Store
     """Connects the ranks that have met; a single process needs no group.
 
     Raises:
-        HpcdistError: They don't reach each other.
+        UnmetError: They don't reach each other.
     """
     if rank.world_size == 1:
         return
@@ -153,7 +172,7 @@ def _naming(rank: RankEnvironment) -> Iterator[None]:
         yield
     except (dist.DistNetworkError, dist.DistStoreError, dist.DistBackendError) as error:
         waited_s = time.monotonic() - started
-        raise HpcdistError(
+        raise UnmetError(
             f"rank {rank.rank} on {socket.gethostname()} did not meet the other ranks at {address} in {waited_s:.0f} s:"
             f" {str(error).splitlines()[0]}",
             "check that every rank started and that the nodes reach each other (network_interface in hpcdist.toml)",

@@ -106,7 +106,7 @@ def cut_shard(count: int, rank: int, world_size: int) -> tuple[int, int]:
 
 def shuffle_indices(count: int, seed: int, epoch: int) -> Tensor:
     """The order of an epoch, `indices_N`: the same on every rank, another one each epoch."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
     return torch.randperm(count, generator=generator)
 
 

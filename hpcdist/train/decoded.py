@@ -12,11 +12,12 @@ import psutil
 import torch.distributed as dist
 from PIL import Image
 
+from hpcdist.errors import HpcdistError
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.units import format_bytes
 
 ROOM_SHARE = 0.5  # of what is free in the temporary folder
-MEMORY_BYTES = 1 << 30  # the most where that folder is memory, which is the job's too
+MEMORY_BYTES = 1 << 30  # the most of one set where that folder is memory, which is the job's too
 SIZE_BYTES = 8  # of a picture's width and height
 
 
@@ -42,10 +43,22 @@ class Picture(NamedTuple):
         return Image.fromarray(self.pixels_HWC).resize((side, side), Image.Resampling.BILINEAR, scaled)
 
 
+class BadImageError(HpcdistError):
+    """A file that is no image, or only a part of one."""
+
+
 def decode_picture(path: str, side: int) -> Picture:
-    """The image of a file, squeezed into a square of this side."""
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    """The image of a file, squeezed into a square of this side.
+
+    Raises:
+        BadImageError: It can't be decoded.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:  # as Pillow says it
+        reason = str(error) or type(error).__name__
+        raise BadImageError(f"{path} can't be decoded: {reason}", "fetch that image again, or remove it") from None
     squeezed = image.resize((side, side), Image.Resampling.BILINEAR)
     return Picture(numpy.asarray(squeezed), *image.size)
 

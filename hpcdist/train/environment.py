@@ -15,6 +15,10 @@ _START_HINT = (
     "start it with `hpcdist submit`, or per rank with srun python -m hpcdist.rank -- python -m hpcdist.train ..."
 )
 
+# srun starts all ranks at once; where the disk is cold, a node may take minutes longer than another to import torch.
+SRUN_ARRIVAL_S = 180.0
+BY_HAND_ARRIVAL_S = 600.0  # a person goes from machine to machine
+
 
 class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     """One rank's surroundings.
@@ -33,6 +37,7 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
         stop_file: When this file exists the training is to save and stop; None is never asked.
         tensorboard: Exact folder of the TensorBoard events; None writes none.
         started_at_s: Start of this process, seconds since the epoch.
+        arrival_s: How long the ranks wait for each other at the start.
         slowdown: What is slowed down on purpose.
     """
 
@@ -49,6 +54,7 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
     stop_file: Path | None = None
     tensorboard: Path | None = None
     started_at_s: float
+    arrival_s: float = BY_HAND_ARRIVAL_S
     slowdown: Slowdown = Slowdown()
 
 
@@ -73,6 +79,7 @@ def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
         started_at_s = float(env.get("HPCDIST_STARTED_AT", now_s))
     except ValueError:
         started_at_s = now_s
+    is_srun = "SLURM_PROCID" in env and env.get("HPCDIST_LAUNCHER") != "local" and "TORCHELASTIC_RUN_ID" not in env
     return RankEnvironment(
         **values,
         main_address=env.get("MASTER_ADDR", "127.0.0.1"),
@@ -82,6 +89,7 @@ def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
         stop_file=_read_path(env, "HPCDIST_STOP_FILE"),
         tensorboard=_read_path(env, "HPCDIST_TB_DIR"),
         started_at_s=started_at_s,
+        arrival_s=SRUN_ARRIVAL_S if is_srun else BY_HAND_ARRIVAL_S,
         slowdown=read_slowdown(env),
     )
 

@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.building import build_module, count_steps
 from hpcdist.train.checkpoint_files import read_step
-from hpcdist.train.checkpoints import Checkpoints
+from hpcdist.train.checkpoints import OWN_KEY, Checkpoints
 from hpcdist.train.cluster import (
     StartedRanks,
     choose_device,
@@ -43,7 +43,7 @@ from hpcdist.train.speed_trial import SpeedTrial
 from hpcdist.train.splitter import Splitter
 from hpcdist.train.strategies import build_strategy
 from hpcdist.train.sync_server import SyncServer
-from hpcdist.train.watchdog import Watchdog
+from hpcdist.train.watchdog import Watchdog, watching
 
 # Share of a step spent waiting for data from which it is worth a line.
 STARVED = 0.2
@@ -60,12 +60,11 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
     """
     clock = outcome.clock
     clock.enter("process_group")
-    store = open_store(rank)
     if options.training.preflight:
-        device = preflight(options, rank, store, outcome, last_words)
+        device = preflight(options, rank, outcome, last_words)
     else:
         device = choose_device(options, rank)
-        join_process_group(rank, device, store)
+        join_process_group(rank, device, open_store(rank))
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
     use_threads(threads)
     outcome.learn(world_size=rank.world_size)
@@ -75,7 +74,8 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
         fit_own(options, rank, device=device, outcome=outcome, last_words=last_words)
     else:
         clock.enter("data")
-        data = read_data(options, rank, data_dir, device, threads)
+        with watching(options.hang_timeout_s, rank, last_words):
+            data = read_data(options, rank, data_dir, device, threads)
         clock.enter("other")
         outcome.learn(global_batch_size=options.batch_size)
         if rank.rank == 0:
@@ -104,24 +104,36 @@ def fit(
         StoppedError: It was asked to stop.
         UsageError: The checkpoint to go on from is of another training.
     """
+    with watching(options.hang_timeout_s, rank, last_words) as watchdog:
+        _fit(options, rank, data, device=device, outcome=outcome, last_words=last_words, watchdog=watchdog)
+
+
+def _fit(
+    options: Options,
+    rank: RankEnvironment,
+    data: ImageData,
+    *,
+    device: torch.device,
+    outcome: Outcome,
+    last_words: LastWords,
+    watchdog: Watchdog,
+) -> None:
     steps = count_steps(options, data.train_batches.steps_per_epoch)
     module = build_module(options, rank, data, outcome)
-    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome)
+    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome, steps)
     begin = checkpoints.find()
     done = read_step(begin) if begin else 0
     content = checkpoints.load(begin) if begin else None
-    outcome.learn(steps=done)
+    outcome.learn(steps=done, epochs=done // data.train_batches.steps_per_epoch or None)
     if begin and rank.rank == 0:
         print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
+        before = content[OWN_KEY].get("steps") if content else None  # those of release 0.1 do not say it
+        if before not in (None, steps) and module.rates.schedule != "constant":
+            print(f"the learning rate goes on as in a training of {steps} steps; that one had {before}", flush=True)
     logger = open_loggers(options, rank, done + 1)
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
     goal = Goal(options.training.target_accuracy, outcome, rank.started_at_s)
-    callbacks: list[pl.Callback] = [
-        GoOn(checkpoints, content),
-        recorder,
-        goal,
-        Watchdog(options.hang_timeout_s, rank, last_words),
-    ]
+    callbacks: list[pl.Callback] = [GoOn(checkpoints, content), recorder, goal, watchdog]
     if rank.rank == 0:
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
         epochs = options.training.epochs
@@ -250,7 +262,8 @@ def _conclude(outcome: Outcome) -> None:
     print(f"finished: {accuracy}{speed}{metrics.steps} steps; seconds: {phases}", flush=True)
     if metrics.target_accuracy is not None:
         reached = metrics.time_to_target_s
-        when = "was not reached" if reached is None else f"was reached after {reached:.1f} s, start-up included"
+        # A requeued run's time is that of its last attempt.
+        when = "was not reached" if reached is None else f"was reached {reached:.1f} s after this attempt began"
         print(f"target: {100 * metrics.target_accuracy:g} % {when}", flush=True)
     if metrics.split and metrics.split.data_s > STARVED * metrics.split.step_s:
         share = metrics.split.data_s / metrics.split.step_s

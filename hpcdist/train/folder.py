@@ -16,7 +16,7 @@ from torchvision.datasets import ImageFolder
 from hpcdist.datasets import held_out_folder
 from hpcdist.errors import UsageError
 from hpcdist.train.data import Batch, EvalBatches, ImageData, Normalisation, Share, Split, TrainBatches, cut_shard
-from hpcdist.train.decoded import Decoded, Picture, decode_picture
+from hpcdist.train.decoded import BadImageError, Decoded, Picture, decode_picture
 
 # Of ImageNet's training set, as torchvision's own references have them.
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -46,7 +46,7 @@ def keep_nothing(count: int, side: int) -> None:
     """No room."""
 
 
-class Images(Dataset[tuple[Tensor, Tensor]]):
+class Images(Dataset[tuple[Tensor, Tensor] | BadImageError]):
     """Decodes whole batches of a folder.
 
     An image is squeezed into a square before it is cut, whether it is kept or not: all epochs have the same pixels.
@@ -68,8 +68,14 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitems__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-        """`images_BCHW` as bytes, and `labels_B`."""
+    def __getitems__(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor] | BadImageError:
+        """`images_BCHW` as bytes, and `labels_B`; or why there are none, which torch would wrap up in a traceback."""
+        try:
+            return self._load(samples)
+        except BadImageError as error:
+            return error
+
+    def _load(self, samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
         images_BHWC = numpy.empty((len(samples), self._side, self._side, 3), dtype=numpy.uint8)
         for number, sample in enumerate(samples):
             images_BHWC[number] = numpy.asarray(self._cut(sample))
@@ -125,7 +131,7 @@ class Workers:
     def __init__(self, images: Images, device: torch.device, count: int) -> None:
         self._device, self._count = device, count
         self._asked: list[list[Sample]] = []  # read when a pass begins
-        self._loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        self._loader: DataLoader[tuple[Tensor, Tensor] | BadImageError] = DataLoader(
             images,
             batch_sampler=_Asked(self._asked),
             num_workers=count,
@@ -137,7 +143,11 @@ class Workers:
         )
 
     def decode(self, asked: list[list[Sample]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, normalised and on the device."""
+        """The batches, normalised and on the device.
+
+        Raises:
+            BadImageError: A file can't be decoded.
+        """
         # Where there are fewer batches than workers, each takes a piece.
         pieces = max(1, self._count // max(1, len(asked)))
         self._asked[:] = [
@@ -145,7 +155,7 @@ class Workers:
         ]
         loaded = iter(self._loader)
         for _ in asked:
-            parts = [next(loaded) for _ in range(pieces)]
+            parts = [_whole(next(loaded)) for _ in range(pieces)]
             pixels_BCHW = torch.cat([pixels.to(self._device, non_blocking=True) for pixels, _ in parts])
             labels_B = torch.cat([labels.to(self._device, non_blocking=True) for _, labels in parts])
             yield IMAGENET.apply(pixels_BCHW), labels_B
@@ -162,6 +172,12 @@ class _Asked:
 
     def __iter__(self) -> Iterator[list[Sample]]:
         return iter(self._asked)
+
+
+def _whole(loaded: tuple[Tensor, Tensor] | BadImageError) -> tuple[Tensor, Tensor]:
+    if isinstance(loaded, BadImageError):
+        raise loaded
+    return loaded
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A training step in Lightning without what nobody here uses: two thirds of what Lightning adds to a step.
+"""A training step in Lightning without what nobody here uses, which is most of what Lightning adds to a step.
 
 Lightning calls each hook of each callback and of the module, whether anybody wrote it or not, between the context
 managers of a profiler that does nothing; it asks in each step what the module's signatures are, whether it validates,

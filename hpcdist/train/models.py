@@ -3,6 +3,8 @@
 Letters in names give the axes: B batch, C channels, H height, W width, K classes.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -60,4 +62,16 @@ def build_optimizer(name: str, module: nn.Module, lr: float) -> torch.optim.Opti
 def build_schedule(optimizer: torch.optim.Optimizer, lr: float, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """One cycle over all steps: up to `lr` in the first third, then down to almost nothing."""
     has_momentum = "betas" in optimizer.defaults or optimizer.defaults.get("momentum", 0) > 0
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, cycle_momentum=has_momentum)
+    return OneCycle(optimizer, lr, total_steps=steps, cycle_momentum=has_momentum)
+
+
+class OneCycle(torch.optim.lr_scheduler.OneCycleLR):
+    """One cycle that keeps its own length when it goes on from a checkpoint.
+
+    torch's takes the length from there too, and raises in the first step of a longer training.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the step, and stays as long as it was made."""
+        length = {name: getattr(self, name) for name in ("total_steps", "_schedule_phases")}
+        super().load_state_dict(state_dict | length)

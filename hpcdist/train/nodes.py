@@ -18,6 +18,7 @@ _ALIKE = (
     ("lightning", "Lightning", _SAME_CODE),
 )
 _NETWORK_HINT = "check that the nodes reach each other: network_interface in hpcdist.toml, firewalls, MTU"
+_START_HINT = "check that every rank started, and that the nodes reach each other (network_interface in hpcdist.toml)"
 _FOLDER_HINT = "put the project on a disk that all nodes share and may write to"
 
 
@@ -121,7 +122,7 @@ def find_late(stage: str, waited_s: float, present: Sequence[int], members: Mapp
     name = members[late[0]].name if late[0] in members else f"rank {late[0]}"
     sentence = f"{name} did not come to {stage} within {waited_s:.0f} s, and {len(present)} of {size} ranks did"
     if len(known) < len(late):
-        return Fault(sentence=sentence, hint=_NETWORK_HINT, rank=late[0])
+        return Fault(sentence=sentence, hint=_START_HINT, rank=late[0])
     return _fault(sentence, _NETWORK_HINT, known, list(members.values()))
 
 

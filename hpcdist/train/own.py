@@ -6,7 +6,9 @@ Lightning's DistributedSampler gives it.
 """
 
 import importlib
+import inspect
 import sys
+from contextlib import closing
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,6 +17,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.data import extract_batch_size
 
 from hpcdist.errors import UsageError
+from hpcdist.train.building import require_compiler
 from hpcdist.train.checkpoint_files import read_step
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.commentary import Commentary
@@ -53,6 +56,23 @@ def load_class(name: str, kind: type[Any]) -> Any:
     return found
 
 
+def make(name: str, kind: type[Any]) -> Any:
+    """An object of the class that `package.module:Class` names.
+
+    Raises:
+        UsageError: There is no such class, or it can't be made without arguments.
+    """
+    found = load_class(name, kind)
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise UsageError(
+            f"{name} can't be made without arguments: {error}",
+            "give every argument a default, or name a subclass that needs none",
+        ) from None
+    return found()
+
+
 class OwnRecorder(Recorder):
     """Measures a module that is not ours: its figures are what it logs."""
 
@@ -69,7 +89,8 @@ class OwnRecorder(Recorder):
         """Nothing: the module logs its own learning rate."""
 
     def _log_point(self, module: LightningModule, step: int) -> None:
-        """The speed alone."""
+        """The speed alone; the loss is read for the display, which waits for a GPU."""
+        self.train_loss = _find(module.trainer, TRAIN_LOSS_NAMES)
         images_per_s = self.images_per_s()
         if self._logger and images_per_s is not None:
             self._logger.log_metrics({"train/images_per_s": images_per_s}, step)
@@ -86,7 +107,6 @@ class OwnRecorder(Recorder):
         if self._is_first:
             self._outcome.learn(global_batch_size=self._images)
         self._count_step(trainer, module)
-        self.train_loss = _find(trainer, TRAIN_LOSS_NAMES)
         self._outcome.learn(steps=trainer.global_step, samples=self._samples)
 
     def _test_figures(self, trainer: Trainer, module: LightningModule) -> tuple[float | None, float | None]:
@@ -109,9 +129,10 @@ def fit_own(
     """
     training = options.training
     torch.manual_seed(training.seed)
-    module: LightningModule = load_class(str(training.module), LightningModule)()
-    data: pl.LightningDataModule = load_class(str(training.datamodule), pl.LightningDataModule)()
+    module: LightningModule = make(str(training.module), LightningModule)
+    data: pl.LightningDataModule = make(str(training.datamodule), pl.LightningDataModule)
     if training.compile:
+        require_compiler()
         module.compile(dynamic=False)
     parameters = sum(one.numel() for one in module.parameters() if one.requires_grad)
     outcome.learn(model=training.module, parameters=parameters)
@@ -120,10 +141,12 @@ def fit_own(
     done = read_step(begin) if begin else 0
     logger = open_loggers(options, rank, done + 1)
     recorder = OwnRecorder(outcome, last_words, logger, training.log_every)
+    # It watches from the first step on: what a data module prepares may take its time.
+    watchdog = Watchdog(options.hang_timeout_s, rank, last_words)
     callbacks: list[pl.Callback] = [
         GoOn(checkpoints, checkpoints.load(begin) if begin else None),
         recorder,
-        Watchdog(options.hang_timeout_s, rank, last_words),
+        watchdog,
     ]
     if rank.rank == 0:
         _introduce(options, parameters, done)
@@ -133,7 +156,8 @@ def fit_own(
     trainer = build_trainer(options, rank, device, callbacks, logger, cuts_data=True)
     if logger:
         logger.log_options(options)
-    trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
+    with closing(watchdog):
+        trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
     outcome.learn(finished=True)
     settle(module)
     if logger:

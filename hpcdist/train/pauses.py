@@ -55,10 +55,21 @@ class Pauses(Callback):
         step = count_steps_done(trainer)
         strategy = trainer.strategy
         if isinstance(strategy, AsyncServer):
-            if not strategy.is_paused:
-                return
-        elif step < self._next or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or step == self._steps:
-            return
+            is_time = strategy.is_paused
+        else:
+            is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+            is_time = step >= self._next and not is_last and step != self._steps
+        if is_time:
+            self._pause(trainer, module, step)
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Agrees when it is time since the last step of the epoch before: an epoch may be a single step."""
+        step = count_steps_done(trainer)
+        if step >= self._next and not isinstance(trainer.strategy, AsyncServer):
+            self._pause(trainer, module, step)
+
+    def _pause(self, trainer: Trainer, module: LightningModule, step: int) -> None:
+        strategy = trainer.strategy
         stop, save = self._agree(step, module.device)
         if stop or save:
             self._checkpoints.take(trainer)
@@ -103,13 +114,41 @@ class GoOn(Callback):
         self._checkpoints = checkpoints
         self._content = content
 
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Counts the epochs that were trained to their end, whichever moment the checkpoint was taken at.
+
+        Lightning has counted the epoch that `max_steps` cut short, and would not train the rest of it.
+        """
+        loop = checkpoint["loops"]["fit_loop"]
+        progress = loop["epoch_progress"]
+        is_whole = loop["epoch_loop.batch_progress"]["is_last_batch"]
+        for counts in (progress["total"], progress["current"]):
+            if is_whole:
+                counts["ready"] = counts["started"] = counts["completed"] = counts["processed"]
+            else:
+                counts["started"] = counts["ready"]
+                counts["processed"] = counts["completed"] = counts["ready"] - 1
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Settles the order of sums, then the random numbers."""
+        """Settles the next epoch, the order of sums, then the random numbers."""
+        if trainer.fit_loop.restarting and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            _begin_epoch(trainer)
         if trainer.world_size > 1 and isinstance(module, Classifier):
             _settle_buckets(trainer, module)
         if self._content is not None:
             self._checkpoints.restore(self._content, module)
             self._content = None
+
+
+def _begin_epoch(trainer: Trainer) -> None:
+    """Has Lightning begin the next epoch as it does in the middle of a run.
+
+    It would go back into the one that is done, and how it leaves that differs with what else was asked for: with
+    `max_steps` it counts an epoch that nobody trained [Lightning 2.6.6].
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    for loop in (trainer.fit_loop, epoch_loop, epoch_loop.val_loop):
+        loop.on_iteration_done()
 
 
 def _settle_buckets(trainer: Trainer, module: Classifier) -> None:

@@ -11,62 +11,44 @@ import secrets
 import socket
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 import torch
 import torch.distributed as dist
 from pytorch_lightning.__version__ import version as lightning_version
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 
 from hpcdist.errors import HpcdistError
 from hpcdist.probe import AllReduce, Fault
-from hpcdist.record import BAD_NODE_STATUS
-from hpcdist.train.cluster import choose_device, join_process_group
-from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.cluster import UnmetError, choose_device, join_process_group, open_store
+from hpcdist.train.environment import SRUN_ARRIVAL_S, RankEnvironment
 from hpcdist.train.failure import LastWords
-from hpcdist.train.nodes import Facts, Member, find_fault, find_late, find_skew
+from hpcdist.train.meeting import CHECKS, BadNodeError, Meeting
+from hpcdist.train.nodes import Facts, Member, find_fault, find_skew
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.probing import format_size, measure_all_reduces, settle
 
-DEADLINE_S = 60.0
 VISIBLE_TIMEOUT_S = 30.0  # a shared folder may show a new file late
-# The store lives in rank 0: it waits until the others have heard why they end.
-TELL_S = 2.0
-HEAR_TIMEOUT_S = 10.0
 WARN_SKEW_S = 1.0
-CHECKS = "the checks"
 
 
-class BadNodeError(HpcdistError):
-    """The preflight found a fault."""
-
-    exit_code = BAD_NODE_STATUS
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(f"preflight: {fault.sentence}", fault.hint)
-
-
-def preflight(
-    options: Options, rank: RankEnvironment, store: Store, outcome: Outcome, last_words: LastWords
-) -> torch.device:
-    """Checks the nodes, joins the process group, and measures it; returns the rank's device.
+def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, last_words: LastWords) -> torch.device:
+    """Meets the other ranks, checks the nodes, joins the process group, and measures it; returns the rank's device.
 
     Raises:
         BadNodeError: A node is not fit.
         HpcdistError: The device can't be used on any node, or the ranks did not meet.
     """
     clock = outcome.clock
-    clock.enter("preflight")
+    store = _reach_rank_0(rank, outcome)
     me = Member(rank=rank.rank, node_rank=rank.node_rank, host=os.environ.get("SLURMD_NODENAME", socket.gethostname()))
-    with Meeting(store, me, rank.world_size, outcome, last_words) as meeting:
+    with Meeting(store, me, rank, outcome, last_words) as meeting:
+        meeting.gather()
+        clock.enter("preflight")
         device = _try_device(options, rank)
         facts = _check_nodes(meeting, rank.run_dir, device.message if isinstance(device, HpcdistError) else "")
         if isinstance(device, HpcdistError):
@@ -83,94 +65,23 @@ def preflight(
     return device
 
 
-class Meeting:
-    """What all ranks do together before the training; it ends the rank when that takes too long.
+def _reach_rank_0(rank: RankEnvironment, outcome: Outcome) -> Store:
+    """The store that rank 0 keeps.
 
-    Args:
-        store: The rendezvous' store.
-        me: This rank.
-        size: Ranks in all.
-        outcome: Where a fault is noted.
-        last_words: What ends the rank.
+    Raises:
+        BadNodeError: srun started all ranks, and rank 0 has none.
+        UnmetError: It can't be opened, or a person may not have started rank 0.
     """
-
-    def __init__(self, store: Store, me: Member, size: int, outcome: Outcome, last_words: LastWords) -> None:
-        self.me = me
-        self.size = size
-        self.board = PrefixStore("preflight", store)
-        # A connection of its own: the other may be waiting in another thread.
-        self._side = PrefixStore("preflight", store.clone())
-        self._side.set_timeout(timedelta(seconds=HEAR_TIMEOUT_S))
-        self._outcome = outcome
-        self._last_words = last_words
-        self._stage = CHECKS
-        self._over = threading.Event()
-
-    def __enter__(self) -> "Meeting":
-        self.board.set(f"member/{self.me.rank}", msgspec.json.encode(self.me).decode())
-        threading.Thread(target=self._watch, name="preflight", daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._over.set()
-
-    def come_to(self, stage: str, word: str = "") -> None:
-        """Begins, as all ranks do, what can wait for ever for one of them; the word is for rank 0."""
-        self._stage = stage
-        self.board.set(f"{stage}/{self.me.rank}", word)
-
-    def words(self, stage: str) -> list[bytes]:
-        """What the ranks came with, by rank."""
-        return [self.board.get(f"{stage}/{rank}") for rank in range(self.size)]
-
-    def agree(self, question: str, judge: Callable[[], Fault | None]) -> None:
-        """Has rank 0 judge, and all ranks end when it finds a fault.
-
-        Raises:
-            BadNodeError: It did.
-        """
-        if self.me.rank == 0:
-            fault = judge()
-            self._tell(self.board, question, fault)
-        else:
-            fault = msgspec.json.decode(self.board.get(question), type=Fault | None)
-        if fault is not None:
-            self._outcome.learn(fault=fault)
-            raise BadNodeError(fault)
-
-    def _tell(self, store: Store, question: str, fault: Fault | None) -> None:
-        store.set(question, msgspec.json.encode(fault).decode())
-        if fault is not None and self.size > 1:
-            time.sleep(TELL_S)
-
-    def _watch(self) -> None:
-        if self._over.wait(DEADLINE_S):
-            return
-        if self.me.rank == 0:
-            fault = self._find_late()
-            self._tell(self._side, "late", fault)
-        else:
-            fault = self._hear_late()
-        if not self._over.is_set():
-            self._outcome.learn(fault=fault)
-            self._last_words.end(BadNodeError(fault))
-
-    def _find_late(self) -> Fault:
-        ranks = range(self.size)
-        introduced = [rank for rank in ranks if self._side.check([f"member/{rank}"])]
-        members = {rank: msgspec.json.decode(self._side.get(f"member/{rank}"), type=Member) for rank in introduced}
-        present = [rank for rank in ranks if self._side.check([f"{self._stage}/{rank}"])]
-        return find_late(self._stage, DEADLINE_S, present, members, self.size)
-
-    def _hear_late(self) -> Fault:
-        # In a thread: the store's own time-out waits for an answer to it.
-        answer = ThreadPoolExecutor(1).submit(self._side.get, "late")
-        try:
-            return msgspec.json.decode(answer.result(HEAR_TIMEOUT_S), type=Fault)
-        except (TimeoutError, RuntimeError):  # the latter is torch's
-            host = os.environ.get("MASTER_ADDR", "its node")
-            sentence = f"rank 0 on {host} does not answer {self.me.name} any more, after {self._stage} began"
-            return Fault(sentence=sentence, hint=f"leave the node out with --exclude {host}", rank=0, host=host)
+    try:
+        return open_store(rank)
+    except UnmetError as error:
+        if rank.rank == 0 or rank.arrival_s != SRUN_ARRIVAL_S:
+            raise
+        # A rank 0 that only does not reach this one would have missed it, and ended the job before.
+        host = rank.main_address
+        fault = Fault(sentence=error.message, hint=f"leave the node out with --exclude {host}", rank=0, host=host)
+        outcome.learn(fault=fault)
+        raise BadNodeError(fault) from None
 
 
 def _try_device(options: Options, rank: RankEnvironment) -> torch.device | HpcdistError:

@@ -63,16 +63,17 @@ def describe_options(options: Options) -> dict[str, Any]:
         "world_size": options.layout.world_size,
         "layout": options.layout.name,
     }
-    return {name: value for name, value in chosen.items() if value is not None}
+    theirs = ("batch_size", "lr", "optimizer") if options.training.module else ()  # a module of one's own has its own
+    return {name: value for name, value in chosen.items() if value is not None and name not in theirs}
 
 
 def sum_up(metrics: TrainingMetrics) -> dict[str, float]:
     """The figures of a whole run, as points at its last step."""
     figures = {f"phases/{name}_s": seconds for name, seconds in metrics.phases_s.items()}
-    if metrics.images_per_s is not None:
-        figures["images_per_s"] = metrics.images_per_s
-    if metrics.step_time_s is not None:
-        figures["step_time_s"] = metrics.step_time_s
+    for name in ("images_per_s", "step_time_s", "parameters", "flops_per_image"):
+        value = getattr(metrics, name)
+        if value is not None:
+            figures[name] = value
     if metrics.split:
         split = msgspec.structs.asdict(metrics.split)
         figures |= {f"split/{name}": seconds for name, seconds in split.items() if name != "steps"}

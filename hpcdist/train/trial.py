@@ -10,7 +10,6 @@ from pytorch_lightning.__version__ import version as lightning_version
 
 from hpcdist.gpu import read_driver
 from hpcdist.probe import NodeFacts
-from hpcdist.train.cluster import open_store
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.options import Options
@@ -27,8 +26,7 @@ def try_nodes(options: Options, rank: RankEnvironment, outcome: Outcome, last_wo
     # First: it is told also of a node that turns out unfit.
     outcome.learn(node=read_node(rank.node_rank), world_size=rank.world_size)
     outcome.clock.enter("process_group")
-    store = open_store(rank)
-    device = preflight(options, rank, store, outcome, last_words)
+    device = preflight(options, rank, outcome, last_words)
     if dist.is_initialized():
         # All are done with the measuring before the first one leaves.
         dist.barrier()

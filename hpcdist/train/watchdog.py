@@ -4,6 +4,8 @@ import faulthandler
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -36,11 +38,22 @@ class Watchdog(Callback):
         self._last_words = last_words
         self._alive_at = time.monotonic()
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Watches from now on; further calls say that all is well."""
+        self._alive()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stops watching. In a process that goes on, a thread left behind would end what comes later."""
+        self._over.set()
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Starts watching."""
-        self._alive()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        """Everything is set up."""
+        self.start()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
         """A step is done."""
@@ -49,10 +62,6 @@ class Watchdog(Callback):
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
         """A batch of the test is done."""
         self._alive()
-
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Stops watching."""
-        self._over.set()
 
     def _alive(self) -> None:
         self._alive_at = time.monotonic()
@@ -68,3 +77,14 @@ class Watchdog(Callback):
                         "look for the rank whose stack is not in an all-reduce, or raise --hang-timeout",
                     )
                 )
+
+
+@contextmanager
+def watching(timeout_s: float, rank: RankEnvironment, last_words: LastWords) -> Iterator[Watchdog]:
+    """A watchdog that watches inside of `with`."""
+    watchdog = Watchdog(timeout_s, rank, last_words)
+    watchdog.start()
+    try:
+        yield watchdog
+    finally:
+        watchdog.close()

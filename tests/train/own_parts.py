@@ -1,5 +1,6 @@
 """A LightningModule and its data, as somebody who knows nothing of hpcdist writes them."""
 
+import numpy
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -25,6 +26,25 @@ class Tiny(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+class Noisy(Tiny):
+    """Draws from numpy."""
+
+    def __init__(self):
+        super().__init__()
+        numpy.random.seed(1)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * numpy.random.rand()
+
+
+class Sized(Tiny):
+    """Needs to be told something."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
 
 
 class Numbers(pl.LightningDataModule):

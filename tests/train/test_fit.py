@@ -1,5 +1,6 @@
 """Whole trainings in this process: parts of batches, schedules, the target, checkpoints, modules of one's own."""
 
+import threading
 import time
 
 import pytest
@@ -18,9 +19,10 @@ from hpcdist.train.failure import LastWords, StoppedError
 from hpcdist.train.fit import fit
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.own import fit_own, load_class
+from hpcdist.train.own import fit_own, load_class, make
 from hpcdist.train.phases import Clock
 from hpcdist.train.reading import make_split
+from hpcdist.train.tensorboard import describe_options, sum_up
 
 CPU = torch.device("cpu")
 OWN = {"module": "tests.train.own_parts:Tiny", "datamodule": "tests.train.own_parts:Numbers"}
@@ -39,7 +41,8 @@ class Trained:
     def __init__(self, folder, stop_file=None, run_dir=None, **options):
         self.folder = folder
         made = parse_synthetic("synthetic:1x12x12x4@203")
-        training = Training(**({"batch_size": 32, "epochs": 2, "lr": 0.01} | options))
+        built_in = {} if "module" in options else {"batch_size": 32, "lr": 0.01}
+        training = Training(**({"epochs": 2} | built_in | options))
         self.options = Options(layout=Layout(gpus=0), training=training)
         self.rank = RankEnvironment(
             checkpoints=folder, stop_file=stop_file, run_dir=run_dir, started_at_s=time.time() - 1
@@ -50,15 +53,22 @@ class Trained:
             fit_own(self.options, self.rank, device=CPU, outcome=self.outcome, last_words=words)
             return
         data = ImageData(
-            make_split(made, CPU, train=True), make_split(made, CPU, train=False), batch_size=32, seed=1, rank=0,
-            world_size=1, accumulate=self.options.accumulate, class_count=4,
+            make_split(made, CPU, train=True), make_split(made, CPU, train=False), seed=1, rank=0, world_size=1,
+            batch_size=self.options.batch_size, accumulate=self.options.accumulate, class_count=4,
         )  # fmt: skip
         fit(self.options, self.rank, data, device=CPU, outcome=self.outcome, last_words=words)
 
     @property
+    def content(self):
+        return torch.load(find_checkpoint(self.folder), weights_only=True)
+
+    @property
     def weights(self):
-        content = torch.load(find_checkpoint(self.folder), weights_only=True)
-        return torch.cat([value.flatten() for value in content["state_dict"].values()])
+        return torch.cat([value.flatten() for value in self.content["state_dict"].values()])
+
+    @property
+    def last_lr(self):
+        return self.content["optimizer_states"][0]["param_groups"][0]["lr"]
 
     @property
     def metrics(self):
@@ -84,6 +94,67 @@ def test_parts_that_stopped_within_an_epoch_go_on_with_the_same_bits(tmp_path):
     resumed = Trained(tmp_path / "parts", **options)
     assert resumed.metrics.steps == 10
     assert torch.equal(resumed.weights, whole.weights)
+
+
+@pytest.mark.parametrize("options", [{}, OWN])
+def test_nobody_watches_a_training_that_was_stopped(tmp_path, options):
+    (tmp_path / "stop").touch()
+    with pytest.raises(StoppedError):
+        Trained(tmp_path / "parts", stop_file=tmp_path / "stop", **options)
+    for thread in threading.enumerate():
+        if thread.name == "watchdog":
+            thread.join(timeout=5)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("options", [{}, {"max_steps": 5}, {"accumulate": 3}])
+def test_epochs_of_one_step_lose_nothing_when_it_is_stopped_after_each(tmp_path, options):
+    # 203 images in batches of 256: the last step of an epoch is its first.
+    options = {"batch_size": 256, "epochs": 6, "optimizer": "adadelta"} | options
+    whole = Trained(tmp_path / "whole", **options)
+    (tmp_path / "stop").touch()
+    for step in range(1, whole.metrics.steps):
+        with pytest.raises(StoppedError, match=f"saved after step {step} of"):
+            Trained(tmp_path / "parts", stop_file=tmp_path / "stop", **options)
+    resumed = Trained(tmp_path / "parts", **options)
+    assert torch.equal(resumed.weights, whole.weights)
+    for name in ("steps", "samples", "epochs", "accuracy"):
+        assert getattr(resumed.metrics, name) == getattr(whole.metrics, name)
+    assert [test.step for test in resumed.metrics.tests] == [test.step for test in whole.metrics.tests]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ({"max_steps": 10}, {}),
+        ({"epochs": 1}, {"max_steps": 10}),
+        ({"max_steps": 10, "accumulate": 3}, {"accumulate": 3}),
+    ],
+)
+def test_what_ended_goes_on_with_the_same_bits_when_it_is_made_longer(tmp_path, first, then):
+    # Seven steps an epoch: 10 are one and a part.
+    whole = Trained(tmp_path / "whole", schedule="constant", **then)
+    Trained(tmp_path / "parts", schedule="constant", **first)
+    longer = Trained(tmp_path / "parts", schedule="constant", **then)
+    assert torch.equal(longer.weights, whole.weights)
+    for name in ("steps", "samples", "epochs"):
+        assert getattr(longer.metrics, name) == getattr(whole.metrics, name)
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine"])
+def test_the_learning_rate_of_what_is_made_longer_is_that_of_the_longer_one(tmp_path, capsys, schedule):
+    whole = Trained(tmp_path / "whole", schedule=schedule)
+    Trained(tmp_path / "parts", schedule=schedule, epochs=1)
+    longer = Trained(tmp_path / "parts", schedule=schedule)
+    assert longer.metrics.steps == 14
+    assert longer.last_lr == whole.last_lr
+    assert "the learning rate goes on as in a training of 14 steps; that one had 7" in capsys.readouterr().out
+
+
+def test_a_checkpoint_from_behind_the_end_is_refused(tmp_path):
+    Trained(tmp_path, epochs=1)
+    with pytest.raises(UsageError, match="made after step 7, and this training ends after 3"):
+        Trained(tmp_path, max_steps=3)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
@@ -120,6 +191,8 @@ def test_size_and_scaling_are_told(tmp_path, capsys):
     metrics = Trained(tmp_path, epochs=1, scale_lr=True, lr_batch=16, schedule="constant").metrics
     printed = capsys.readouterr().out
     assert metrics.model == "cnn"
+    assert sum_up(metrics)["parameters"] == metrics.parameters > 0
+    assert sum_up(metrics)["flops_per_image"] == metrics.flops_per_image > 0
     assert f"model cnn: {metrics.parameters:,} parameters" in printed
     # Twice the batch that 0.01 is for; a fifth of 7 steps, rounded up.
     assert "learning rate 0.02 after 2 steps from 0.01" in printed
@@ -142,9 +215,9 @@ def test_a_checkpoint_of_release_0_1_says_nothing_of_new_options(tmp_path):
     path = find_checkpoint(tmp_path)
     content = torch.load(path, weights_only=True)
     content["hpcdist"] = {name: content["hpcdist"][name] for name in ("ranks", "tests", "batch_size", "seed")}
-    torch.save(content, tmp_path / "old.ckpt")
+    torch.save(content, tmp_path / "step-00000001-old.ckpt")
     checkpoints = Checkpoints(tmp_path, trained.rank, trained.options, trained.outcome)
-    assert checkpoints.load(tmp_path / "old.ckpt")["global_step"] == 1
+    assert checkpoints.load(tmp_path / "step-00000001-old.ckpt")["global_step"] == 1
 
 
 def test_what_is_compiled_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
@@ -191,6 +264,33 @@ class TestOwn:
         resumed = Trained(tmp_path / "cut", **OWN)
         assert resumed.metrics.steps == 40
         assert torch.equal(resumed.weights, whole.weights)
+
+    def test_random_numbers_of_every_kind_go_on(self, tmp_path):
+        whole = Trained(tmp_path / "whole", **OWN | {"module": "tests.train.own_parts:Noisy"})
+        Trained(tmp_path / "cut", **OWN | {"module": "tests.train.own_parts:Noisy", "epochs": 1})
+        resumed = Trained(tmp_path / "cut", **OWN | {"module": "tests.train.own_parts:Noisy"})
+        assert torch.equal(resumed.weights, whole.weights)
+
+    @pytest.mark.parametrize("option", ["batch_size", "batch_size_per_rank"])
+    def test_a_batch_is_refused_which_its_data_decide(self, option):
+        with pytest.raises(UsageError, match=f"{option} is for the built-in networks"):
+            Training(**OWN, **{option: 32})
+
+    def test_hyperparameters_are_only_those_that_it_has(self):
+        shown = describe_options(Options(layout=Layout(gpus=0), training=Training(**OWN)))
+        assert shown["module"] == OWN["module"]
+        assert not {"batch_size", "lr", "optimizer"} & set(shown)
+
+    def test_what_needs_arguments_is_refused(self):
+        with pytest.raises(
+            UsageError, match="Sized can't be made without arguments: missing a required argument: 'size'"
+        ):
+            make("tests.train.own_parts:Sized", LightningModule)
+
+    def test_without_a_compiler_it_is_said_before_the_first_step(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(building.shutil, "which", lambda name: None)
+        with pytest.raises(NotReadyError, match="C\\+\\+ compiler"):
+            Trained(tmp_path, **OWN, compile=True)
 
     @pytest.mark.parametrize(
         ("name", "expected"),

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hpcdist.errors import UsageError
 from hpcdist.spec import Layout, Training
-from hpcdist.train.decoded import Decoded, count_bytes, decode_picture, find_room, keep_decoded
+from hpcdist.train.decoded import BadImageError, Decoded, count_bytes, decode_picture, find_room, keep_decoded
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.folder import cut_middle, draw_crop, open_folder
 from hpcdist.train.options import Options
@@ -98,6 +98,17 @@ class TestFolder:
             assert torch.equal(batch.images_BCHW, expected.images_BCHW)
             assert batch.global_count == len(batch.labels_B)
         assert told.images == [2, 1, 1]
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    @pytest.mark.parametrize("content", [b"", b"no image", None])
+    def test_an_image_that_can_not_be_decoded_is_named(self, images, workers, content):
+        path = images / "train" / "red" / "1.png"
+        path.write_bytes(path.read_bytes()[:60] if content is None else content)
+        data = open_folder(images, 16, CPU, workers=workers, rank=0, world_size=1, batch_size=6, seed=1, accumulate=1)
+        with pytest.raises(BadImageError) as caught:
+            list(data.train_batches)
+        assert caught.value.message.startswith(f"{path} can't be decoded: ")
+        assert caught.value.hint == "fetch that image again, or remove it"
 
     def test_another_class_in_the_test_set_is_refused(self, images):
         (images / "val" / "blue").rename(images / "val" / "green")

@@ -8,9 +8,16 @@ import msgspec
 import pytest
 
 from hpcdist.probe import Fault
-from hpcdist.record import BAD_NODE_STATUS
+from hpcdist.record import BAD_NODE_STATUS, RankUsage
+from hpcdist.train import cluster, preflight
+from hpcdist.train.environment import RankEnvironment, read_environment
+from hpcdist.train.meeting import BadNodeError
 from hpcdist.train.nodes import Facts, Member, find_fault, find_late, find_skew
+from hpcdist.train.options import parse_options
+from hpcdist.train.outcome import Outcome
+from hpcdist.train.phases import Clock
 from hpcdist.train.preflight import hash_code
+from tests.train.conftest import free_port
 from tests.train.test_train_run import assert_two_lines
 
 UNFIT_RANK = [sys.executable, str(Path(__file__).with_name("unfit_rank.py"))]
@@ -180,6 +187,35 @@ class TestRanks:
         assert error == f"error: preflight: rank 1 on n2 did not come to {stage} within 8 s, and 1 of 2 ranks did"
         assert ranks.metrics(0)["fault"]["host"] == "n2"
         ranks.processes[1].send_signal(signal.SIGKILL)
+
+    def test_a_rank_that_never_came_is_named_with_its_node(self, start_ranks, mnist_dir, tmp_path):
+        usage = RankUsage(rank=1, local_rank=0, node_rank=1, world_size=2, host="n2.cluster", started_at_s=0.0)
+        (tmp_path / "ranks").mkdir()
+        (tmp_path / "ranks" / "1.json").write_bytes(msgspec.json.encode(usage))
+        # The second rank of two is not started.
+        ranks = start_ranks(1, "--nodes", 2, "--data-dir", mnist_dir, program=[*UNFIT_RANK, "absent"], WORLD_SIZE=2)
+        assert ranks.wait(60) == [BAD_NODE_STATUS]
+        error, hint = assert_two_lines(ranks.errors(0))
+        assert error == "error: preflight: rank 1 on n2 did not come to the start within 3 s, and 1 of 2 ranks did"
+        assert hint == f"hint: {LEAVE_OUT_N2}"
+        assert ranks.metrics(0)["fault"]["host"] == "n2"
+
+    def test_a_rank_0_that_never_came_is_named_where_srun_started_all(self, monkeypatch):
+        monkeypatch.setattr(cluster, "STORE_GRACE_S", 0.2)
+        monkeypatch.setattr(preflight, "SRUN_ARRIVAL_S", 0.2)
+        outcome = Outcome(None, Clock(0.0))
+        rank = RankEnvironment(rank=1, world_size=2, main_port=free_port(), started_at_s=0.0, arrival_s=0.2)
+        with pytest.raises(BadNodeError, match=r"rank 1 on .* did not meet the other ranks at 127.0.0.1"):
+            preflight.preflight(parse_options(["--gpus", "0", "--nodes", "2"]), rank, outcome, None)
+        assert (outcome.metrics().fault.rank, outcome.metrics().fault.host) == (0, "127.0.0.1")
+
+    def test_ranks_that_srun_started_wait_for_each_other_for_less_long_than_those_of_a_person(self):
+        ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "NODE_RANK"), "0") | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+        started = {"SLURM_PROCID": "0"}
+        by_srun = read_environment(ranks | started, 0.0)
+        by_hand = [read_environment(ranks | more, 0.0) for more in ({}, started | {"HPCDIST_LAUNCHER": "local"})]
+        assert by_srun.arrival_s == 180
+        assert [one.arrival_s for one in by_hand] == [600, 600]
 
     def test_rank_0_that_stands_still_is_named_by_the_others(self, start_ranks, mnist_dir):
         ranks = start_ranks(2, "--data-dir", mnist_dir, program=[*UNFIT_RANK, "rank0"])

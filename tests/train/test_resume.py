@@ -1,16 +1,23 @@
 """A training that was interrupted ends with the bits of one that was not."""
 
+import errno
 import itertools
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from hpcdist.record import HANG_STATUS, STOPPED_STATUS
 from hpcdist.train.checkpoint_files import find_checkpoint, read_step, write_checkpoint
+from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.data import Split, TrainBatches
+from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.options import parse_options
+from hpcdist.train.outcome import Outcome
+from hpcdist.train.phases import Clock
 from tests.train.test_train_run import read_events
 
 STEPS = 30
@@ -168,6 +175,44 @@ def test_the_newest_whole_checkpoint_is_found(tmp_path, capsys):
     assert "it is damaged" in capsys.readouterr().err
     assert find_checkpoint(tmp_path) == paths[1]
     assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_that_can_not_be_read_now_stays_as_it_is(tmp_path, capsys, monkeypatch):
+    paths = [write_checkpoint(tmp_path, step, b"x" * step) for step in (3, 20)]
+    read = Path.read_bytes
+
+    def fail(path):
+        if path == paths[1]:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", fail)
+        assert find_checkpoint(tmp_path) == paths[0]
+    assert f"{paths[1]} can't be used: Input/output error; the one before it is" in capsys.readouterr().err
+    assert find_checkpoint(tmp_path) == paths[1]
+
+
+def test_a_damaged_checkpoint_in_a_folder_that_is_read_only_is_left_out(tmp_path, capsys, monkeypatch):
+    paths = [write_checkpoint(tmp_path, step, b"x" * step) for step in (3, 20)]
+    paths[1].write_bytes(b"y")
+
+    def fail(path, target):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", fail)  # root may write anywhere
+    assert find_checkpoint(tmp_path) == paths[0]
+    assert "it is damaged" in capsys.readouterr().err
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    left = tmp_path / f".step-00000020-{'a' * 32}.ckpt.0123abcd"
+    left.write_bytes(b"half")
+    whole = write_checkpoint(tmp_path, 3, b"whole")
+    rank = RankEnvironment(started_at_s=0.0)
+    checkpoints = Checkpoints(tmp_path, rank, parse_options(["--gpus", "0"]), Outcome(None, Clock(0.0)))
+    assert checkpoints.find() == whole
+    assert list(tmp_path.iterdir()) == [whole]
 
 
 def test_batches_go_on_where_they_were():

@@ -56,6 +56,8 @@ def test_order_depends_on_seed_and_epoch_alone():
     assert shuffle_indices(100, seed=1, epoch=0).tolist() == shuffle_indices(100, seed=1, epoch=0).tolist()
     assert shuffle_indices(100, seed=1, epoch=0).tolist() != shuffle_indices(100, seed=1, epoch=1).tolist()
     assert shuffle_indices(100, seed=1, epoch=0).tolist() != shuffle_indices(100, seed=2, epoch=0).tolist()
+    # A seed from a clock in nanoseconds, times a million, is more than torch takes.
+    assert sorted(shuffle_indices(100, seed=1_790_000_000_000_000_000, epoch=0).tolist()) == list(range(100))
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])

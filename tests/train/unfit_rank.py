@@ -12,13 +12,15 @@ import tempfile
 import time
 
 from hpcdist.errors import NotReadyError
-from hpcdist.train import preflight
+from hpcdist.train import environment, meeting, preflight
 from hpcdist.train.__main__ import main
 
 FAULT = sys.argv.pop(1)
+if FAULT == "absent":
+    environment.BY_HAND_ARRIVAL_S = 3.0
 # An emulated node has the machine's name; only Slurm gives each its own.
 os.environ["SLURMD_NODENAME"] = f"n{int(os.environ['NODE_RANK']) + 1}"
-preflight.DEADLINE_S = 8.0
+meeting.DEADLINE_S = 8.0
 preflight.VISIBLE_TIMEOUT_S = 1.0
 
 
