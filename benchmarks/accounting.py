@@ -140,6 +140,16 @@ def measure_recording(jobs: int, repeats: int) -> None:
             show(by_turns(commands, times, env), next(iter(commands)))
 
 
+def measure_start(repeats: int) -> None:
+    """How long each takes to print its help, beside the library that both stand on."""
+    commands = {"hpcdist seff --help": [*HPCDIST, "--help"]}
+    if shutil.which("reportseff"):
+        commands["reportseff --help"] = ["reportseff", "--help"]
+    commands["import click"] = [sys.executable, "-c", "import click"]
+    print(f"\nC. Starts, {repeats} by turns")
+    show(by_turns(commands, repeats, os.environ), next(iter(commands)))
+
+
 def describe() -> str:
     """Where and with what this was measured."""
     cpus = [
@@ -171,6 +181,7 @@ def main() -> None:
     else:
         print('A. left out: no cluster here; testbed/up starts one, eval "$(testbed/env)" finds it')
     measure_recording(options.recorded, options.repeats)
+    measure_start(3 * options.repeats)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpcdist.errors import HpcdistError
-    from hpcdist.jobs import Job, submit
+    from hpcdist.jobs import Job
     from hpcdist.spec import Layout
+    from hpcdist.submitting import submit
 
 __version__ = "0.1.0"
 __all__ = ["HpcdistError", "Job", "Layout", "submit"]
@@ -20,7 +21,7 @@ _HOMES = {
     "HpcdistError": "hpcdist.errors",
     "Job": "hpcdist.jobs",
     "Layout": "hpcdist.spec",
-    "submit": "hpcdist.jobs",
+    "submit": "hpcdist.submitting",
 }
 
 

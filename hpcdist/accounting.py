@@ -17,10 +17,11 @@ from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import batch_job_ids, expand_job_id
 
 if TYPE_CHECKING:
+    from hpcdist.run_files import LocalState
     from hpcdist.spec import Layout
-    from hpcdist.store import LocalState
 
 Source = Literal["seff", "sacct", "ranks"]
+NAMED_JOBS = 10  # of an array, thousands of tasks may be unknown
 
 
 def query_slurm(job_ids: Sequence[str], source: Source | None = None) -> list[Efficiency]:
@@ -31,12 +32,23 @@ def query_slurm(job_ids: Sequence[str], source: Source | None = None) -> list[Ef
 
     Raises:
         NotReadyError: Accounting is off, or has nothing on the only job that was asked for.
-        NotFoundError: Slurm knows no such job.
+        NotFoundError: Slurm does not know one of the jobs.
+    """
+    return list(iter_known(job_ids, source))
+
+
+def iter_known(job_ids: Sequence[str], source: Source | None = None) -> Iterator[Efficiency]:
+    """As `query_slurm`, but jobs that Slurm does not know take nothing from the others.
+
+    Raises:
+        NotReadyError: Accounting is off, or has nothing on the only job that was asked for.
+        NotFoundError: Slurm does not know some of the jobs; said when the others were given out.
     """
     if source is None:
         source = "seff" if len(job_ids) == 1 and shutil.which("seff") else "sacct"
     found, missing = _read_seff(job_ids) if source == "seff" else _read_sacct(job_ids)
-    return [*complete(found), *_query_missing(missing, alone=len(job_ids) == 1)]
+    yield from complete(found)
+    yield from _query_missing(missing, alone=len(job_ids) == 1)
 
 
 def _read_sacct(job_ids: Sequence[str]) -> tuple[list[Efficiency], list[str]]:
@@ -72,21 +84,21 @@ def iter_slurm(
 
     Raises:
         NotReadyError: Accounting is off, or has nothing on the only job that was asked for.
-        NotFoundError: Slurm knows no such job; said when the others were given out.
+        NotFoundError: Slurm does not know some of the jobs; said when the others were given out.
     """
     if not job_ids:
         return
-    unseen: set[str] = set()
+    unseen: list[str] = []
     gathering = read_gathering()
     yield from iter_complete(_iter_accounted(job_ids, first, unseen, gathering), gathering)
     if not missing_ok:
-        yield from _query_missing(sorted(unseen), alone=len(job_ids) == 1)
+        yield from _query_missing(unseen, alone=len(job_ids) == 1)
 
 
 def _iter_accounted(
-    job_ids: Sequence[str], first: Answer | None, unseen: set[str], gathering: Gathering
+    job_ids: Sequence[str], first: Answer | None, unseen: list[str], gathering: Gathering
 ) -> Iterator[Efficiency]:
-    """The jobs that accounting knows; the ids of the others are put into `unseen`."""
+    """The jobs that accounting knows; the ids of the others are added to `unseen`."""
     groups = GroupNames()
     for batch in batch_job_ids(job_ids):
         left = set().union(*map(names_asked, batch))
@@ -95,7 +107,8 @@ def _iter_accounted(
             if left:
                 left -= names_of(one)
             yield one
-        unseen |= left
+        if left:
+            unseen += [name for one in batch for name in sorted(names_asked(one)) if name in left]
 
 
 def iter_answer(answer: Answer) -> Iterator[Efficiency]:
@@ -147,7 +160,7 @@ def names_of(efficiency: Efficiency) -> set[str]:
     return names - {""}
 
 
-def _query_missing(job_ids: Sequence[str], *, alone: bool) -> list[Efficiency]:
+def _query_missing(job_ids: Sequence[str], *, alone: bool) -> Iterator[Efficiency]:
     """Jobs of which accounting has no row yet, as the queue has them.
 
     Args:
@@ -156,18 +169,22 @@ def _query_missing(job_ids: Sequence[str], *, alone: bool) -> list[Efficiency]:
 
     Raises:
         NotReadyError: The only job waits, or is not accounted for yet.
-        NotFoundError: Slurm knows no such job.
+        NotFoundError: Slurm does not know some of them; said when the others were given out.
     """
-    found: list[Efficiency] = []
+    unknown: list[str] = []
     for job_id, statuses in slurm.query(job_ids).items():
         if all(status.state == "UNKNOWN" for status in statuses):
-            raise NotFoundError(f"Slurm knows no job {job_id}", "hpcdist status lists this project's runs")
-        if alone and all(status.state == "PENDING" for status in statuses):
+            unknown.append(job_id)
+        elif alone and all(status.state == "PENDING" for status in statuses):
             raise NotReadyError(f"job {job_id} is PENDING", f"hpcdist wait {job_id}")
-        if alone:
+        elif alone:
             raise NotReadyError(f"accounting has nothing on job {job_id} yet", f"hpcdist status {job_id}")
-        found += [_from_status(job_id, status) for status in statuses]
-    return found
+        else:
+            yield from (_from_status(job_id, status) for status in statuses)
+    if unknown:
+        more = f" and {len(unknown) - NAMED_JOBS} more" if len(unknown) > NAMED_JOBS else ""
+        names = ", ".join(unknown[:NAMED_JOBS])
+        raise NotFoundError(f"Slurm knows no job {names}{more}", "hpcdist status lists this project's runs")
 
 
 def _from_status(job_id: str, status: JobStatus) -> Efficiency:

@@ -18,7 +18,8 @@ MEMORY_HEADROOM = 1.2
 MEMORY_SHARE = 0.35
 TIME_HEADROOM = 1.5
 TIME_SHARE = 0.2
-# A job that was ended for wanting more is given this much more: what it would have used, nobody saw.
+# A job that was ended for wanting more is given this much more, not the headroom over a peak: what it would have used,
+# nobody saw.
 RAISE = 1.5
 SHORT_S = 600.0
 _MIB = 1024**2
@@ -141,7 +142,7 @@ def _advise_memory(pool: Pool, cpus: Line | None) -> Line | None:
     option = "mem-per-cpu" if per_cpu else "mem"
     needed, rule = MEMORY_HEADROOM * peak, "the peak and 20 % more"
     if pool.ended_as("OUT_OF_MEMORY"):
-        needed, rule = max(needed, RAISE * (asked_bytes or 0)), "it ran out of memory: half as much again"
+        needed, rule = raised_memory_bytes(asked_bytes, peak), "it ran out of memory: half as much again"
     source = "the higher of Slurm's and the ranks'" if pool.has_ranks() else pool.last.source
     of = "" if asked_bytes is None else f" of {format_bytes(asked_bytes)}, {peak / asked_bytes:.0%}"
     evidence = f"peak {format_bytes(peak)}{of}, per node ({source}, {pool.count})"
@@ -244,6 +245,14 @@ def _why_kept(pool: Pool) -> str:
 
 def _line(option: str, asked: str | None, advised: str | None, evidence: str, rule: str) -> Line:
     return Line(option=option, asked=asked, advised=advised, evidence=evidence, rule=rule)
+
+
+def raised_memory_bytes(asked_bytes: float | None, peak_bytes: float | None) -> float:
+    """What to ask for after too little memory: half as much again as the job had or was seen with, the higher.
+
+    Samples may be higher than the request where nothing enforces it, and lower where it was ended between two of them.
+    """
+    return RAISE * max(asked_bytes or 0, peak_bytes or 0)
 
 
 def memory_text(size_bytes: float) -> str:

@@ -15,11 +15,16 @@ from hpcdist.joined import JobRecord
 from hpcdist.record import Efficiency, TrainingMetrics
 from hpcdist.seff import format_seff
 from hpcdist.timeline import PARTS
+from hpcdist.usage_curve import FIGURES, UsageCurve
 
 # TensorBoard takes any file with "tfevents" in its name; fixed names per run are replaced, not added to.
 EVENT_FILE = "events.out.tfevents.0.efficiency"
 RECORD_FILE = "events.out.tfevents.0.record"
+USAGE_FILE = "events.out.tfevents.0.usage"
 PLOTS_FILE = "events.out.tfevents.0.plots"
+
+# More ranks than this are no picture any more, and a file of many megabytes; the report and the run have all of them.
+MOST_RANKS = 32
 
 _RGBA = 4  # Summary.Image's colour space of a picture with an alpha channel
 
@@ -72,6 +77,24 @@ def write_record(folder: Path, record: JobRecord) -> None:
     _write(folder / RECORD_FILE, record.efficiency.ended_at_s, scalars, _text("record", rows))
 
 
+def write_usage(folder: Path, curves: Sequence[UsageCurve]) -> None:
+    """Writes what each rank used over time, as scalars whose step is the second since the rank's start.
+
+    Like `write_efficiency` a function of the figures alone.
+    """
+    events = []
+    for curve in curves[:MOST_RANKS]:
+        # A column that a release did not have yet is empty.
+        columns = {f"usage/{name}/rank-{curve.rank}": getattr(curve, name) for name in FIGURES if getattr(curve, name)}
+        for place, at_s in enumerate(curve.at_s):
+            known = {tag: column[place] for tag, column in columns.items() if column[place] is not None}
+            values = [Summary.Value(tag=tag, simple_value=value) for tag, value in known.items()]
+            summary = Summary(value=values)
+            events.append(Event(wall_time=curve.started_at_s + at_s, step=round(at_s), summary=summary))
+    if events:
+        _write_events(folder / USAGE_FILE, curves[0].started_at_s, events)
+
+
 def write_plots(folder: Path, comparison: Comparison) -> None:
     """Writes a study's plots for TensorBoard's page of images; the folder is made.
 
@@ -98,12 +121,14 @@ def _write(path: Path, ended_at_s: float | None, scalars: Mapping[str, float | N
 
 
 def _write_values(path: Path, wall_time: float, values: Sequence[Summary.Value]) -> None:
-    events = [Event(wall_time=wall_time, file_version="brain.Event:2")]
-    events.append(Event(wall_time=wall_time, step=0, summary=Summary(value=values)))
+    _write_events(path, wall_time, [Event(wall_time=wall_time, step=0, summary=Summary(value=values))])
+
+
+def _write_events(path: Path, wall_time: float, events: Sequence[Event]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         writer = RecordWriter(file)
-        for event in events:
+        for event in (Event(wall_time=wall_time, file_version="brain.Event:2"), *events):
             writer.write(event.SerializeToString())
         writer.flush()
     temporary.replace(path)

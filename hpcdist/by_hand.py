@@ -23,9 +23,10 @@ from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_s
 from hpcdist.prepare import Prepared, prepare_spec
 from hpcdist.project import find_project
 from hpcdist.render import Place
+from hpcdist.run_files import LocalState
 from hpcdist.sending import describe_run
 from hpcdist.spec import JobSpec
-from hpcdist.store import LocalState, Run, Store, read_json
+from hpcdist.store import Run, Store, read_json
 
 ECHO_INTERVAL_S = 0.2
 

@@ -4,7 +4,7 @@ import re
 import signal
 from collections.abc import Sequence
 
-from hpcdist.advice import memory_text
+from hpcdist.advice import memory_text, raised_memory_bytes
 from hpcdist.cause import Cause, Kind
 from hpcdist.evidence import Evidence, Log
 from hpcdist.observed import Pool
@@ -17,7 +17,9 @@ TAIL_LINES = 20
 SHORT_TAIL_LINES = 5
 # A sign further up was survived.
 LAST_LINES = 40
-MEMORY_HEADROOM = 1.2
+# From here on a kill that nobody explains is put down to memory: samples lag behind what a program takes at once, and
+# a training with nine tenths in use is an ordinary one.
+FULL_MEMORY_SHARE = 0.95
 # Causes for which no rank is to blame, whatever the ranks did when they were ended.
 _NOBODY_S = frozenset({"cancelled", "completed", "node-failure", "preempted", "requeued", "stopped", "time-limit"})
 
@@ -124,12 +126,12 @@ class Case:
         return f"submit it again with --{option.replace('_', '-')}={value}"
 
     def more_memory(self) -> str:
-        """What to do against too little memory, with the figure: a fifth more than was used or asked for."""
+        """What to do against too little memory, with the figure: what `advise` says of it too."""
         pool = self.pool
         asked, used = (pool.memory_asked_bytes(), pool.memory_bytes()) if pool else (None, None)
         if pool is None or not (asked or used):
             return "ask for more memory with --mem, or use less: smaller batches, fewer workers"
-        needed = MEMORY_HEADROOM * max(asked or 0, used or 0)
+        needed = raised_memory_bytes(asked, used)
         if pool.is_memory_per_cpu():
             return self.rerun("mem_per_cpu", memory_text(needed / pool.cpus_per_node()))
         return self.rerun("mem", memory_text(needed))
@@ -146,7 +148,7 @@ class Case:
         """Whether the fullest node used nearly all it was given."""
         pool = self.pool
         asked, used = (pool.memory_asked_bytes(), pool.memory_bytes()) if pool else (None, None)
-        return bool(asked and used and used >= 0.9 * asked)
+        return bool(asked and used and used >= FULL_MEMORY_SHARE * asked)
 
 
 def name_rank(rank: RankUsage) -> str:

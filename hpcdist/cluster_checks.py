@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcdist.backends import site, slurm
+from hpcdist.backends import sbatch, site, slurm
 from hpcdist.check import SLURM, Check
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.kinds import parse_gathering
@@ -88,24 +88,16 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "script.sbatch")
             path.write_text(script)
-            words = slurm.test_only(path)
+            words = sbatch.test_only(path)
     except HpcdistError as error:
         sentence = f"Slurm would refuse a job with this project's settings: {error.message}"
-        return [*checks, Check(name="request", status="error", sentence=sentence, hint=_hint(error))]
+        hint = error.hint or "hpcdist submit --dry-run shows what is asked for"
+        return [*checks, Check(name="request", status="error", sentence=sentence, hint=hint)]
     except OSError as error:
         sentence = f"can't write a script to try: {error.strerror}"
         return [*checks, Check(name="request", status="unknown", sentence=sentence)]
     sentence = "Slurm would take a job with this project's settings (sbatch --test-only)"
     return [*checks, Check(name="request", status="ok", sentence=sentence, evidence=tuple(words.splitlines()[:1]))]
-
-
-def _hint(error: HpcdistError) -> str:
-    if error.hint:
-        return error.hint
-    from hpcdist.backends.submission import HINTS  # loads submitit, which takes longer than all the rest
-
-    found = (hint for sign, hint in HINTS if sign in error.message.lower())
-    return next(found, "hpcdist submit --dry-run shows what is asked for")
 
 
 def check_clock() -> Check:

@@ -15,6 +15,7 @@ from hpcdist.site_checks import UNUSABLE
 _FIELD = re.compile(r"(?:^| )([A-Za-z][A-Za-z0-9_/:.-]*)=")
 _GPUS = re.compile(r"\bgpu:(?:([^:(),]+):)?([0-9]+)")
 NOTHING = ("", "(null)", "N/A", "NONE", "UNLIMITED")
+_ALL = "ALL"
 
 
 class NodeKind(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +51,8 @@ class PartitionFacts(msgspec.Struct, frozen=True, kw_only=True):
         default_time: The limit of a job that names none; None is the longest.
         max_mem_per_cpu_mib: The most memory per CPU; None is no limit.
         accounts: Accounts that may use it; empty is all.
+        denied_accounts: Accounts that may not.
+        qos: QOS that it takes; empty is all.
     """
 
     name: str
@@ -59,6 +62,8 @@ class PartitionFacts(msgspec.Struct, frozen=True, kw_only=True):
     default_time: str | None = None
     max_mem_per_cpu_mib: int | None = None
     accounts: tuple[str, ...] = ()
+    denied_accounts: tuple[str, ...] = ()
+    qos: tuple[str, ...] = ()
 
 
 class Association(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +128,9 @@ def parse_partition_facts(listed: str) -> list[PartitionFacts]:
                 max_time=_text(fields.get("MaxTime")),
                 default_time=_text(fields.get("DefaultTime")),
                 max_mem_per_cpu_mib=_number(fields.get("MaxMemPerCPU")) or None,
-                accounts=() if fields.get("AllowAccounts", "ALL") == "ALL" else _names(fields["AllowAccounts"]),
+                accounts=_names(fields.get("AllowAccounts")),
+                denied_accounts=_names(fields.get("DenyAccounts")),
+                qos=_names(fields.get("AllowQos")),
             )
         )
     return found
@@ -147,8 +154,8 @@ def parse_associations(listed: str) -> list[Association]:
 
 
 def parse_qos_limits(listed: str) -> dict[str, str]:
-    """What QOS limit, in words, from sacctmgr's rows `Name|MaxWall|MaxTRESPU|MaxJobsPU`; empty without limits."""
-    names = ("time", "per user", "jobs per user")
+    """What QOS limit, in words, from sacctmgr's rows `Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU`; empty without."""
+    names = ("time", "per job", "per user", "jobs per user")
     found = {}
     for line in listed.splitlines():
         name, *values = line.strip().split("|")
@@ -168,13 +175,21 @@ def parse_modules(listed: str) -> list[str]:
 
 
 def order_partitions(
-    partitions: Sequence[PartitionFacts], kinds: Iterable[tuple[NodeKind, int]], *, gpus: bool
+    partitions: Sequence[PartitionFacts],
+    kinds: Iterable[tuple[NodeKind, int]],
+    mine: Association | None = None,
+    *,
+    gpus: bool,
 ) -> list[PartitionFacts]:
     """Partitions that are up and have what is wanted, the likeliest first: the default one, then the largest.
+
+    Those that seem closed to the user go last, and are not left out: in later releases an account that is listed
+    stands for those below it too (scontrol(1), AllowAccounts).
 
     Args:
         partitions: The cluster's.
         kinds: Its nodes.
+        mine: What the user charges.
         gpus: Whether GPUs are wanted; else partitions without any go first.
     """
     sizes: Counter[str] = Counter()
@@ -187,12 +202,41 @@ def order_partitions(
                 with_gpus.add(name)
     fitting = [one for one in partitions if one.is_up and sizes[one.name]]
     return sorted(
-        fitting, key=lambda one: (not gpus and one.name in with_gpus, not one.is_default, -sizes[one.name], one.name)
+        fitting,
+        key=lambda one: (
+            is_closed(one, mine),
+            not gpus and one.name in with_gpus,
+            not one.is_default,
+            -sizes[one.name],
+            one.name,
+        ),
     )
 
 
+def is_closed(partition: PartitionFacts, mine: Association | None) -> bool:
+    """Whether a partition's own lists leave the user out.
+
+    `sbatch --test-only` does not tell where EnforcePartLimits is NO, the default: it takes the job, which would wait
+    for ever (slurm.conf(5); seen with Slurm 22.05.8).
+    """
+    if mine is None:
+        return False
+    if mine.account in partition.denied_accounts or (partition.accounts and mine.account not in partition.accounts):
+        return True
+    return bool(partition.qos and mine.qos) and not set(partition.qos) & set(mine.qos)
+
+
+def list_qos_to_try(partition: PartitionFacts, mine: Association | None) -> list[str | None]:
+    """QOS to ask for there, the likeliest first; None is what Slurm takes by itself."""
+    if mine is None:
+        return [None]
+    fitting: list[str | None] = [one for one in mine.qos if not partition.qos or one in partition.qos]
+    must_name = partition.qos and mine.default_qos not in partition.qos
+    return fitting if must_name and fitting else [None, *fitting]
+
+
 def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(one for one in (text or "").split(",") if one and one not in NOTHING)
+    return tuple(one for one in (text or "").split(",") if one not in (*NOTHING, _ALL))
 
 
 def _text(value: str | None) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 from hpcdist.record import StepSplit, TestResult
 from hpcdist.spec import Layout
 from hpcdist.study import Study
+from hpcdist.usage_curve import UsageCurve
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +246,20 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     measured_s: float | None = None
 
 
+class VariantUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ranks of one job of a variant used over time.
+
+    Attributes:
+        run: The job's run.
+        repeat: Which of the variant's jobs it is.
+        curves: One per rank.
+    """
+
+    run: str
+    repeat: int
+    curves: tuple[UsageCurve, ...]
+
+
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """A study's report.
 
@@ -259,6 +274,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         not_measured: What the report would hold and nobody measured, one clause each.
         conditions: Versions, machine and dates, by name, as printed.
         scripts: Each run's exact script, by run; empty where they are not wanted.
+        usage: What the first completed job of each variant used over time, by its label; empty likewise.
     """
 
     study: Study
@@ -271,3 +287,4 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     not_measured: tuple[str, ...] = ()
     conditions: dict[str, str] = {}
     scripts: dict[str, str] = {}
+    usage: dict[str, VariantUsage] = {}

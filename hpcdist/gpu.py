@@ -35,12 +35,14 @@ class GpuMeter:
 
     Attributes:
         memory_peak_bytes: Largest memory in use seen so far, by all processes on the GPU.
+        memory_total_bytes: What there is of it; None before the GPU told.
     """
 
     def __init__(self, handle: object) -> None:
         self._handle = handle
         self._busy_percent: list[int] = []
         self.memory_peak_bytes = 0
+        self.memory_total_bytes: int | None = None
 
     @classmethod
     def open(cls, visible: str | None, local_rank: int) -> "GpuMeter | None":
@@ -65,14 +67,19 @@ class GpuMeter:
         except pynvml.NVMLError:
             return None
 
-    def sample(self) -> None:
-        """Takes one sample; a GPU that does not tell is skipped."""
+    def sample(self) -> tuple[float | None, float | None]:
+        """Takes one sample: utilisation, a fraction, and memory in use, bytes; None of what the GPU does not tell."""
+        busy: float | None = None
         try:
-            self._busy_percent.append(int(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu))
-            used = int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
-            self.memory_peak_bytes = max(self.memory_peak_bytes, used)
+            percent = int(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
+            self._busy_percent.append(percent)
+            busy = percent / 100
+            memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
         except pynvml.NVMLError:
-            return
+            return busy, None
+        self.memory_total_bytes = int(memory.total)
+        self.memory_peak_bytes = max(self.memory_peak_bytes, int(memory.used))
+        return busy, float(memory.used)
 
     def utilization(self) -> float | None:
         """Mean utilisation over the samples, a fraction; None before the first."""

@@ -18,8 +18,9 @@ import msgspec
 import psutil
 
 from hpcdist.disk import write_atomically
+from hpcdist.run_files import LocalState, RunRecord
 from hpcdist.spec import Layout
-from hpcdist.store import LocalState, Run, RunRecord
+from hpcdist.store import Run
 from hpcdist.units import parse_slurm_time
 
 POLL_INTERVAL_S = 0.05

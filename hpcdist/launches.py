@@ -28,6 +28,7 @@ MOST_EXPANSIONS = 100
 MOST_CHARACTERS = 50_000
 MOST_WORDS = 1_000
 MOST_SPENT = 200_000
+_WHOLE_ARRAY = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\[@\]\}")
 _PYTHON = re.compile(r"(python[0-9.]*|ipython|pypy3?)")
 
 
@@ -81,15 +82,19 @@ def is_python(name: str) -> bool:
     return _PYTHON.fullmatch(plain) is not None or (name.startswith("$") and "python" in plain)
 
 
-def read_launches(commands: Sequence[Command], values: Mapping[str, Word]) -> Iterator[Launch]:
+def read_launches(
+    commands: Sequence[Command], values: Mapping[str, Word], arrays: Mapping[str, Sequence[Word]]
+) -> Iterator[Launch]:
     """What each command starts; commands in the text of a `bash -c` or a here-document too.
 
     Args:
         commands: The script's commands.
         values: Variables that have one value throughout.
+        arrays: Arrays that have the same words throughout.
     """
     spent = 0
-    for command in commands:
+    for plain in commands:
+        command = _spread(plain, arrays) if spent < MOST_SPENT else plain
         # Short scripts can be written that are endless when their values and inner texts are all read.
         full = spent < MOST_SPENT
         found = list(_launches(command, command, (), values if full else {}, 0 if full else DEEPEST))
@@ -112,6 +117,19 @@ def _launches(
     for inner in parse_shell(text.encode(errors="replace")).commands:
         moved = msgspec.structs.replace(inner, words=tuple(_move(word, at) for word in inner.words))
         yield from _launches(outer, moved, programs, values, depth + 1)
+
+
+def _spread(command: Command, arrays: Mapping[str, Sequence[Word]]) -> Command:
+    """The command with the words of the arrays that are known in place of `"${NAME[@]}"`."""
+    if not arrays or len(command.words) > MOST_EXPANSIONS:
+        return command
+    words: list[Word] = []
+    for word in command.words:
+        found = _WHOLE_ARRAY.fullmatch(word.text)
+        listed = arrays.get(found[1]) if found else None
+        known = listed is not None and len(listed) <= MOST_EXPANSIONS
+        words += [_move(one, word) for one in listed] if listed is not None and known else [word]
+    return msgspec.structs.replace(command, words=tuple(words))
 
 
 def _move(word: Word, at: Word) -> Word:

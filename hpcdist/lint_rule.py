@@ -47,10 +47,12 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         partitions: The site's; None where nobody was asked.
         folder_exists: Tells whether a folder is there; None where that can't be known.
+        makes_log_folders: Whether Slurm itself makes a log's folder, as it does from 23.02 on.
     """
 
     partitions: tuple[Partition, ...] | None = None
     folder_exists: Callable[[str], bool] | None = None
+    makes_log_folders: bool = False
 
 
 Check = Callable[[Script, Surroundings], Iterable[Hit]]

@@ -143,15 +143,10 @@ def predict_unmeasured(
 
 
 def price_of(prices: Prices, job: JobSpec, duration_s: float | None) -> float | None:
-    """What a job costs; None where nothing is charged that is known, or the time is not.
-
-    A node of a named type, which the job's `constraint` says, has that type's price in place of `per_node_hour`.
-    """
-    per_node = prices.node_types.get(job.constraint or "", prices.per_node_hour)
-    if duration_s is None or (per_node is None and prices.per_gpu_hour is None):
-        return None
-    gpus, nodes = job.layout.nodes * job.layout.gpus, job.layout.nodes
-    return (gpus * (prices.per_gpu_hour or 0) + nodes * (per_node or 0)) * duration_s / 3600
+    """What a job costs; None where no price is known of anything it has, or the time is not."""
+    nodes, gpus = job.layout.nodes, job.layout.nodes * job.layout.gpus
+    per_hour = prices.per_hour(nodes=nodes, gpus=gpus, node_type=job.constraint)
+    return None if per_hour is None or duration_s is None else per_hour * duration_s / 3600
 
 
 def _prices(prices: Prices, job: JobSpec, wall: Spread | None, trials: int) -> Spread | None:

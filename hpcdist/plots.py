@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from hpcdist.comparison import Comparison
 from hpcdist.drawing import format_png, format_svg, plot_style
 from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, draw_throughput_per_rank
+from hpcdist.plot_usage import MOST_RANKS, draw_usage
 from hpcdist.plot_use import draw_accuracy_over_gpu_hours, draw_accuracy_over_time, draw_cost, draw_step, draw_use
 
 # More variants than this are no picture any more; the tables have all of them.
@@ -122,6 +123,25 @@ def draw_plots(comparison: Comparison) -> tuple[Plot, ...]:
             figure = kind.draw(few)
             svg = format_svg(figure, kind.title) if figure else None
         plots.append(Plot(kind.key, kind.title, kind.caption + note, svg, kind.missing))
+    return tuple(plots)
+
+
+def draw_usage_plots(comparison: Comparison) -> tuple[Plot, ...]:
+    """What the ranks of one job of each variant used over time, in the variants' order."""
+    plots = []
+    for number, row in enumerate(_limit(comparison).rows, 1):
+        usage = comparison.usage.get(row.label)
+        if usage is None:
+            continue
+        every_s = max(curve.every_s for curve in usage.curves)
+        caption = f"Run {usage.run}, repeat {usage.repeat}; a point is the mean of {every_s:g} s, of memory the peak."
+        if len(usage.curves) > MOST_RANKS:
+            caption += f" {MOST_RANKS} of {len(usage.curves)} ranks are drawn."
+        key, title = f"usage-{number}", f"{row.label}: use over time"
+        with plot_style(key):
+            figure = draw_usage(usage.curves)
+            svg = format_svg(figure, title) if figure else None
+        plots.append(Plot(key, title, caption, svg, "the job was over before the first sample"))
     return tuple(plots)
 
 

@@ -98,12 +98,15 @@ def prepare_spec(
 
     Raises:
         UsageError: The backend can't run it, or a template can't be used.
+        NotFoundError: It is to wait for a run that is not there.
     """
     note = ""
     spec, secrets = part_secrets(spec, site.secrets)
     if backend == "local":
         if spec.array:
-            raise UsageError("array: job arrays need Slurm", "leave out --array")
+            raise UsageError("array: job arrays need Slurm", "leave out array and tasks")
+        if spec.dependency:
+            raise UsageError("dependency: only Slurm's jobs wait for others", "hpcdist wait JOB, then submit this")
         if spec.launcher == "torchrun":
             raise UsageError(
                 "launcher: torchrun is for Slurm jobs; here the ranks are started directly", "leave it out"
@@ -113,6 +116,10 @@ def prepare_spec(
         spec, note = fit_to_machine(spec, nodes_here)
         if site.container:
             note = f"{note}\nthe container is for Slurm's nodes: here the ranks run without it".strip()
+    elif spec.dependency:
+        from hpcdist.dependency import resolve_dependency  # only for those who have one
+
+        spec = msgspec.structs.replace(spec, dependency=resolve_dependency(spec.dependency, Path(place.root)))
     if place.run is not None:
         check_run_name(place.run)
     templates, name = read_templates(site, template)

@@ -30,7 +30,6 @@ from pathlib import Path
 from types import FrameType
 
 import msgspec
-import psutil
 
 from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError
@@ -45,9 +44,12 @@ from hpcdist.record import (
     RankUsage,
     TrainingMetrics,
 )
+from hpcdist.sampling import Sampler, read_node_memory
+from hpcdist.usage_curve import build_curve
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+CURVE_INTERVAL_S = 30.0  # what a rank that is killed loses of its curve at most
 PR_SET_PDEATHSIG = 1  # prctl(2)
 STARTUP_DIR = Path(__file__).with_name("startup")  # its sitecustomize.py says what for
 
@@ -90,8 +92,6 @@ class Program:
             self.stop_file.unlink(missing_ok=True)
             env["HPCDIST_STOP_FILE"] = str(self.stop_file)
         self.env = env
-        self.memory_peak_bytes = 0
-        self.children_cpu_s: dict[int, float] = {}  # by process id, as last seen
         self.asked_by: int | None = None
         self.training: TrainingMetrics | None = None
         self.gpu = GpuMeter.open(env.get("CUDA_VISIBLE_DEVICES"), identity.local_rank)
@@ -102,6 +102,7 @@ class Program:
                 f"can't start {command[0]!r} on {socket.gethostname()}: {error.strerror}",
                 "check that the program exists on the nodes, and add what it needs with --setup",
             ) from None
+        self.sampler = Sampler(self.process.pid, self.gpu)
         for number in FORWARDED_SIGNALS:
             signal.signal(number, self._forward)
 
@@ -127,37 +128,23 @@ class Program:
         """Samples the program until it ends; returns its exit status as a shell gives it."""
         self.write(None)
         interval_s = 0.1
+        curve_at = time.monotonic()
         while True:
             try:
                 status = self.process.wait(timeout=interval_s)
                 break
             except subprocess.TimeoutExpired:
-                self._sample()
+                self.sampler.sample()
                 interval_s = min(2 * interval_s, RANK_INTERVAL_S)
+                if time.monotonic() - curve_at >= CURVE_INTERVAL_S:
+                    curve_at = time.monotonic()
+                    self._write_curve()
         self.training = self._take_metrics()
+        self._write_curve()
         self.write(status)
         if self.stop_file:
             self.stop_file.unlink(missing_ok=True)
         return status if status >= 0 else 128 - status
-
-    def _sample(self) -> None:
-        try:
-            parent = psutil.Process(self.process.pid)
-            processes = [parent, *parent.children(recursive=True)]
-            resident = 0
-            for process in processes:
-                try:
-                    resident += process.memory_info().rss
-                    if process.pid != parent.pid:
-                        times = process.cpu_times()
-                        self.children_cpu_s[process.pid] = times.user + times.system
-                except psutil.NoSuchProcess:
-                    continue
-            self.memory_peak_bytes = max(self.memory_peak_bytes, resident)
-        except psutil.NoSuchProcess:
-            return
-        if self.gpu:
-            self.gpu.sample()
 
     def write(self, status: int | None) -> None:
         """Writes the rank's file; `status` is None while the program runs, negative for a signal."""
@@ -180,18 +167,36 @@ class Program:
             exit_code=status if status is not None and status >= 0 else None,
             signal=-status if status is not None and status < 0 else None,
             cpu_time_s=used.ru_utime + used.ru_stime if ended else None,
-            children_cpu_time_s=sum(self.children_cpu_s.values()) if ended else None,
+            children_cpu_time_s=self.sampler.children_cpu_s if ended else None,
             # ru_maxrss is in KiB and the largest single process (getrusage(2)): a floor for what sampling missed.
-            memory_peak_bytes=max(self.memory_peak_bytes, used.ru_maxrss * 1024) if ended else None,
+            memory_peak_bytes=max(self.sampler.memory_peak_bytes, used.ru_maxrss * 1024) if ended else None,
             gpu_utilization=self.gpu.utilization() if self.gpu else None,
             gpu_memory_peak_bytes=self.gpu.memory_peak_bytes if self.gpu else None,
+            gpu_memory_total_bytes=self.gpu.memory_total_bytes if self.gpu else None,
+            node_memory_bytes=read_node_memory() if ended else None,
             training=self.training,
         )
+        self._put(self.path, usage, durable=True)
+
+    def _write_curve(self) -> None:
+        if self.path:
+            curve = build_curve(
+                self.sampler.curve,
+                rank=self.identity.rank,
+                host=socket.gethostname(),
+                started_at_s=self.started_at_s,
+            )
+            # A folder of their own: whoever reads ranks/*.json finds the ranks there and nothing else.
+            self._put(self.path.parent.with_name("curves") / self.path.name, curve, durable=False)
+
+    def _put(self, path: Path, value: msgspec.Struct, *, durable: bool) -> None:
+        text = msgspec.json.encode(value)
         try:
-            write_atomically(self.path, msgspec.json.format(msgspec.json.encode(usage)))
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, msgspec.json.format(text) if durable else text, durable=durable)
         except OSError as error:
             # A full disk or a deleted folder costs the figures, not the program's work.
-            print(f"warning: can't write {self.path}: {error.strerror}", file=sys.stderr, flush=True)
+            print(f"warning: can't write {path}: {error.strerror}", file=sys.stderr, flush=True)
 
     def _take_metrics(self) -> TrainingMetrics | None:
         if self.path is None:

@@ -21,6 +21,7 @@ from hpcdist.signs import (
     find_time_out,
     is_lost_peer,
 )
+from hpcdist.spec import JobSpec
 
 # A rank that failed so long before the job's end was not ended by what ended the job.
 LONG_BEFORE_S = 60.0
@@ -59,12 +60,24 @@ def preflight(case: Case) -> Cause | None:
 
 
 def stopped(case: Case) -> Cause | None:
-    """A resumable program saved its work and stopped, and nobody requeued it."""
+    """A program that can go on saved its work and stopped, and nobody requeued it."""
+    job = case.evidence.job
     codes = {rank.exit_code for rank in case.evidence.ranks} or {case.evidence.ending.exit_code}
-    if STOPPED_STATUS not in codes or (case.culprit and case.culprit.exit_code != STOPPED_STATUS):
+    by_itself = case.culprit and case.culprit.exit_code != STOPPED_STATUS
+    if job is None or not job.goes_on or STOPPED_STATUS not in codes or by_itself:
         return None
-    hint = f"hpcdist rerun --resume {case.evidence.run}" if case.evidence.run else "submit it again with --resume-from"
-    return case.cause("stopped", "it saved its work and stopped unfinished, and was not requeued", hint)
+    return case.cause(
+        "stopped", "it saved its work and stopped unfinished, and was not requeued", _go_on(case.name, job)
+    )
+
+
+def _go_on(run: str, job: JobSpec) -> str:
+    """The command with which a run goes on from its checkpoints."""
+    if not job.command:
+        return f"hpcdist rerun --resume {run}"
+    # A program of the user's own looks for its checkpoints in its run's folder, and a new run has another.
+    old, new = f"jobs/runs/{run}", f"jobs/runs/{run}-on"
+    return f"mkdir -p -m 700 {new} && cp -r {old}/checkpoints {new}/ && hpcdist rerun --run {run}-on {run}"
 
 
 def hang(case: Case) -> Cause | None:

@@ -179,6 +179,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
         world_size: Ranks in the process group.
         images_per_s: Steady-state training throughput over all ranks (first step excluded).
         step_time_s: Median steady-state step, in seconds.
+        steady_at_s: When the steady state began, seconds since the epoch.
         phases_s: Seconds in each phase: imports, process_group, preflight, data, first_step, steady, validation,
             checkpoint, and other (set-up and tear-down); they add up to the process's life.
         clock_skew_s: Seconds between the first and the last of the ranks' clocks before the training.
@@ -206,6 +207,7 @@ class TrainingMetrics(msgspec.Struct, frozen=True, kw_only=True):
     world_size: int | None = None
     images_per_s: float | None = None
     step_time_s: float | None = None
+    steady_at_s: float | None = None
     phases_s: dict[str, float] = {}
     clock_skew_s: float | None = None
     probe: tuple[AllReduce, ...] = ()
@@ -243,6 +245,8 @@ class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
         memory_peak_bytes: Peak of the resident memory summed over the program and its children, sampled.
         gpu_utilization: Mean utilisation of the rank's GPU, a fraction, sampled; None without a GPU.
         gpu_memory_peak_bytes: Peak memory in use on that GPU, in bytes.
+        gpu_memory_total_bytes: What that GPU has.
+        node_memory_bytes: Memory of its node, or of the container that it ran in there.
         training: What the program said of its training.
     """
 
@@ -264,6 +268,8 @@ class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
     memory_peak_bytes: int | None = None
     gpu_utilization: float | None = None
     gpu_memory_peak_bytes: int | None = None
+    gpu_memory_total_bytes: int | None = None
+    node_memory_bytes: int | None = None
     training: TrainingMetrics | None = None
 
 

@@ -17,8 +17,9 @@ from hpcdist.backends import local
 from hpcdist.check import Check
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.project import find_nearest
+from hpcdist.run_files import RunRecord
 from hpcdist.status_rows import Mark
-from hpcdist.store import Run, RunRecord, Store
+from hpcdist.store import Run, Store
 
 ProblemKind = Literal[
     "damaged", "half-made", "unregistered", "unstarted", "dead", "leftover", "open", "lost-folder", "last-id"

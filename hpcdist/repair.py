@@ -10,14 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends import local, site, slurm
+from hpcdist.backends import local, sbatch, site
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.registry import Problem, find_open, find_writer, judge_record
+from hpcdist.run_files import LocalState
 from hpcdist.status_rows import Mark
-from hpcdist.store import LocalState, Run, Store
+from hpcdist.store import Run, Store
 
 ASIDE = ".aside"
-# sacct is asked for a week (`slurm.find_by_run`): an older job may exist that it does not show.
+# sacct is asked for a week (`sbatch.find_by_run`): an older job may exist that it does not show.
 SEARCHED_S = 6 * 86400.0
 
 
@@ -119,7 +120,7 @@ class _Mender:
         job_id = (ranks[0].job_id or "").partition("_")[0] if ranks else ""
         if not job_id and self._config is None:
             return False, f"run {run.name} may have a job: Slurm has to be asked, and does not answer"
-        job_id = job_id or slurm.find_by_run(run.name, record.workdir) or ""
+        job_id = job_id or sbatch.find_by_run(run.name, record.workdir) or ""
         if job_id:
             cluster = (ranks[0].cluster if ranks else None) or site.find_cluster_name(self._config)
             run.write_record(msgspec.structs.replace(record, job_id=job_id, cluster=cluster))

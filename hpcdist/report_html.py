@@ -5,6 +5,7 @@ Readable on paper, on a phone and in the dark. Everything that comes from a stud
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -12,7 +13,7 @@ from markupsafe import Markup, escape
 
 from hpcdist.comparison import Comparison, Statement, VariantRow
 from hpcdist.plot_scaling import name_baseline
-from hpcdist.plots import draw_plots
+from hpcdist.plots import Plot, draw_plots, draw_usage_plots
 from hpcdist.printable import printable
 from hpcdist.project import packaged_templates
 from hpcdist.report_cells import format_accuracy, format_evidence, format_moment, format_money, format_number
@@ -42,7 +43,7 @@ def render_html(comparison: Comparison) -> str:
         lstrip_blocks=True,
         finalize=_print,
     )
-    plots = draw_plots(comparison)
+    plots, usage = draw_plots(comparison), draw_usage_plots(comparison)
     return environment.get_template("report.html.j2").render(
         study=comparison.study,
         made_at=format_moment(comparison.made_at_s),
@@ -58,8 +59,9 @@ def render_html(comparison: Comparison) -> str:
         fits=tabulate_fits(comparison),
         predictions=tabulate_predictions(comparison),
         trials=tabulate_trials(comparison),
-        figures=[{**plot._asdict(), "svg": Markup(plot.svg)} for plot in plots if plot.svg],  # noqa: S704 drawn here
-        not_drawn=[plot for plot in plots if not plot.svg],
+        figures=_embed(plots),
+        over_time=_embed(usage),
+        not_drawn=[plot for plot in (*plots, *usage) if not plot.svg],
         not_measured=comparison.not_measured,
         conditions=comparison.conditions,
         request=_request(comparison),
@@ -72,6 +74,10 @@ def _print(value: object) -> object:
     if value is None:
         return DASH
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _embed(plots: Sequence[Plot]) -> list[dict[str, Any]]:
+    return [{**plot._asdict(), "svg": Markup(plot.svg)} for plot in plots if plot.svg]  # noqa: S704 drawn here
 
 
 def _subtitle(comparison: Comparison) -> str:

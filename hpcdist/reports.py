@@ -5,13 +5,16 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
+
 from hpcdist.adhoc import make_study
-from hpcdist.comparison import Comparison
+from hpcdist.comparison import Comparison, VariantUsage
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.report import compare
-from hpcdist.store import RunRecord, Store
+from hpcdist.run_files import RunRecord
+from hpcdist.store import Store
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_state import load_study
 from hpcdist.trials import read_records
@@ -20,13 +23,13 @@ _VERSIONS = ("python", "hpcdist", "torch", "pytorch-lightning", "numpy")
 Trials = list[tuple[Trial, JobRecord | None]]
 
 
-def report_on(names: Sequence[str], root: Path, *, scripts: bool = False) -> Comparison:
+def report_on(names: Sequence[str], root: Path, *, details: bool = False) -> Comparison:
     """The comparison of a study, or of several jobs.
 
     Args:
         names: A study's name, or runs and job ids.
         root: The project's folder.
-        scripts: Whether to take up each run's script.
+        details: Whether to take up each run's script, and what one job of each variant used over time.
 
     Raises:
         NotFoundError: No study and no job here is called that.
@@ -34,8 +37,8 @@ def report_on(names: Sequence[str], root: Path, *, scripts: bool = False) -> Com
     found = _read_study(names[0], root) if len(names) == 1 else None
     study, variants, trials = found or _read_jobs(names, root)
     runs = _read_runs(trials, root)
-    texts = {name: text for name in runs if (text := _read_script(name, root))} if scripts else {}
-    return compare(
+    texts = {name: text for name in runs if (text := _read_script(name, root))} if details else {}
+    comparison = compare(
         study,
         variants,
         trials,
@@ -43,6 +46,7 @@ def report_on(names: Sequence[str], root: Path, *, scripts: bool = False) -> Com
         conditions=describe_conditions(list(runs.values()), [record for _, record in trials if record]),
         scripts=texts,
     )
+    return msgspec.structs.replace(comparison, usage=_read_usage(trials, root)) if details else comparison
 
 
 def _read_study(name: str, root: Path) -> tuple[Study, Sequence[Variant], Trials] | None:
@@ -97,6 +101,18 @@ def _read_script(name: str, root: Path) -> str | None:
         return Store(root).run(name).script.read_text(errors="replace")
     except OSError:
         return None
+
+
+def _read_usage(trials: Trials, root: Path) -> dict[str, VariantUsage]:
+    """The curves of the first completed job of each variant that has any."""
+    store = Store(root)
+    found: dict[str, VariantUsage] = {}
+    for trial, record in sorted(trials, key=lambda pair: pair[0].repeat):
+        if trial.variant in found or trial.run is None or record is None or record.status.state != "COMPLETED":
+            continue
+        if curves := store.run(trial.run).task(trial.task).curves():
+            found[trial.variant] = VariantUsage(run=trial.run, repeat=trial.repeat, curves=tuple(curves))
+    return found
 
 
 def describe_conditions(runs: Sequence[RunRecord], records: Sequence[JobRecord]) -> dict[str, str]:

@@ -14,8 +14,9 @@ from hpcdist.merging import EXCLUSIVE
 from hpcdist.prepare import Prepared, prepare_spec
 from hpcdist.privacy import part_secrets
 from hpcdist.render import Place
+from hpcdist.run_files import RunRecord
 from hpcdist.spec import JOB_KEYS, JobSpec, Layout, Training, build_job, check_keys
-from hpcdist.store import RunRecord, new_run_name
+from hpcdist.store import new_run_name
 
 _TABLES = ("env", "sbatch", "srun")
 _KINDS = {field.name: field.type for kind in (Layout, Training, JobSpec) for field in msgspec.structs.fields(kind)}

@@ -98,9 +98,22 @@ class Script:
         }
 
     @cached_property
+    def arrays(self) -> dict[str, tuple[Word, ...]]:
+        """Arrays that are filled once, whatever happens, and perhaps added to."""
+        given: dict[str, list[Assignment]] = {}
+        for assignment in self.shell.assignments:
+            given.setdefault(assignment.name, []).append(assignment)
+        return {
+            name: tuple(word for one in several for word in one.words or ())
+            for name, several in given.items()
+            if all(one.words is not None and one.depth == 0 and not one.prefix for one in several)
+            and [one.adds for one in several] == [False] + [True] * (len(several) - 1)
+        }
+
+    @cached_property
     def launches(self) -> tuple[Launch, ...]:
         """What the script starts."""
-        return tuple(read_launches(self.shell.commands, self.values))
+        return tuple(read_launches(self.shell.commands, self.values, self.arrays))
 
     @cached_property
     def steps(self) -> tuple[tuple[Launch, Program, Request], ...]:

@@ -1,5 +1,6 @@
 """A prepared job is sent: its run complete on disk first, then the scheduler, then the job's id."""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import provenance
-from hpcdist.backends import local, slurm
+from hpcdist.backends import local, sbatch, site, slurm
 from hpcdist.errors import HpcdistError, NotFoundError, SubmitError, UsageError
 from hpcdist.prepare import Prepared
 from hpcdist.privacy import exported, require_secrets
-from hpcdist.store import Run, RunRecord, Store
+from hpcdist.refusal import find_hint
+from hpcdist.run_files import RunRecord
+from hpcdist.store import Run, Store
 
 
 def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:
@@ -64,7 +67,7 @@ def find_sent(run: Run) -> str | None:
     if record.job_id is not None or record.backend == "local":
         return record.job_id
     with run.locked():
-        job_id = slurm.find_by_run(run.name, record.workdir)
+        job_id = sbatch.find_by_run(run.name, record.workdir)
         if job_id is not None:
             cluster = slurm.read_config().get("ClusterName")
             _write(run, msgspec.structs.replace(record, job_id=job_id, cluster=cluster, refused=None))
@@ -87,21 +90,34 @@ def _send_held(
         local.submit(run, prepared.spec)
         return
     # A retry after a crash: the job may exist although nobody wrote its id down.
-    job_id = slurm.find_by_run(run.name, record.workdir) if again else None
+    job_id = sbatch.find_by_run(run.name, record.workdir) if again else None
     try:
-        job_id = job_id or slurm.submit(
-            run.name,
-            run.path,
-            record.workdir,
-            prepared.script,
-            tasks=prepared.spec.layout.world_size,
-            array=prepared.spec.array is not None,
-            after=after,
-        )
+        job_id = job_id or _submit_new(prepared, run, record, config, after)
     except SubmitError as error:
         _note_refusal(run, record, error)
         raise
     _write(run, msgspec.structs.replace(record, job_id=job_id, cluster=config.get("ClusterName"), refused=None))
+
+
+def _submit_new(
+    prepared: Prepared, run: Run, record: RunRecord, config: Mapping[str, str], after: Sequence[str]
+) -> str:
+    job_id = sbatch.submit(
+        run.name,
+        run.path,
+        record.workdir,
+        prepared.script,
+        tasks=prepared.spec.layout.world_size,
+        array=prepared.spec.array is not None,
+        after=after,
+    )
+    # Where it is not NO, Slurm refuses such a job itself (slurm.conf(5)).
+    reason = site.find_closed_door(job_id) if config.get("EnforcePartLimits") == "NO" else None
+    if reason is None:
+        return job_id
+    with contextlib.suppress(HpcdistError):
+        slurm.cancel(job_id)
+    raise SubmitError(f"Slurm would never start it: {reason}", find_hint(reason))
 
 
 def _note_refusal(run: Run, record: RunRecord, error: SubmitError) -> None:

@@ -233,10 +233,14 @@ def _declared(node: "Node", place: _Place) -> Iterator[Assignment]:
 
 def _assignment(node: "Node", place: _Place, *, exported: bool, prefix: bool = False) -> Assignment:
     name, value = node.child_by_field_name("name"), node.child_by_field_name("value")
-    is_word = value is not None and value.type != "array"
+    is_array = value is not None and value.type == "array"
     return Assignment(
         name=text_of(name) if name is not None else "",
-        value=read_word(value) if value is not None and is_word else None,
+        value=read_word(value) if value is not None and not is_array else None,
+        words=tuple(read_word(one) for one in value.children if one.is_named)
+        if value is not None and is_array
+        else None,
+        adds=any(child.type == "+=" for child in node.children),
         start=node.start_byte,
         end=node.end_byte,
         exported=exported,

@@ -52,11 +52,13 @@ class Word(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
-    """`NAME=value`.
+    """`NAME=value`, `NAME=(words)` or `NAME+=(words)`.
 
     Attributes:
         name: The variable.
         value: What it gets; None for an array or nothing.
+        words: What an array gets, or gets further; None where it is none.
+        adds: Whether that comes behind what it has.
         start: Byte at which it begins.
         end: Byte after it.
         exported: Whether tasks see it: `export`, or in front of a command.
@@ -66,6 +68,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     value: Word | None
+    words: tuple[Word, ...] | None = None
+    adds: bool = False
     start: int
     end: int
     exported: bool

@@ -26,6 +26,20 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     node_types: dict[str, float] = {}
     currency: str = "USD"
 
+    def per_hour(self, *, nodes: int, gpus: int, node_type: str | None = None) -> float | None:
+        """What a job costs per hour; None where no price is known of anything it has.
+
+        Args:
+            nodes: Its nodes.
+            gpus: Its GPUs, of all nodes.
+            node_type: Its `constraint`: the price of a named type goes before that of any node.
+        """
+        per_node = self.node_types.get(node_type or "", self.per_node_hour)
+        parts = [] if per_node is None else [per_node * nodes]
+        if self.per_gpu_hour is not None and gpus:
+            parts.append(self.per_gpu_hour * gpus)
+        return sum(parts) if parts else None
+
 
 class Partitions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where jobs that name no partition go, by what they need; None leaves it to the cluster's default.

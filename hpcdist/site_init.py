@@ -17,6 +17,7 @@ from hpcdist.cluster_facts import (
     Association,
     NodeKind,
     PartitionFacts,
+    list_qos_to_try,
     order_partitions,
     parse_associations,
     parse_modules,
@@ -31,6 +32,7 @@ from hpcdist.site_proposal import (
     Setting,
     Share,
     find_share,
+    propose_accelerator,
     propose_account,
     propose_identity,
     propose_requests,
@@ -69,19 +71,23 @@ def look_at_cluster() -> Found:
     answers = discovery.ask()
     partitions, kinds = parse_partition_facts(answers.partitions), parse_nodes(answers.nodes)
     associations = parse_associations(answers.accounts)
-    account = find_account(associations, answers.default_account.strip())
+    mine = find_association(associations, answers.default_account.strip())
     named = {one.name: one for one in partitions}
-    gpu = _try_partitions(order_partitions(partitions, kinds, gpus=True), kinds, account, gpus=True)
-    cpu = _try_partitions(order_partitions(partitions, kinds, gpus=False), kinds, account, gpus=False)
-    if gpu is None and cpu is None:
-        account = None  # nothing was taken with it
+    refused: list[str] = []
+    gpu, cpu = (
+        _try_partitions(order_partitions(partitions, kinds, mine, gpus=gpus), kinds, mine, refused, gpus=gpus)
+        for gpus in (True, False)
+    )
+    # None where nothing was taken with it.
+    account = mine.account if mine and (gpu or cpu) else None
     share = find_share(named[gpu.partition], kinds) if gpu else None
     if gpu and share:
         share = _try_share(gpu, share, account)
     settings = [
         *propose_identity(answers.config),
         *propose_account(associations, account, parse_qos_limits(answers.qos)),
-        *propose_requests(gpu, cpu, named, share),
+        *propose_requests(gpu, cpu, named, share, refused),
+        *propose_accelerator(gpu, kinds),
         *propose_surroundings(
             modules=parse_modules(read_modules()),
             programs=[name for name in PROGRAMS if shutil.which(name)],
@@ -94,10 +100,9 @@ def look_at_cluster() -> Found:
     return Found(cluster=answers.config.get("ClusterName"), settings=tuple(settings))
 
 
-def find_account(associations: Sequence[Association], default: str) -> str | None:
-    """The account to charge: the user's default one, else the first; None where there is none to choose from."""
-    names = [one.account for one in associations]
-    return default if default in names else (names[0] if names else None)
+def find_association(associations: Sequence[Association], default: str) -> Association | None:
+    """What to charge: the user's default account, else the first; None where there is none to choose from."""
+    return next((one for one in associations if one.account == default), next(iter(associations), None))
 
 
 def _describe_accounting(config: Mapping[str, str]) -> Setting:
@@ -114,19 +119,35 @@ def _find_scratch(config: Mapping[str, str], kinds: Sequence[tuple[NodeKind, int
 
 
 def _try_partitions(
-    candidates: Sequence[PartitionFacts], kinds: Sequence[tuple[NodeKind, int]], account: str | None, *, gpus: bool
+    candidates: Sequence[PartitionFacts],
+    kinds: Sequence[tuple[NodeKind, int]],
+    mine: Association | None,
+    refused: list[str],
+    *,
+    gpus: bool,
 ) -> Accepted | None:
-    """The first partition that takes a job, and how a GPU has to be asked for there; None where none does."""
-    refused: list[str] = []
+    """The first partition that takes a job, and how it has to be asked for there; None where none does.
+
+    Args:
+        candidates: The partitions, the likeliest first.
+        kinds: The cluster's nodes.
+        mine: What the user charges.
+        refused: What was refused, and why, is added here.
+        gpus: Whether a GPU is wanted.
+    """
     for partition in candidates[:MOST_PARTITIONS]:
         types = {kind.gpu_type for kind, _ in kinds if kind.gpu_type and partition.name in kind.partitions}
         for flag, gpu_type in _ways(sorted(types)) if gpus else [(None, None)]:
-            request = _request(partition.name, account, flag, gpu_type, 1)
-            why = discovery.try_request(request)
-            if why is None:
-                return Accepted(partition=partition.name, gpu_flag=flag, gpu_type=gpu_type, refused=tuple(refused))
-            asked = next((f" --{key}={value}" for key, value in request if key in ("gpus-per-node", "gres")), "")
-            refused.append(f"--partition={partition.name}{asked}: {why}")
+            for qos in list_qos_to_try(partition, mine):
+                wanted = Accepted(partition=partition.name, gpu_flag=flag, gpu_type=gpu_type, qos=qos)
+                request = _request(wanted, mine.account if mine else None)
+                why = discovery.try_request(request)
+                if why is None:
+                    return wanted
+                asked = (f" --{key}={value}" for key, value in request if key in ("qos", "gpus-per-node", "gres"))
+                refused.append(f"--partition={partition.name}{''.join(asked)}: {why}")
+                if "qos" not in why.lower():
+                    break  # another one would not help
     return None
 
 
@@ -137,20 +158,22 @@ def _ways(types: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield flag, gpu_type
 
 
-def _request(partition: str, account: str | None, flag: str | None, gpu_type: str | None, gpus: int) -> Request:
-    request = [("partition", partition), ("nodes", "1"), ("ntasks-per-node", str(max(1, gpus))), ("time", "1")]
+def _request(wanted: Accepted, account: str | None) -> Request:
+    """Sbatch's options for a minute of one task, with a GPU where one is wanted."""
+    request = [("partition", wanted.partition), ("nodes", "1"), ("ntasks-per-node", "1"), ("time", "1")]
     if account:
         request.append(("account", account))
-    if flag:
-        count = f"{gpu_type}:{gpus}" if gpu_type else str(gpus)
-        request.append((flag, f"gpu:{count}" if flag == "gres" else count))
+    if wanted.qos:
+        request.append(("qos", wanted.qos))
+    if wanted.gpu_flag:
+        count = f"{wanted.gpu_type}:1" if wanted.gpu_type else "1"
+        request.append((wanted.gpu_flag, f"gpu:{count}" if wanted.gpu_flag == "gres" else count))
     return request
 
 
 def _try_share(gpu: Accepted, share: Share, account: str | None) -> Share:
     """The share as Slurm takes it: without the memory where it refuses that."""
-    request = _request(gpu.partition, account, gpu.gpu_flag, gpu.gpu_type, 1)
-    request.append(("cpus-per-task", str(share.cpus)))
+    request = [*_request(gpu, account), ("cpus-per-task", str(share.cpus))]
     if (
         share.mem_per_cpu_mib
         and discovery.try_request([*request, ("mem-per-cpu", f"{share.mem_per_cpu_mib}M")]) is None

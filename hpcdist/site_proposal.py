@@ -10,6 +10,8 @@ from hpcdist.cluster_facts import Association, NodeKind, PartitionFacts
 # As many modules as anybody reads; those that trainings load go first.
 _MOST_MODULES = 12
 _WANTED_MODULES = ("cuda", "cudnn", "nccl", "pytorch", "python", "anaconda", "miniconda", "gcc", "openmpi", "apptainer")
+# What the testbed calls its GPUs.
+FAKE_GPU = "fake"
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,13 +35,13 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
         partition: Where.
         gpu_flag: How its GPU was asked for; None for a CPU job.
         gpu_type: The type that had to be named; None where none had to.
-        refused: What was refused before, and why.
+        qos: The QOS that had to be named; None where none had to.
     """
 
     partition: str
     gpu_flag: str | None = None
     gpu_type: str | None = None
-    refused: tuple[str, ...] = ()
+    qos: str | None = None
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,9 +102,13 @@ def propose_account(
 
 
 def propose_requests(
-    gpu: Accepted | None, cpu: Accepted | None, partitions: Mapping[str, PartitionFacts], share: Share | None
+    gpu: Accepted | None,
+    cpu: Accepted | None,
+    partitions: Mapping[str, PartitionFacts],
+    share: Share | None,
+    refused: Sequence[str],
 ) -> list[Setting]:
-    """Partitions, how GPUs are asked for, and a GPU's share of a node."""
+    """Partitions, the QOS to name, how GPUs are asked for, and a GPU's share of a node."""
     chosen = {purpose: one.partition for purpose, one in (("gpu", gpu), ("cpu", cpu)) if one}
     found = []
     if chosen:
@@ -113,7 +119,7 @@ def propose_requests(
         longest = facts.max_time or "without limit"
         usual = f", {facts.default_time} where none is asked for" if facts.default_time else ""
         found.append(Setting(source=f"partition {name}: time limit {longest}{usual}"))
-    refused = [*(gpu.refused if gpu else ()), *(cpu.refused if cpu else ())]
+    found += propose_qos(gpu, cpu)
     found += [Setting(source=f"refused here: {one}") for one in dict.fromkeys(refused)]
     if gpu is None:
         return [
@@ -130,6 +136,29 @@ def propose_requests(
             memory = f"{share.mem_per_cpu_mib}M"
             found.append(Setting(key="mem_per_cpu", value=memory, source="a GPU's share of the memory, by its CPUs"))
     return found
+
+
+def propose_qos(gpu: Accepted | None, cpu: Accepted | None) -> list[Setting]:
+    """The QOS that jobs have to name; the file has one for all, and what CPU jobs need beside it is a remark."""
+    named = [one for one in (gpu, cpu) if one and one.qos]
+    if not named:
+        return []
+    first = named[0]
+    source = f"partition {first.partition} takes no job without one of your QOS named; it took this one"
+    others = [one for one in named if one.qos != first.qos]
+    return [
+        Setting(key="qos", value=first.qos, source=source),
+        *(Setting(source=f"partition {one.partition} needs --qos {one.qos}") for one in others),
+    ]
+
+
+def propose_accelerator(gpu: Accepted | None, kinds: Sequence[tuple[NodeKind, int]]) -> list[Setting]:
+    """CPUs to train on, where the GPUs are none; nothing where they are real."""
+    types = {kind.gpu_type for kind, _ in kinds if gpu and kind.gpus and gpu.partition in kind.partitions}
+    if types != {FAKE_GPU}:
+        return []
+    source = f"GPUs of type {FAKE_GPU} schedule, and do not compute (docs/testbed.md)"
+    return [Setting(key="accelerator", value="cpu", source=source)]
 
 
 def propose_surroundings(

@@ -13,18 +13,25 @@ MOST_BYTES = 200 * 1024**2
 GIT_TIMEOUT_S = 60.0
 # Never copied, also where somebody has committed them: what opens doors. By a file's or folder's name.
 _SECRETS = (
-    ".env",
     ".env.*",
+    "*.env",
+    ".envrc",
     "*.pem",
     "*.key",
+    "*.ppk",
     "*.p12",
     "*.pfx",
+    "*.jks",
+    "*.kdbx",
     "id_rsa*",
     "id_dsa*",
     "id_ecdsa*",
     "id_ed25519*",
     ".netrc",
     ".pypirc",
+    ".npmrc",
+    ".git-credentials",
+    "kaggle.json",
     ".ssh",
     ".aws",
     ".kube",
@@ -76,7 +83,7 @@ def take_snapshot(workdir: Path, target: Path) -> Path:
 
 def is_left_out(name: str) -> bool:
     """Whether a file, by its path from the tree's root, is never copied."""
-    return any(fnmatch(part, pattern) for part in name.split("/") for pattern in _SECRETS)
+    return any(fnmatch(part, pattern) for part in name.lower().split("/") for pattern in _SECRETS)
 
 
 def _list_files(root: Path) -> Iterator[str]:

@@ -93,7 +93,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         stage_data: Whether the data (`training.data_dir`) is copied to each node's own disk before the ranks start;
             they find it there by `HPCDIST_DATA_DIR`.
         tasks: Arguments that each task of the array adds to what is run, the task's number being the place here; empty
-            where all tasks run the same.
+            where all tasks run the same. Where `array` is not given it is all of them.
         task_env: Environment variables of each task of the array, likewise.
         partition, account, qos, constraint, nodelist, exclude, exclusive, reservation, array, dependency, comment,
             mail_type, mail_user: As sbatch's options of those names (man sbatch).
@@ -143,7 +143,10 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if self.array is not None and not re.fullmatch(r"[0-9,:-]+(%[0-9]+)?", self.array):
             raise UsageError(f"array: {self.array!r} is not a list of task ids", "write for example --array 0-9%3")
         if self.tasks or self.task_env:
-            _check_tasks(self.array, [len(values) for values in (self.tasks, self.task_env) if values])
+            counts = [len(values) for values in (self.tasks, self.task_env) if values]
+            if self.array is None:
+                msgspec.structs.force_setattr(self, "array", f"0-{counts[0] - 1}")
+            _check_tasks(self.array, counts)
         require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
         if self.replace_bad_node and (self.command or not self.training.preflight):
             raise UsageError(

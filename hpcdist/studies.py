@@ -12,7 +12,7 @@ import msgspec
 
 from hpcdist.batches import Batch, jobs_to_wait_for
 from hpcdist.errors import HpcdistError, SubmitError
-from hpcdist.jobs import Job, submit_prepared
+from hpcdist.jobs import Job
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.project import Project
 from hpcdist.record import JobStatus, Progress
@@ -21,6 +21,7 @@ from hpcdist.store import Run, Store
 from hpcdist.study import Study, Trial
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, ask_to_stop, forget_stop, is_asked_to_stop, locked, write_state
+from hpcdist.submitting import submit_prepared
 from hpcdist.trials import find_runs, query_trials
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.catalogue import check_data
+from hpcdist.catalogue import check_data, is_folder
 from hpcdist.errors import UsageError
 
 Accelerator = Literal["auto", "cpu", "gpu"]
@@ -14,6 +14,7 @@ Schedule = Literal["one-cycle", "cosine", "step", "constant"]
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Strategy = Literal["ddp", "ddp-bf16", "parameter-server"]
 PsMode = Literal["sync", "async"]
+ExtraLogger = Literal["csv", "wandb"]
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:  # noqa: FBT001
@@ -58,6 +59,11 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         strategy: How ranks share gradients: all-reduce, all-reduce in bfloat16, or through a parameter server; None is
             "ddp".
         ps_mode: Whether a parameter server waits for all ranks in each step; None is "sync".
+        logger: Where the curves go beside TensorBoard; None is nowhere else.
+        workers: Processes of each rank that decode a folder of images; 0 decodes in the rank itself, None takes its
+            CPUs but one.
+        speed_trial: Train for this time after the first step ("10s") and stop without a test or a checkpoint, to
+            measure the speed; None trains as it should.
     """
 
     epochs: int = 3
@@ -88,6 +94,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     target_accuracy: float | None = None
     strategy: Strategy | None = None
     ps_mode: PsMode | None = None
+    logger: ExtraLogger | None = None
+    workers: int | None = None
+    speed_trial: str | None = None
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, "epochs", self.epochs, "1 or more")
@@ -105,6 +114,11 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         require(target is None or 0 < target <= 1, "target_accuracy", target, "a fraction above 0 and up to 1")
         if self.data is not None:
             check_data(self.data)
+        require(self.workers is None or self.workers >= 0, "workers", self.workers, "0 or more")
+        if self.workers is not None and not is_folder(self.data or "mnist"):
+            raise UsageError(
+                f"workers decode a folder of images, and {self.data or 'mnist'} lies in memory", "leave out --workers"
+            )
         self._check_own()
         self._check_strategy()
 
@@ -116,6 +130,8 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"ps_mode is async but strategy is {strategy}: its ranks wait for each other in every step",
                 "add --strategy parameter-server, or leave out --ps-mode",
             )
+        if self.ps_mode == "async" and self.speed_trial is not None:
+            raise UsageError("speed_trial: ranks that go their own pace stop at no common step", "use --max-steps")
         if self.strategy != "parameter-server":
             return
         if self.precision == "16-mixed":
@@ -137,7 +153,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise UsageError(f"{name}: {value!r} does not name a class", f"write --{name} package.module:Class")
         if (self.module is None) != (self.datamodule is None):
             raise UsageError("module and datamodule need each other", "give both --module and --datamodule")
-        theirs = ("model", "data", "schedule", "scale_lr", "lr_batch", "accumulate", "target_accuracy")
+        theirs = ("model", "data", "schedule", "scale_lr", "lr_batch", "accumulate", "target_accuracy", "speed_trial")
         for name in theirs if self.module else ():
             if getattr(self, name) is not None:
                 flag = name.replace("_", "-")

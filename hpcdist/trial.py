@@ -7,7 +7,7 @@ from itertools import chain
 
 from hpcdist.cluster_checks import PLACE_WORDS
 from hpcdist.errors import HpcdistError
-from hpcdist.jobs import ACCOUNTING_LAG_S, Job, submit_prepared
+from hpcdist.jobs import ACCOUNTING_LAG_S, Job
 from hpcdist.machine import fit_to_machine
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.probes import write_probe
@@ -18,6 +18,7 @@ from hpcdist.render import task_command
 from hpcdist.site_checks import Partition, choose_partition
 from hpcdist.spec import Backend, build_job
 from hpcdist.store import new_run_name
+from hpcdist.submitting import submit_prepared
 from hpcdist.trial_checks import Trial, find_probe
 
 # It takes some ten seconds; the rest is for imports from a slow disk, and for the preflight to name who is missing.

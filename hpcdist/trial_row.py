@@ -141,14 +141,11 @@ def _count_gpus(variant: Variant, efficiency: Efficiency | None) -> int:
 
 
 def _price_per_hour(prices: Prices, variant: Variant, efficiency: Efficiency | None) -> float | None:
-    """Of the whole job; the price of a named node type goes before that of any node."""
+    """Of the whole job, by what was allocated, or asked for where nobody tells."""
     nodes = (efficiency.nodes if efficiency else None) or variant.layout.nodes
-    gpus = _count_gpus(variant, efficiency)
-    per_node = prices.node_types.get(str(variant.options.get("constraint")), prices.per_node_hour)
-    parts = [] if per_node is None else [per_node * nodes]
-    if prices.per_gpu_hour is not None and gpus:
-        parts.append(prices.per_gpu_hour * gpus)
-    return sum(parts) if parts else None
+    constraint = variant.options.get("constraint")
+    node_type = None if constraint is None else str(constraint)
+    return prices.per_hour(nodes=nodes, gpus=_count_gpus(variant, efficiency), node_type=node_type)
 
 
 def _sum_paid_s(efficiency: Efficiency | None) -> float | None:

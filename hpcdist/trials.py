@@ -11,7 +11,8 @@ from hpcdist.errors import HpcdistError
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.record import Efficiency, JobStatus
-from hpcdist.store import Run, RunRecord, Store
+from hpcdist.run_files import RunRecord
+from hpcdist.store import Run, Store
 from hpcdist.study import Trial
 from hpcdist.study_state import StudyState
 

@@ -7,7 +7,16 @@ from hpcdist.wrappers import TORCH_LAUNCHERS
 
 # Python programs that prepare or finish: nobody wants them on every node.
 _HELPERS = re.compile(r"prepro|prepare|download|convert|plot|post|summar|collect|merge|report|tokeni|setup\.py|check")
-_HELPER_MODULES = ("venv", "pip", "json.tool", "http.server", "compileall", "ensurepip", "hpcdist.probe")
+_HELPER_MODULES = (
+    "venv",
+    "pip",
+    "json.tool",
+    "http.server",
+    "compileall",
+    "ensurepip",
+    "hpcdist.probe",
+    "hpcdist.stage",
+)
 _TRIVIAL = """
 hostname nvidia-smi rocm-smi scontrol sinfo squeue echo printf date mkdir cp mv rm rsync tar unzip cat ls env printenv
 true false sleep uname lscpu free df du id whoami which module ulimit wget curl git pip pip3 conda touch chmod source .

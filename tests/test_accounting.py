@@ -138,12 +138,54 @@ def test_alone_it_is_not_ready(project, cluster, form):
     assert "job 12 is PENDING" in done.err
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_job_that_nobody_knows_is_an_error(project, cluster, form):
+@pytest.mark.parametrize("form", [*FORMS, "--parsable --sort=job", "--watch=1"])
+def test_jobs_that_nobody_knows_are_named_after_those_that_are_known(project, cluster, form):
     cluster("sacct", FINISHED)
-    done = run_hpcdist("seff", "7", "99", form)
+    cluster("squeue", [QUEUED])
+    known = ("7", "12") if "watch" not in form else ("7",)  # what is queued would be watched for ever
+    done = run_hpcdist("seff", "98", *known, "99", "nobody-s", *form.split())
     assert done.code == 1
-    assert "Slurm knows no job 99" in done.err
+    told = "error: no run here is called 'nobody-s', nor had that job id; Slurm knows no job 98, 99"
+    assert done.err.splitlines() == [told, "hint: hpcdist status lists the runs"]
+    if form == "--json":
+        shown = [job["job_id"] for job in json.loads(done.out)]
+    elif form == "--jsonl":
+        shown = [json.loads(line)["job_id"] for line in done.out.splitlines()]
+    else:
+        shown = [line.split("|" if "parsable" in form else None)[0] for line in done.out.splitlines() if line][1:]
+    assert shown == list(known) if "sort" not in form else sorted(shown) == sorted(known)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_where_nobody_knows_any_job_nothing_is_shown(project, cluster, form):
+    done = run_hpcdist("seff", "98", "99", form)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: Slurm knows no job 98, 99\nhint: hpcdist status")
+
+
+@pytest.mark.parametrize("form", ["--json", "table"])
+def test_status_shows_the_known_jobs_too(project, cluster, form):
+    cluster("squeue", [QUEUED])
+    done = run_hpcdist("status", "12", "99", *([form] if form == "--json" else []))
+    assert (done.code, done.err.splitlines()[0]) == (1, "error: Slurm knows no job 99")
+    assert "PENDING" in done.out
+    assert run_hpcdist("status", "98", "99").out == ""
+
+
+def test_of_thousands_of_unknown_jobs_the_first_are_named(project, cluster):
+    done = run_hpcdist("seff", "7", *range(1001, 1013), "--parsable")
+    assert done.err.startswith("error: Slurm knows no job 7, 1001, 1002, ")
+    assert " 1009 and 3 more\n" in done.err
+
+
+def test_a_run_that_has_no_figures_yet_takes_none_from_the_others(project, cluster):
+    for name in ("first", "second"):
+        run_hpcdist("submit", "--backend", "local", "--run", name, "--wait", "--", "true")
+    for path in (project / "jobs" / "runs" / "first" / "ranks").iterdir():
+        path.unlink()
+    done = run_hpcdist("seff", "first", "second", "--parsable", "--format", "job")
+    assert (done.code, done.out) == (3, "job_id\nlocal-2\n")
+    assert "no rank of job local-1 has written anything yet" in done.err
 
 
 def test_a_project_without_jobs_on_slurm_asks_slurm_nothing(project, cluster):

@@ -158,6 +158,8 @@ def test_a_job_that_ran_out_of_time_or_memory_gets_half_as_much_again():
     assert changes(late) == {"time": "45"}  # and nothing is lowered
     full = observation(state="OUT_OF_MEMORY", memory_used_bytes=3 * GIB, wall_time_s=5.0, cpu_time_s=1.0)
     assert changes(full) == {"mem": "6G"}
+    over = observation(state="OUT_OF_MEMORY", memory_used_bytes=5 * GIB, wall_time_s=5.0, cpu_time_s=1.0)
+    assert changes(over) == {"mem": "7680M"}  # 5 GiB were seen before it was ended: 7.5 GiB
 
 
 def test_a_failed_or_running_job_lowers_nothing():

@@ -43,7 +43,7 @@ class StandInNvml:
         return SimpleNamespace(gpu=busy)
 
     def nvmlDeviceGetMemoryInfo(self, handle):  # noqa: N802
-        return SimpleNamespace(used=60 * 1024**3)
+        return SimpleNamespace(used=60 * 1024**3, total=80 * 1024**3)
 
 
 @pytest.fixture

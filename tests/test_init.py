@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from hpcdist.cluster_facts import (
+    Association,
     NodeKind,
+    is_closed,
+    list_qos_to_try,
     order_partitions,
     parse_associations,
     parse_fields,
@@ -62,7 +65,7 @@ def test_accounts_limits_and_modules_are_read():
         ("teaching", ("normal",), None),
     ]
     limits = parse_qos_limits((DATA / "qos").read_text())
-    assert limits["normal"] == "time 1-00:00:00, per user gres/gpu=8, jobs per user 20"
+    assert limits["normal"] == "time 1-00:00:00, per job gres/gpu=4, per user gres/gpu=8, jobs per user 20"
     assert limits["long"] == "time 7-00:00:00, jobs per user 2"
     # Lmod's and Environment Modules' terse lists (module(1)).
     listed = "/opt/modules:\ncuda/12.4(default)\ncuda/11.8\ngcc/\n----- \npython/3.11 (L)\n"
@@ -234,6 +237,36 @@ def test_a_partition_that_the_user_may_not_use_is_passed_over(project, cluster):
     cluster("[[ $script == *--partition=gpu* || $script == *--partition=staff* ]]", "Invalid account or partition")
     run_hpcdist("init")
     assert read_settings(project)["partitions"]["gpu"] == "debug"
+
+
+def test_a_partition_whose_lists_leave_the_user_out_goes_last():
+    # `sbatch --test-only` takes jobs for them where EnforcePartLimits is NO; as Slurm 22.05.8 prints the lists.
+    lists = {"a": "DenyAccounts=course", "b": "AllowAccounts=staff,root", "c": "AllowQos=long", "d": "AllowQos=course"}
+    listed = "\n".join(f"PartitionName={name} AllowGroups=ALL {said} State=UP" for name, said in lists.items())
+    partitions = parse_partition_facts(listed)
+    mine = Association(account="course", qos=("course", "exam"), default_qos="exam")
+    assert [one.name for one in partitions if is_closed(one, mine)] == ["a", "b", "c"]
+    kinds = [(NodeKind(cpus=4, gpus=1, partitions=tuple(lists)), 1)]
+    assert [one.name for one in order_partitions(partitions, kinds, mine, gpus=True)] == ["d", "a", "b", "c"]
+    assert list_qos_to_try(partitions[3], mine) == ["course"]  # Slurm would take exam, which d does not
+
+
+def test_a_qos_that_must_be_named_is_found(project, cluster):
+    cluster("[[ $script != *--qos=long* ]]", "Invalid qos specification")
+    run_hpcdist("init")
+    settings = read_settings(project)
+    assert (settings["qos"], settings["partitions"]) == ("long", {"gpu": "gpu", "cpu": "standard"})
+    text = (project / "hpcdist.toml").read_text()
+    assert "# refused here: --partition=gpu --qos=normal --gpus-per-node=1: Invalid qos specification\n" in text
+    assert "#SBATCH --qos=long\n" in run_hpcdist("render", "--", "true").out
+
+
+def test_where_nothing_is_taken_the_file_says_why(project, cluster):
+    cluster("true", "Job submission is disabled")
+    run_hpcdist("init")
+    text = (project / "hpcdist.toml").read_text()
+    assert "# refused here: --partition=gpu --gpus-per-node=1: Job submission is disabled\n" in text
+    assert "partitions" not in read_settings(project)
 
 
 def test_memory_that_is_refused_is_left_out(project, cluster):

@@ -198,6 +198,16 @@ def test_missing_log_folders_and_the_site_are_looked_at(project, stand_in):
     assert re.findall(r": (\S+) ", found) == ["partition"]
 
 
+@pytest.mark.parametrize(("release", "found"), [("22.05.8", ["log-dir"]), ("23.02.1", [])])
+def test_a_cluster_whose_slurm_makes_log_folders_is_believed(project, stand_in, monkeypatch, release, found):
+    Path("a.sbatch").write_text("#!/bin/bash\n#SBATCH -o logs/%j.out\npython t.py\n")
+    stand_in("sinfo", "echo 'cpu*|1:00:00|2|4|8000|(null)'")
+    stand_in("sbatch", f"echo slurm {release}")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
+    told = run_hpcdist("lint", "--brief", "--cluster", "a.sbatch").out
+    assert re.findall(r": (\S+) ", told) == found
+
+
 @settings(max_examples=300, deadline=5_000)
 @given(st.binary(max_size=400))
 @example(b"")
@@ -220,7 +230,8 @@ def test_no_bytes_make_it_fail(data):
 
 
 FRAGMENTS = """srun torchrun python -m bash -c " ' $( ) ` | && || & ; { } if then fi for do done case esac in <<EOF EOF
-$SLURM_NODEID ${A%%,*} $((1+2)) A=1 export MASTER_ADDR= MASTER_PORT=29500 $(hostname) --nodes=2 -n 4 #SBATCH # set -e"""
+$SLURM_NODEID ${A%%,*} $((1+2)) A=1 A=(-c4 A+=( "${A[@]}" export MASTER_ADDR= MASTER_PORT=29500 $(hostname)
+--nodes=2 -n 4 #SBATCH # set -e"""
 WORDS = [*FRAGMENTS.split(), "\n", "\\\n", "\n#SBATCH --nodes=2\n", "\r\n", "é"]
 
 

@@ -240,6 +240,12 @@ def test_every_rule_has_its_two_scripts_and_its_source():
         ("ntasks-per-node", True, "-N2 -n4", "echo $SLURM_NTASKS_PER_NODE"),
         ("ntasks-per-node", False, "-N2 -n4", "srun ./solver"),
         ("torchrun-tasks", False, FOUR, "srun torchrun --nproc_per_node=1 t.py"),
+        ("cpus-per-task", False, "-c4", 'A=(-K -c4)\nsrun "${A[@]}" python t.py'),
+        ("cpus-per-task", True, "-c4", 'A=(-K)\nsrun "${A[@]}" python t.py'),
+        ("rank-death", False, TWO, 'A=(--label)\nA+=(--kill-on-bad-exit=1)\nsrun "${A[@]}" python t.py'),
+        ("torchrun", True, TWO, 'A=(torchrun --nnodes 2)\n"${A[@]}" t.py'),
+        ("shared-tmp", False, TWO, "srun cp -r data /tmp/x\nsrun python t.py --data-dir /tmp/x/train"),
+        ("shared-tmp", True, TWO, "srun -N1 cp -r data /tmp/x\nsrun python t.py --data-dir /tmp/x/train"),
     ],
 )
 def test_what_people_write(code, fires, directives, commands):

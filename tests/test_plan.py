@@ -94,6 +94,12 @@ def test_a_node_of_a_named_type_has_its_own_price():
     assert price_of(Prices(), plain, 3600) is None
 
 
+def test_what_a_layout_without_gpus_costs_is_not_known_from_a_price_of_gpus():
+    cpus = build_job({"nodes": 2, "gpus": 0})
+    assert price_of(Prices(per_gpu_hour=1), cpus, 3600) is None
+    assert price_of(Prices(per_gpu_hour=1, per_node_hour=3), cpus, 1800) == 3  # half an hour on two nodes
+
+
 def test_the_start_is_read_from_sbatch_s_words():
     # Slurm 22.05, src/sbatch: what --test-only prints.
     words = "sbatch: Job 9 to start at 2026-11-21T10:00:00 using 2 processors on nodes n1 in partition main"

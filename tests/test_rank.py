@@ -1,5 +1,6 @@
 """What runs once per task, run for real as a process of its own."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,11 +8,14 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from hpcdist.errors import UsageError
 from hpcdist.identity import parse_tasks_per_node, read_identity
 from hpcdist.rank import torchrun_command
+from hpcdist.sampling import find_children
+from hpcdist.store import Run
 
 RANK = [sys.executable, "-m", "hpcdist.rank", "--"]
 SLURM = {
@@ -131,6 +135,42 @@ def test_cpu_time_counts_children_and_memory_is_the_peak(tmp_path):
     # Sampled after 0.1, 0.3, 0.7 and 1.5 s: what the child did after the last of these is not in it.
     assert 0.2 <= usage["children_cpu_time_s"] <= 1.1
     assert 200_000_000 < usage["memory_peak_bytes"] < 300_000_000
+
+
+def test_what_it_used_over_time_is_in_the_rank_s_own_file(tmp_path):
+    program = (
+        "import os, time\n"
+        "with open('block', 'wb') as file:\n"
+        "    file.write(os.urandom(8_000_000)); file.flush(); os.fsync(file.fileno())\n"
+        "block = bytearray(100_000_000)\n"
+        "while time.process_time() < 1.3: pass\n"
+        "time.sleep(1.5)"
+    )
+    env = {"HPCDIST_RUN_DIR": str(tmp_path)}
+    run_rank(sys.executable, "-c", program, env=env, cwd=tmp_path)
+    (curve,) = Run(tmp_path).curves()
+    usage = json.loads((tmp_path / "ranks" / "0.json").read_text())
+    spans = [end - begin for begin, end in itertools.pairwise((0.0, *curve.at_s))]
+    assert sum(cpu * span for cpu, span in zip(curve.cpu_cores, spans, strict=True)) == pytest.approx(1.35, abs=0.15)
+    assert 100_000_000 < max(curve.memory_bytes) <= usage["memory_peak_bytes"]
+    # The kernel counts what went to the disk (proc(5), /proc/PID/io); a file system in memory writes nothing there.
+    written = sum(rate * span for rate, span in zip(curve.disk_written_bytes_per_s, spans, strict=True))
+    assert written == 0 or written == pytest.approx(8_000_000, rel=0.1)
+    assert None not in (*curve.network_received_bytes_per_s, *curve.network_sent_bytes_per_s)
+    assert all(0 <= share <= 1.05 for share in curve.node_cpu_utilization)
+    assert set(curve.gpu_utilization) == {None}
+    assert usage["node_memory_bytes"] <= psutil.virtual_memory().total
+
+
+def test_children_and_their_children_are_found(tmp_path):
+    script = "import subprocess, time; print(subprocess.Popen(['sleep', '9']).pid, flush=True); time.sleep(9)"
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    grandchild = int(child.stdout.readline())
+    assert set(find_children(os.getpid())) >= {child.pid, grandchild}
+    child.kill()
+    os.kill(grandchild, signal.SIGKILL)
+    child.wait()
+    assert child.pid not in find_children(os.getpid())
 
 
 def test_what_the_program_measured_is_taken_in(tmp_path):

@@ -13,8 +13,9 @@ ODD = Fault(sentence="rank 1 on n2 is odd", hint="have it mended", rank=1, host=
 
 def test_a_kill_is_out_of_memory_only_where_the_memory_was_full():
     ranks = [rank(0, signal=15, ended=101), rank(1, signal=9)]
-    assert verdict(ranks=ranks, used=usage(3.7)).kind == "out-of-memory"
-    cause = verdict(ranks=ranks, used=usage(1))
+    # Of 4 GB: a training that has nine tenths of its memory in use is an ordinary one.
+    assert verdict(ranks=ranks, used=usage(3.9)).kind == "out-of-memory"
+    cause = verdict(ranks=ranks, used=usage(3.7))
     assert (cause.kind, cause.rank, cause.signal) == ("killed", 1, 9)
     assert cause.sentence == "rank 1 on n2 ended with signal 9 (SIGKILL)"
     assert verdict(ranks=ranks).kind == "killed"
@@ -175,9 +176,15 @@ def test_an_error_of_ours_comes_with_its_hint():
 
 
 def test_stopped_and_unfinished():
-    assert verdict(ranks=[rank(0, 75), rank(1, 75)], exit_code=75).kind == "stopped"
+    found = verdict(ranks=[rank(0, 75), rank(1, 75)], exit_code=75)
+    assert (found.kind, found.hint) == ("stopped", "hpcdist rerun --resume r")
     cause = verdict(ranks=[rank(0, 75, ended=99), rank(1, 1)], logs={1: "user-exception"})
     assert (cause.kind, cause.rank) == ("user-exception", 1)
+
+
+def test_a_program_that_can_t_go_on_saved_nothing():
+    assert verdict(ranks=[rank(0, 75)], exit_code=75, command=("make",)).kind == "unknown"
+    assert verdict(exit_code=75, job=False, run=None).kind == "unknown"
 
 
 def test_a_hang():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hpcdist.errors import UsageError
 from hpcdist.prepare import prepare
-from hpcdist.project import Project, read_templates
+from hpcdist.project import Project, read_options, read_templates
 from hpcdist.render import quote_sbatch, quote_shell
 from hpcdist.spec import Site, build_job
 
@@ -162,7 +162,21 @@ def test_an_array_s_task_gets_its_own_words_and_variables():
     assert (done.returncode, done.stderr) == (2, "there is no task 3 in this job\n")
 
 
-@pytest.mark.parametrize("array", [None, "0-2", "1-2%1", "5"])
+def test_tasks_alone_make_an_array_of_all_of_them():
+    assert build_job({"tasks": [["a"], ["b"], ["c"]]}).array == "0-2"
+    assert build_job({"task_env": [{"A": "1"}], "array": None}).array == "0-0"
+
+
+def test_a_file_s_list_of_tasks_is_an_array(tmp_path):
+    (tmp_path / "job.toml").write_text('command = ["python", "t.py"]\ntasks = [["--lr", "0.1"], ["--lr", "0.01"]]\n')
+    project = Project(root=tmp_path, config=None, site=Site(), defaults={})
+    options = read_options(tmp_path / "job.toml", site=False)
+    script = prepare(options, project, backend="slurm", run=None).script
+    assert "#SBATCH --array=0-1\n" in script
+    assert "  1) set -- --lr 0.01 ;;\n" in script
+
+
+@pytest.mark.parametrize("array", ["0-2", "1-2%1", "5"])
 def test_tasks_that_do_not_fit_the_array_are_refused(array):
     with pytest.raises(UsageError, match="2 in tasks") as caught:
         build_job({"array": array, "tasks": [["a"], ["b"]]})

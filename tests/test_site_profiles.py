@@ -1,8 +1,8 @@
 """Profiles of sites: chosen, checked, and what scripts are made of them.
 
 The scripts of the shipped examples are compared whole with tests/golden/sites; `python -m tests.test_site_profiles`
-writes those anew, to be read. No apptainer, pyxis or HyperPod was at hand: those are tested as text, and apptainer with
-a stand-in that records its arguments.
+writes those anew, to be read. No apptainer, pyxis or HyperPod was at hand: those are tested as text, and with stand-ins
+for apptainer and pyxis's srun that record their arguments.
 """
 
 import json
@@ -191,17 +191,20 @@ def test_teardown_runs_after_the_tasks_and_keeps_their_status(tmp_path):
     assert (done.returncode, done.stdout) == (7, "over\n")
 
 
-def run_launch(script: str, tmp_path: Path, env=None) -> list[str]:
-    """What apptainer was given by the script's last step, srun and apptainer being stand-ins."""
+START = 'while [[ $1 == --* ]]; do shift; done\nexec "$@"'
+RECORD = 'printf "%s\\n" "$@"'
+
+
+def run_launch(script: str, tmp_path: Path, srun: str = START) -> list[str]:
+    """What was recorded of the script's last step, srun and apptainer being stand-ins."""
     folder = tmp_path / "stand-ins"
     folder.mkdir()
-    (folder / "srun").write_text('#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
-    (folder / "apptainer").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
-    for path in folder.iterdir():
-        path.chmod(0o755)
+    for name, text in (("srun", srun), ("apptainer", RECORD)):
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
     launch = script[script.index("\nrc=0\n") : script.index("# The tasks' status")]
     head = "set -eu\nrun_dir=/r\npython=python3\nSLURM_CPUS_PER_TASK=2\n"
-    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **(env or {})}
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", head + launch], capture_output=True, text=True, env=environment, check=True)
     return done.stdout.splitlines()
 
@@ -232,6 +235,21 @@ def test_apptainer_gets_the_folders_and_the_rank_inside(tmp_path):
     # The head node's name is found before the container, which has no scontrol.
     two = script_of({"nodes": 2, **TRAIN}, container=box)
     assert two.index("scontrol show hostnames") < two.index("apptainer exec")
+
+
+def test_srun_gets_pyxis_options_and_the_rank_behind_them(tmp_path):
+    box = Container(
+        runtime="pyxis", image="nvcr.io#nvidia/pytorch:24.05", binds=("/a:/b",), options=("--container-remap-root",)
+    )
+    given = run_launch(script_of({"gpus": 2, "command": ["python", "a b.py"]}, container=box), tmp_path, RECORD)
+    # The options of pyxis's README; srun's own come first.
+    assert [word for word in given if "container" in word] == [
+        "--container-image=nvcr.io#nvidia/pytorch:24.05",
+        f"--container-mounts={ROOT}:{ROOT},/a:/b",
+        f"--container-workdir={ROOT}",
+        "--container-remap-root",
+    ]
+    assert given[-6:] == ["python3", "-m", "hpcdist.rank", "--", "python", "a b.py"]
 
 
 def test_a_container_s_ranks_are_not_told_to_ask_for_a_requeue():

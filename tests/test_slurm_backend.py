@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hpcdist.backends import slurm
+from hpcdist.backends import sbatch, slurm
 from hpcdist.errors import NotReadyError, SubmitError
 from hpcdist.record import ENDED_STATES
 
@@ -13,19 +13,19 @@ def test_inside_a_job_what_slurm_set_is_dropped_and_what_the_user_set_is_kept():
     by_slurm = {"SLURM_JOB_ID": "1", "SLURM_CPUS_PER_TASK": "3", "SLURM_STEP_ID": "0", "PMIX_RANK": "0"}
     by_slurm |= {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": "0", "HPCDIST_RUN_DIR": "/x"}
     by_user = {"SLURM_CONF": "/c", "SLURM_CLUSTERS": "a", "SLURM_JWT": "t", "SBATCH_ACCOUNT": "ab", "HOME": "/h"}
-    assert slurm.nested_variables(by_slurm | by_user) == sorted(by_slurm)
+    assert sbatch.nested_variables(by_slurm | by_user) == sorted(by_slurm)
 
 
 def test_outside_a_job_nothing_is_dropped():
-    assert slurm.nested_variables({"SLURM_CPUS_PER_TASK": "3", "SLURM_CONF": "/c"}) == []
+    assert sbatch.nested_variables({"SLURM_CPUS_PER_TASK": "3", "SLURM_CONF": "/c"}) == []
 
 
 def test_gpus_a_user_chose_by_hand_are_kept():
-    assert "CUDA_VISIBLE_DEVICES" not in slurm.nested_variables({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "1"})
+    assert "CUDA_VISIBLE_DEVICES" not in sbatch.nested_variables({"SLURM_JOB_ID": "1", "CUDA_VISIBLE_DEVICES": "1"})
 
 
 def test_a_percent_sign_in_the_folder_is_no_pattern(tmp_path):
-    command = slurm.sbatch_command(tmp_path / "50%done", {}, array=False)
+    command = sbatch.sbatch_command(tmp_path / "50%done", {}, array=False)
     assert command[-1].endswith("/50%%done/logs/%j_batch.out")
 
 
@@ -45,7 +45,7 @@ def test_submitit_sends_the_text_as_it_is_and_pickles_nothing(stand_in, tmp_path
         "sbatch", f'cp "${{@: -1}}" {tmp_path}/seen; echo "$@" > {tmp_path}/arguments; echo Submitted batch job 4711'
     )
     script = "#!/bin/bash\necho 'as it is'  \n"
-    job_id = slurm.submit("r", tmp_path / "run", "/w", script, tasks=4, array=False)
+    job_id = sbatch.submit("r", tmp_path / "run", "/w", script, tasks=4, array=False)
     assert job_id == "4711"
     assert (tmp_path / "seen").read_text() == script
     assert "--output=" in (tmp_path / "arguments").read_text()
@@ -55,19 +55,19 @@ def test_submitit_sends_the_text_as_it_is_and_pickles_nothing(stand_in, tmp_path
 def test_a_refusal_is_told_in_sbatch_s_words(stand_in, tmp_path):
     stand_in("sbatch", "echo 'sbatch: error: invalid partition specified: gpu2' >&2; exit 1")
     with pytest.raises(SubmitError) as caught:
-        slurm.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False)
+        sbatch.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False)
     assert caught.value.message == "sbatch: invalid partition specified: gpu2"
     assert caught.value.hint.startswith("sinfo")
 
 
 def test_a_submission_without_an_answer_is_looked_for_before_it_is_given_up(stand_in, tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm, "RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr(sbatch, "RETRY_DELAYS_S", (0.0,))
     stand_in("sbatch", "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv' >&2; exit 1")
     stand_in("squeue", r"printf '55\x1f/w\x1fhpcdist:r\n'")
-    assert slurm.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False) == "55"
+    assert sbatch.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False) == "55"
     stand_in("squeue", r"printf '55\x1f/elsewhere\x1fhpcdist:r\n'")
     with pytest.raises(SubmitError, match="not known whether the job exists") as caught:
-        slurm.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False)
+        sbatch.submit("r", tmp_path / "run", "/w", "#!/bin/bash\n", tasks=1, array=False)
     assert "--run r" in caught.value.hint
 
 
@@ -134,10 +134,10 @@ def test_a_name_with_line_breaks_does_not_split_what_the_controller_says(stand_i
 
 def test_a_comment_or_folder_with_line_breaks_hides_no_run(stand_in):
     stand_in("squeue", r"printf '54\x1f/v\nx\x1fother\n55\x1f/w\x1f\x1chpcdist:r two\nlines\n'")
-    assert slurm.find_by_run("r", "/w") == "55"
+    assert sbatch.find_by_run("r", "/w") == "55"
     stand_in("squeue", r"printf 'x\x1f/w\x1fhpcdist:r\n'")
     stand_in("sacct", r"printf '56_3\x1f/w\x1fhpcdist:r\n'")
-    assert slurm.find_by_run("r", "/w") == "56"
+    assert sbatch.find_by_run("r", "/w") == "56"
 
 
 def test_usage_of_running_steps_is_read_as_far_as_it_is_allowed(stand_in):

@@ -11,7 +11,7 @@ from tests.cases import rank, usage, verdict
 def test_out_of_memory_in_slurm_s_words(log):
     cause = verdict(ranks=[rank(0, signal=9), rank(1, signal=15)], batch=log, used=usage(3.9))
     assert (cause.kind, cause.rank) == ("out-of-memory", 0)
-    assert cause.hint == "hpcdist rerun r --set mem=5G"  # 1.2 x 4 GiB
+    assert cause.hint == "hpcdist rerun r --set mem=6G"  # 1.5 x 4 GiB
     assert "3.90 GB per node used of 4.00 GB, the highest seen" in cause.evidence
 
 
@@ -24,9 +24,9 @@ def test_out_of_memory_in_accounting(ending):
 
 
 def test_memory_per_cpu_is_raised_per_cpu():
-    """4 GiB asked for on 4 CPUs: 4.8 GiB are 1229 MiB each, 1280 in steps of 128."""
+    """4 GiB asked for on 4 CPUs: 6 GiB are 1536 MiB each, 12 steps of 128."""
     cause = verdict("OUT_OF_MEMORY", used=Observation(efficiency=usage(cores=4, memory_per="core").efficiency))
-    assert cause.hint == "hpcdist rerun r --set mem_per_cpu=1280M"
+    assert cause.hint == "hpcdist rerun r --set mem_per_cpu=1536M"
 
 
 def test_the_time_limit():

@@ -3,8 +3,7 @@ import subprocess
 import pytest
 
 from hpcdist import snapshot
-from hpcdist.errors import NotFoundError, UsageError
-from hpcdist.jobs import resolve_dependency
+from hpcdist.errors import UsageError
 from hpcdist.snapshot import is_left_out, take_snapshot
 from tests.conftest import run_hpcdist
 
@@ -53,6 +52,8 @@ def test_the_copy_has_changes_and_new_files_and_neither_secrets_nor_what_is_igno
     [
         (".env", True),
         ("a/.env.local", True),
+        ("deploy/Prod.ENV", True),
+        (".envrc", True),
         ("id_ed25519", True),
         (".aws/config", True),
         ("keys/server.pem", True),
@@ -84,28 +85,3 @@ def test_a_submitted_job_runs_the_copy(tree):
     assert "changed" in run_hpcdist("logs", "kept").out
     assert f"cd -- {tree}/jobs/snapshots/kept/src\n" in (tree / "jobs/runs/kept/script.sbatch").read_text()
     assert run_hpcdist("submit", "--backend", "local", "--snapshot").code == 2
-
-
-def test_a_dependency_may_name_slurm_s_ids(project):
-    for words in ("afterok:12", "afterany:12_3:14+5,afternotok:9", "singleton", "after:1?afterok:2", "aftercorr:7"):
-        assert resolve_dependency(words, project) == words
-    assert resolve_dependency("12", project) == "afterok:12"
-
-
-def test_a_dependency_may_name_runs(project, monkeypatch):
-    ids = {"mnist-2x1-abc": "77", "next": "78"}
-
-    class Found:
-        def __init__(self, run):
-            self.id, self.run = ids[run], type("Run", (), {"is_local": False})
-
-    def find(token, root=None):
-        if token not in ids:
-            raise NotFoundError(f"there is no run {token}")
-        return Found(token)
-
-    monkeypatch.setattr("hpcdist.jobs.Job.find", find)
-    assert resolve_dependency("mnist-2x1-abc", project) == "afterok:77"
-    assert resolve_dependency("afterany:mnist-2x1-abc:5,afterok:next", project) == "afterany:77:5,afterok:78"
-    with pytest.raises(NotFoundError):
-        resolve_dependency("afterok:nobody", project)

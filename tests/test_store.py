@@ -6,8 +6,9 @@ import pytest
 
 from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
+from hpcdist.run_files import RunRecord
 from hpcdist.spec import Site, build_job
-from hpcdist.store import RunRecord, Store, new_run_name
+from hpcdist.store import Store, new_run_name
 
 
 def make_run(store, name, job_id, cluster="c"):

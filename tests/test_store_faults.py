@@ -13,13 +13,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist import jobs
+from hpcdist import jobs, submitting
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
 from hpcdist.machine_checks import check_folder
 from hpcdist.record import RankUsage
+from hpcdist.run_files import LocalState, RunRecord
 from hpcdist.spec import Site, build_job
-from hpcdist.store import LocalState, RunRecord, Store
+from hpcdist.store import Store
 from tests.conftest import HPCDIST, run_hpcdist
 
 MOUNT = "needs root with the right to mount a tmpfs"
@@ -278,7 +279,7 @@ class TestTwoAtOnce:
 
         monkeypatch.setattr(Store, "claim", claim_late)
         slurm("sbatch", f"echo x >> {project}/sent; echo Submitted batch job 7")
-        assert jobs.submit(run="same", command=["true"], backend="slurm").id == "7"
+        assert submitting.submit(run="same", command=["true"], backend="slurm").id == "7"
         assert count_sent(project) == 1
 
     def test_of_two_that_differ_the_later_is_refused(self, project, slurm):
@@ -292,7 +293,7 @@ class TestTwoAtOnce:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # Lustre mounted without flock
 
         monkeypatch.setattr(fcntl, "flock", refuse)
-        assert jobs.submit(command=["true"], backend="slurm").id == "7"
+        assert submitting.submit(command=["true"], backend="slurm").id == "7"
         assert Store(project).next_local_id() == "local-1"
         check = check_folder(project)
         assert (check.status, "locks no files" in check.sentence) == ("warning", True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ from hpcdist.record import JobStatus, RankUsage
 from hpcdist.status_rows import parse_endings
 from hpcdist.store import Run
 from hpcdist.why import LOG_TAIL_BYTES, LONGEST_LINE, explain, read_logs
-from tests.conftest import run_hpcdist
+from tests.conftest import HPCDIST, run_hpcdist
 from tests.test_local import LOCAL
 from tests.test_rank import run_rank
 
@@ -232,7 +233,7 @@ def test_a_killed_rank_is_blamed_and_not_the_one_that_lost_it(project):
     [
         (["--setup", "modul load cuda", "--", "true"], "bad-script"),
         (["--", "pyhton", "train.py"], "bad-script"),
-        (["--", "sh", "-c", "exit 75"], "stopped"),
+        (["--resumable", "--", "sh", "-c", "exit 75"], "stopped"),
         (["--", "sh", "-c", "echo hang: no step for 5 s; exit 70"], "hang"),
         (["--time", "0:01", "--", "sleep", "60"], "time-limit"),
         (["--", "true"], "completed"),
@@ -245,6 +246,15 @@ def test_a_killed_rank_is_blamed_and_not_the_one_that_lost_it(project):
 def test_real_ends_of_local_runs(project, arguments, kind):
     submit("r", *arguments)
     assert why("r")["cause"]["kind"] == kind
+
+
+def test_what_is_said_of_a_program_that_stopped_makes_it_go_on(project):
+    goes_on = 'cd "$HPCDIST_CHECKPOINT_DIR" && exec cat step; mkdir -p "$HPCDIST_CHECKPOINT_DIR" && cd "$_" && '
+    submit("r", "--resumable", "--", "bash", "-c", goes_on + "echo 41 > step; exit 75")
+    again = f'hpcdist() {{ {" ".join(HPCDIST)} "$@"; }}; {why("r")["cause"]["hint"]} --wait'
+    done = subprocess.run(["bash", "-c", again], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert run_hpcdist("logs", "r-on", "--rank", "0").out == "41\n"
 
 
 def test_a_local_run_that_runs_and_is_cancelled(project):

@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
-from hpcdist.backends import slurm
+from hpcdist.backends import sbatch, slurm
 from hpcdist.errors import HpcdistError
 from hpcdist.record import RankUsage
 from hpcdist.status_rows import parse_job_fields
@@ -65,5 +65,5 @@ def kill_node(command: str, node: str) -> None:
 
 
 def _run(arguments: Sequence[str]) -> str:
-    drop = [word for name in slurm.nested_variables(os.environ) for word in ("-u", name)]
+    drop = [word for name in sbatch.nested_variables(os.environ) for word in ("-u", name)]
     return slurm.run_command([*(["env", *drop] if drop else []), *arguments])

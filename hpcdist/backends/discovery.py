@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends import slurm
+from hpcdist.backends import sbatch, slurm
 from hpcdist.errors import HpcdistError
 from hpcdist.render import quote_sbatch
 
@@ -24,7 +24,7 @@ class Answers(msgspec.Struct, frozen=True, kw_only=True):
         partitions: `scontrol --oneliner show partition`.
         accounts: Rows `Account|Partition|QOS|DefaultQOS` of the user.
         default_account: The account of jobs that name none.
-        qos: Rows `Name|MaxWall|MaxTRESPU|MaxJobsPU`.
+        qos: Rows `Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU`.
         srun_help: `srun --help`, which also lists the options of plugins.
     """
 
@@ -54,7 +54,7 @@ def ask() -> Answers:
             "Account,Partition,QOS,DefaultQOS",
         ),
         default_account=_ask(["sacctmgr", *_ROWS, "show", "user", user], "DefaultAccount"),
-        qos=_ask(["sacctmgr", *_ROWS, "show", "qos"], "Name,MaxWall,MaxTRESPU,MaxJobsPU"),
+        qos=_ask(["sacctmgr", *_ROWS, "show", "qos"], "Name,MaxWall,MaxTRES,MaxTRESPU,MaxJobsPU"),
         srun_help=_ask(["srun", "--help"]),
     )
 
@@ -78,7 +78,7 @@ def try_request(options: Iterable[tuple[str, str]]) -> str | None:
         script = Path(folder, "init.sbatch")
         script.write_text(f"#!/bin/bash\n#SBATCH --job-name=hpcdist-init\n{lines}srun true\n")
         try:
-            slurm.test_only(script)
+            sbatch.test_only(script)
         except HpcdistError as error:
             if error.exit_code != 1:
                 raise

@@ -1,4 +1,4 @@
-"""What a cluster says of itself and of the jobs of one user, for `hpcdist doctor`."""
+"""What a cluster says of itself and of the jobs of one user, for `hpcdist doctor` and for Tab."""
 
 import getpass
 import time
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
+from hpcdist.refusal import CLOSED_DOOR
 from hpcdist.sacct_question import TIME_ENVIRONMENT
 from hpcdist.status_rows import MARK_FORMAT, Mark, parse_marks
 
@@ -19,6 +20,15 @@ def list_partitions() -> str:
         HpcdistError: Slurm does not answer.
     """
     return slurm.run_command(["sinfo", "-h", "-a", "-o", PARTITION_FORMAT])
+
+
+def name_partitions() -> list[str]:
+    """The names of the partitions that this user may see.
+
+    Raises:
+        HpcdistError: Slurm does not answer.
+    """
+    return sorted(set(slurm.run_command(["sinfo", "-h", "-o", "%R"]).split()))
 
 
 def ask_accounting() -> None:
@@ -48,6 +58,15 @@ def list_living_runs() -> list[Mark]:
         HpcdistError: Slurm does not answer.
     """
     return parse_marks(slurm.run_command(["squeue", "-h", "-a", "-u", getpass.getuser(), "-o", MARK_FORMAT]))
+
+
+def find_closed_door(job_id: str) -> str | None:
+    """Why a job that Slurm took will never start, in its words; None unless its partition is closed to it."""
+    try:
+        listed = slurm.run_command(["squeue", "-h", "-a", "-j", job_id, "-o", "%r"])
+    except HpcdistError:
+        return None
+    return next((line for line in listed.splitlines() if CLOSED_DOOR in line), None)
 
 
 def find_cluster_name(config: Mapping[str, str] | None) -> str | None:

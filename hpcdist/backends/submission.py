@@ -15,19 +15,10 @@ from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from hpcdist.errors import SubmitError
+from hpcdist.refusal import find_hint
 
 # submitit ends a local job after this; our own supervisor keeps the run's time limit.
 _NEVER_MIN = 60 * 24 * 365
-
-# What to look at, by what sbatch complains of.
-HINTS = (
-    ("partition", "sinfo lists the partitions; --partition NAME"),
-    ("account", "sacctmgr show associations user=$USER lists your accounts; --account NAME"),
-    ("qos", "sacctmgr show qos lists them; --qos NAME"),
-    ("time limit", "scontrol show partition has the longest; --time"),
-    ("node configuration", "sinfo -o '%P %D %c %m %G' shows what the nodes have"),
-    ("gres", "sinfo -o '%P %G' shows the GPUs; gpu_flag and gpu_type in hpcdist.toml say how to ask for them"),
-)
 
 
 class RenderedSlurmExecutor(SlurmExecutor):
@@ -72,8 +63,7 @@ def submit_slurm(folder: Path, script: str, sbatch: list[str], tasks: int) -> st
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         lines = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in str(error).splitlines()]
         words = "; ".join(dict.fromkeys(line for line in lines if line.strip()))
-        hint = next((hint for sign, hint in HINTS if sign in words.lower()), "")
-        raise SubmitError(f"sbatch: {words}", hint) from None
+        raise SubmitError(f"sbatch: {words}", find_hint(words)) from None
 
 
 def start_local(run_dir: Path) -> None:

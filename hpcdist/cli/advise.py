@@ -8,6 +8,7 @@ import msgspec
 from hpcdist.advice import Advice, Line, advise
 from hpcdist.audit import Claim, audit_job, find_inconsistent
 from hpcdist.cli.follow import find_or_id
+from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import print_json
 from hpcdist.errors import NotReadyError
 from hpcdist.jobs import Job, read_efficiencies
@@ -15,7 +16,7 @@ from hpcdist.joined import Finding
 from hpcdist.observed import Observation
 from hpcdist.printable import printable, printable_line
 from hpcdist.record import Efficiency
-from hpcdist.store import RunRecord
+from hpcdist.run_files import RunRecord
 
 # What sbatch calls an option where hpcdist has another word.
 _SBATCH_NAMES = {"gpus": "gpus-per-node", "tasks-per-node": "ntasks-per-node"}
@@ -45,7 +46,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
   hpcdist rerun 1234 --advised
 """,
 )
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=offer_jobs)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def advise_command(jobs: tuple[str, ...], *, as_json: bool) -> None:
     """Print the next request: CPUs, memory, time and GPUs, right-sized from what was used.

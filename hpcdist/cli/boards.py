@@ -6,7 +6,7 @@ from hpcdist.record import Efficiency
 
 
 def write_boards(job: Job, efficiency: Efficiency | None, record: JobRecord | None = None) -> None:
-    """Writes a job's figures, and where its time went; a run that left no curves gets none.
+    """Writes a job's figures, where its time went, and what its ranks used over time; a run without curves gets none.
 
     Args:
         job: The job.
@@ -25,3 +25,4 @@ def write_boards(job: Job, efficiency: Efficiency | None, record: JobRecord | No
     training = next((rank.training for rank in record.ranks if rank.training), None)
     board.write_efficiency(folder, efficiency, training)
     board.write_record(folder, record)
+    board.write_usage(folder, job.folder.curves())

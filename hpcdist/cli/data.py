@@ -19,7 +19,7 @@ _data_dir = click.option(
 )
 
 
-@click.group()
+@click.group(epilog="Example: hpcdist data fetch mnist")
 def data() -> None:
     """Put datasets where jobs find them: jobs themselves never download."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from hpcdist.cli.offers import offer_partitions
 from hpcdist.cli.options import collect_options, job_options
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
@@ -36,7 +37,9 @@ Examples:
 )
 @click.argument("kinds", nargs=-1, required=True, metavar="KIND...", type=click.Choice([*DRILLS, "all"]))
 @click.option("--at-step", type=int, default=Means().at_step, show_default=True, help="Break it after so many steps.")
-@click.option("--preempt-with", metavar="PARTITION", help="Partition whose jobs preempt yours.")
+@click.option(
+    "--preempt-with", shell_complete=offer_partitions, metavar="PARTITION", help="Partition whose jobs preempt yours."
+)
 @click.option("--allow-kill-node", metavar="COMMAND", help="An administrator's command that kills the node {node}.")
 @click.option("--timeout", default="30min", metavar="TIME", show_default=True, help="Give a drill up after so long.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -2,22 +2,24 @@
 
 import click
 
-
-def complete_studies(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """The names of this project's studies, for the shell."""
-    from hpcdist.cli.study import complete_names
-
-    return complete_names(_ctx, _param, incomplete)
+from hpcdist.cli.offers import offer_jobs, offer_studies
 
 
 @click.command(epilog="Example: hpcdist seff 1234, or hpcdist seff --since 2d --state failed --sort -mem")
-@click.argument("jobs", nargs=-1, metavar="[JOB...]")
+@click.argument("jobs", nargs=-1, metavar="[JOB...]", shell_complete=offer_jobs)
 @click.option("--since", metavar="TIME", help="Slurm's jobs since then: 2d, 3h, 2026-01-31, or as sacct has it.")
 @click.option("--user", metavar="NAME,...", help="Slurm's jobs of these users [since 7d].")
 @click.option("--state", metavar="STATE,...", help="Only jobs in these states: failed,timeout [since 7d].")
-@click.option("--study", metavar="NAME", shell_complete=complete_studies, help="The jobs of a study.")
-@click.option("--text", metavar="FILE", help="Read what seff printed from a file; - is standard input.")
-@click.option("--sacct-file", metavar="FILE", help="Read what sacct -P printed, with its first line; - likewise.")
+@click.option("--study", metavar="NAME", shell_complete=offer_studies, help="The jobs of a study.")
+@click.option(
+    "--text", type=click.Path(), metavar="FILE", help="Read what seff printed from a file; - is standard input."
+)
+@click.option(
+    "--sacct-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="Read what sacct -P printed, with its first line; - likewise.",
+)
 @click.option(
     "--source",
     type=click.Choice(["seff", "sacct", "ranks"]),

@@ -31,6 +31,7 @@ def iter_figures(request: Request, answer: "Answer | None" = None) -> Iterator[E
         answer: What `start` returned for it.
 
     Raises:
+        NotFoundError: Nobody knows some of the jobs; said when the others were given out.
         HpcdistError: As the place they come from says.
     """
     found: Iterable[Efficiency]
@@ -60,29 +61,55 @@ def iter_figures(request: Request, answer: "Answer | None" = None) -> Iterator[E
 
 
 def _iter_named(request: Request, answer: "Answer | None") -> Iterator[Efficiency]:
-    """Runs' figures from their ranks first, then what Slurm has of all others."""
+    """Runs' figures from their ranks first, then what Slurm has of all others.
+
+    Raises:
+        NotFoundError: Nobody knows some of them; said when the others were given out.
+        NotReadyError: Some have no figures yet; said when the others were given out.
+    """
     from hpcdist import accounting
 
+    missing: list[HpcdistError] = []
     ids: list[str] = []
     for token in request.jobs:
-        job_id = _slurm_id(token) if request.source != "ranks" else None
-        if job_id is None:
-            from hpcdist.jobs import Job
+        try:
+            found = _find_named(token, cast("Source | None", request.source))
+        except (NotFoundError, NotReadyError) as error:
+            missing.append(error)
+            continue
+        if isinstance(found, Efficiency):
+            yield found
+        else:
+            ids += found
+    try:
+        if ids and request.is_streamed and request.source != "seff":
+            yield from accounting.iter_slurm(ids, answer)
+        elif ids:
+            yield from accounting.iter_known(ids, cast("Source", request.source or "sacct"))
+    except NotFoundError as error:
+        missing.append(error)
+    if missing:
+        raise type(missing[0])("; ".join(error.message for error in missing), missing[0].hint)
 
-            job = Job.find(token)
-            if job.run.is_local or request.source == "ranks":
-                yield job.efficiency(cast("Source | None", request.source))
-                continue
-            job_id = job.id
-            if job_id is None:
-                raise NotReadyError(f"run {job.run.name} has no job", f"hpcdist status {job.run.name}")
-        ids += expand_job_id(job_id)
-    if not ids:
-        return
-    if request.is_streamed and request.source != "seff":
-        yield from accounting.iter_slurm(ids, answer)
-    else:
-        yield from accounting.query_slurm(ids, cast("Source", request.source or "sacct"))
+
+def _find_named(token: str, source: "Source | None") -> Efficiency | list[str]:
+    """What the ranks of a local run measured, or the ids to ask Slurm for.
+
+    Raises:
+        NotFoundError: There is no such run.
+        NotReadyError: It has no job, or no figures yet.
+    """
+    job_id = _slurm_id(token) if source != "ranks" else None
+    if job_id is None:
+        from hpcdist.jobs import Job
+
+        job = Job.find(token)
+        if job.run.is_local or source == "ranks":
+            return job.efficiency(source)
+        job_id = job.id
+        if job_id is None:
+            raise NotReadyError(f"run {job.run.name} has no job", f"hpcdist status {job.run.name}")
+    return expand_job_id(job_id)
 
 
 def _iter_study(name: str) -> Iterator[Efficiency]:

@@ -10,6 +10,7 @@ from hpcdist import statuses as where
 from hpcdist.backends import slurm
 from hpcdist.cause import Cause
 from hpcdist.cli.following import follow
+from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, format_table, print_json
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
@@ -21,8 +22,8 @@ from hpcdist.store import Run, Store
 from hpcdist.units import format_duration
 from hpcdist.why import explain, find_secrets
 
-JOBS = click.argument("jobs", nargs=-1, metavar="JOB...")
-ONE_JOB = click.argument("job", metavar="JOB")
+JOBS = click.argument("jobs", nargs=-1, metavar="JOB...", shell_complete=offer_jobs)
+ONE_JOB = click.argument("job", metavar="JOB", shell_complete=offer_jobs)
 SHOWN_RUNS = 30
 SHOWN_CAUSES = 5  # each asks Slurm and reads logs; an array may have thousands
 LOG_POLL_S = 0.5
@@ -56,11 +57,17 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
     statuses = [one for several in where.query([(job.run, job.task) for job in ours]) for one in several]
     statuses += [one for several in slurm.query(others).values() for one in several]
     unknown = [one.job_id for one in statuses if one.state == "UNKNOWN" and one.run is None]
+    statuses = [one for one in statuses if one.state != "UNKNOWN" or one.run is not None]
+    if statuses or not unknown:
+        # Causes of jobs that were named: the whole list would ask Slurm about each.
+        _show_statuses(statuses, ours, as_json=as_json, with_causes=bool(jobs))
     if unknown:
         raise NotFoundError(f"Slurm knows no job {', '.join(map(str, unknown))}", "hpcdist status lists the runs here")
+
+
+def _show_statuses(statuses: Sequence[JobStatus], ours: Sequence[Job], *, as_json: bool, with_causes: bool) -> None:
     ranks = {job.run.name: job.folder.ranks() for job in ours}
-    # Of the jobs that were named: the whole list would ask Slurm about each.
-    causes = find_causes(statuses, {job.run.name: job.run for job in ours}) if jobs else {}
+    causes = find_causes(statuses, {job.run.name: job.run for job in ours}) if with_causes else {}
     if as_json:
         print_json(
             [
@@ -184,7 +191,7 @@ def wait(ctx: click.Context, job: str, *, timeout: float | None, as_json: bool) 
 
 
 @click.command(epilog="Example: hpcdist cancel 1234")
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=offer_jobs)
 def cancel(jobs: tuple[str, ...]) -> None:
     """End jobs."""
     for job in [Job.find(token) for token in jobs]:

@@ -8,7 +8,7 @@ import time
 import click
 
 from hpcdist import datasets
-from hpcdist.backends import slurm
+from hpcdist.backends import sbatch
 from hpcdist.catalogue import find_dataset, is_folder
 from hpcdist.cli.boards import write_boards
 from hpcdist.cli.joined import format_joined
@@ -59,7 +59,7 @@ def show_dry_run(prepared: Prepared) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "script.sbatch")
             path.write_text(prepared.script)
-            click.echo(slurm.test_only(path), err=True)
+            click.echo(sbatch.test_only(path), err=True)
 
 
 def announce(job: Job, *, as_json: bool) -> None:

@@ -37,7 +37,7 @@ def init(*, dry_run: bool, source: Path | None, force: bool, backend: str | None
     it shows what changed and keeps what you wrote.
     """
     from hpcdist import site_init
-    from hpcdist.jobs import choose_backend
+    from hpcdist.submitting import choose_backend
 
     path = Path.cwd() / CONFIG_NAME
     before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

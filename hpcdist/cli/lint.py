@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from hpcdist import __version__
+from hpcdist.cli.offers import offer_code, offer_codes
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.printable import printable_line
 
@@ -28,20 +30,25 @@ _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
   hpcdist lint train.sbatch
   hpcdist lint --fix *.sbatch
   hpcdist lint --cluster train.sbatch      (and whether a node here can meet the request)
+  hpcdist lint --sarif *.sbatch > lint.sarif
   hpcdist lint --explain port
   # hpcdist: ignore[port]                  (a comment on the line or above it; ignore-file[port] at the top)
 """,
 )
-@click.argument("files", nargs=-1, metavar="FILE...")
+@click.argument("files", nargs=-1, type=click.Path(), metavar="FILE...")
 @click.option("--fix", "mend", is_flag=True, help="Rewrite what is safe to rewrite, and show the difference.")
-@click.option("--explain", metavar="CODE", help="Explain a rule; all lists them.")
-@click.option("--select", metavar="CODE,...", help="Look for these alone.")
-@click.option("--ignore", metavar="CODE,...", help="Leave these out.")
+@click.option("--explain", metavar="CODE", shell_complete=offer_code, help="Explain a rule; all lists them.")
+@click.option("--select", metavar="CODE,...", shell_complete=offer_codes, help="Look for these alone.")
+@click.option("--ignore", metavar="CODE,...", shell_complete=offer_codes, help="Leave these out.")
 @click.option("--brief", is_flag=True, help="One line for each finding.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--cluster", is_flag=True, help="Ask this machine's Slurm what its nodes have.")
+@click.option("--sarif", "as_sarif", is_flag=True, help="Print SARIF 2.1.0, for code hosts and editors.")
+@click.option("--cluster", is_flag=True, help="Ask this machine's Slurm for its nodes and release.")
 @click.option(
-    "--site-file", metavar="FILE", help="What sinfo -e -h -o '%P|%l|%D|%c|%m|%G' printed, in place of asking."
+    "--site-file",
+    type=click.Path(),
+    metavar="FILE",
+    help="What sinfo -e -h -o '%P|%l|%D|%c|%m|%G' printed, in place of asking.",
 )
 def lint_command(
     files: tuple[str, ...],
@@ -52,6 +59,7 @@ def lint_command(
     ignore: str | None,
     brief: bool,
     as_json: bool,
+    as_sarif: bool,
     cluster: bool,
     site_file: str | None,
 ) -> None:
@@ -72,30 +80,40 @@ def lint_command(
     chosen, left_out = _codes(select), _codes(ignore)
     for code in (*chosen, *left_out):
         find_rule(code)
+    if as_json and as_sarif:
+        raise UsageError("--json and --sarif exclude each other", "choose one of them")
     surroundings = Surroundings(
-        partitions=_partitions(site_file, cluster=cluster), folder_exists=lambda folder: Path(folder).is_dir()
+        partitions=_partitions(site_file, cluster=cluster),
+        folder_exists=lambda folder: Path(folder).is_dir(),
+        makes_log_folders=cluster and _makes_log_folders(),
     )
     found: list[tuple[str, Finding]] = []
     for name in files:
         data = _read(name)
         if mend:
             before, data = data, fix_script(data, surroundings, select=chosen, ignore=left_out)
-            _show_fix(name, before, data, as_json=as_json)
+            _show_fix(name, before, data, err=as_json or as_sarif or name == "-")
         found += [(name, one) for one in lint(data, surroundings, select=chosen, ignore=left_out)]
     # Where the mended script itself goes to standard output, nothing else may.
-    _show(found, len(files), brief=brief, as_json=as_json, err=mend and "-" in files)
+    err = mend and "-" in files
+    if as_json or as_sarif:
+        click.echo(_format_json(found, as_sarif=as_sarif), err=err)
+    else:
+        for name, finding in found:
+            click.echo(format_finding(name, finding, brief=brief), err=err)
+        _sum_up(found, len(files))
     if any(finding.severity != "info" for _, finding in found):
         raise click.exceptions.Exit(1)
 
 
-def _show(found: "list[tuple[str, Finding]]", files: int, *, brief: bool, as_json: bool, err: bool) -> None:
-    if as_json:
+def _format_json(found: "list[tuple[str, Finding]]", *, as_sarif: bool) -> str:
+    if as_sarif:
+        from hpcdist.sarif import build_sarif
+
+        rows: object = build_sarif(found, __version__)
+    else:
         rows = [{"file": name, **msgspec.to_builtins(finding)} for name, finding in found]
-        click.echo(msgspec.json.format(msgspec.json.encode(rows)).decode(), err=err)
-        return
-    for name, finding in found:
-        click.echo(format_finding(name, finding, brief=brief), err=err)
-    _sum_up(found, files)
+    return msgspec.json.format(msgspec.json.encode(rows)).decode()
 
 
 def _codes(text: str | None) -> tuple[str, ...]:
@@ -127,7 +145,15 @@ def _partitions(site_file: str | None, *, cluster: bool) -> "tuple[Partition, ..
     return parse_sinfo(run_command(SINFO))
 
 
-def _show_fix(name: str, before: bytes, after: bytes, *, as_json: bool) -> None:
+def _makes_log_folders() -> bool:
+    """Whether this machine's Slurm makes the folder of a log; False where nobody says which release it is."""
+    from hpcdist.backends.release import find_release
+    from hpcdist.releases import holds
+
+    return holds("log-folders-are-made", find_release())
+
+
+def _show_fix(name: str, before: bytes, after: bytes, *, err: bool) -> None:
     """Writes the mended script and shows what changed; of standard input, prints the script itself."""
     if name == "-":
         sys.stdout.buffer.write(after)
@@ -142,7 +168,7 @@ def _show_fix(name: str, before: bytes, after: bytes, *, as_json: bool) -> None:
         for line in difflib.unified_diff(old, new, fromfile=name, tofile=name):
             colour = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1])
             text = printable_line(line.rstrip("\r\n"))
-            click.echo(click.style(text, fg=colour) if colour else text, err=as_json or name == "-")
+            click.echo(click.style(text, fg=colour) if colour else text, err=err)
 
 
 def format_finding(name: str, finding: "Finding", *, brief: bool = False) -> str:

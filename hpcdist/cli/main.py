@@ -23,6 +23,7 @@ COMMANDS = {
     "advise": ("hpcdist.cli.advise:advise_command", "Print the next request, right-sized from what jobs used."),
     "study": ("hpcdist.cli.study:study", "Run a training over several layouts and settings, to be compared."),
     "plan": ("hpcdist.cli.plan:plan", "Say what a study would wait, take and cost, before it is run."),
+    "tune": ("hpcdist.cli.tune:tune_command", "Find the batch size and workers a layout trains fastest with."),
     "report": ("hpcdist.cli.report:report", "Compare a study's layouts, or some jobs; say what to use and why."),
     "rerun": ("hpcdist.cli.rerun:rerun", "Submit a run again, as it was or with changes."),
     "drill": ("hpcdist.cli.drill:drill", "Break a short training on purpose; say whether it would survive."),

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hpcdist.cli.offers import offer_jobs, offer_partitions
 from hpcdist.errors import UsageError
 from hpcdist.project import read_options
 
@@ -60,6 +61,9 @@ TRAINING = (
     ("--target-accuracy", float, "Stop at this test accuracy, a fraction."),
     ("--strategy", str, "ddp (all-reduce), ddp-bf16 or parameter-server [ddp]."),
     ("--ps-mode", str, "sync or async: whether the parameter server waits for all ranks [sync]."),
+    ("--logger", str, "csv or wandb: where the curves go beside TensorBoard."),
+    ("--workers", int, "Processes of each rank that decode a folder of images [its CPUs but one]."),
+    ("--speed-trial", str, "Measure the speed for this time after the first step, and stop: 10s."),
 )
 SWITCHES = (
     ("--preflight/--no-preflight", "Check nodes and network before the built-in training [on]."),
@@ -75,7 +79,7 @@ class JobCommand(click.Command):
         """Takes off what follows the first `--`."""
         at = args.index("--") if "--" in args else len(args)
         ctx.meta["hpcdist.command"] = tuple(args[at + 1 :])
-        if at < len(args) and not args[at + 1 :]:
+        if at < len(args) and not args[at + 1 :] and not ctx.resilient_parsing:
             raise click.UsageError("there is no COMMAND after --", ctx)
         return super().parse_args(ctx, args[:at])
 
@@ -130,8 +134,14 @@ def job_options(function: F) -> F:
         function = decorate(function)
     function = _switches(function)
     for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
-        function = click.option(flag, type=kind, metavar=_metavar(kind), help=text)(function)
+        function = click.option(flag, type=kind, metavar=_metavar(kind), help=text, shell_complete=_OFFERS.get(flag))(
+            function
+        )
     return function
+
+
+# What the shell offers for a value.
+_OFFERS = {"--partition": offer_partitions, "--dependency": offer_jobs}
 
 
 def _switches(function: F) -> F:

@@ -7,14 +7,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from hpcdist.backends import slurm
+from hpcdist.backends import sbatch
 from hpcdist.batches import make_batches
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study import FILE, JSON, SCALE, read_study
 from hpcdist.comparison import Spread
 from hpcdist.errors import SubmitError
-from hpcdist.jobs import choose_backend
 from hpcdist.joined import JobRecord
 from hpcdist.link import Link
 from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
@@ -24,6 +23,7 @@ from hpcdist.project import Project
 from hpcdist.spec import build_job
 from hpcdist.study import Scale, Study, Trial, Variant
 from hpcdist.study_state import find_study
+from hpcdist.submitting import choose_backend
 from hpcdist.trials import read_records
 from hpcdist.units import format_duration
 from hpcdist.variants import expand, list_trials, reconcile
@@ -95,7 +95,7 @@ def _ask_slurm(
             path.write_text(script)
             answer: tuple[str | None, str | None]
             try:
-                answer = (parse_start(slurm.test_only(path)), None)
+                answer = (parse_start(sbatch.test_only(path)), None)
             except SubmitError as error:
                 answer = (None, error.message)
         found |= {trial.variant: answer for trial in batch.trials}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from hpcdist.cli.offers import offer_studies_and_jobs
 from hpcdist.cli.output import print_json
 from hpcdist.comparison import Comparison
 from hpcdist.disk import write_atomically
@@ -27,12 +28,15 @@ WIDEST = 10_000
   hpcdist report 1234 1235 1236
 """
 )
-@click.argument("names", nargs=-1, required=True, metavar="STUDY|JOB...")
+@click.argument("names", nargs=-1, required=True, metavar="STUDY|JOB...", shell_complete=offer_studies_and_jobs)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line per variant, base units.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown.")
 @click.option(
-    "--html", metavar="FILE", help="Also write the whole report as one HTML file; its plots go to TensorBoard, too."
+    "--html",
+    type=click.Path(),
+    metavar="FILE",
+    help="Also write the whole report as one HTML file; its plots go to TensorBoard, too.",
 )
 def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: bool, html: str | None) -> None:
     """Compare layouts: speedup, efficiency, cost, where the steps go, and a verdict with its evidence.
@@ -42,7 +46,7 @@ def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: 
     if as_json + as_csv + as_markdown > 1:
         raise UsageError("--json, --csv and --markdown exclude each other", "keep one of them")
     root = find_project(Path.cwd()).root
-    comparison = report_on(names, root, scripts=html is not None)
+    comparison = report_on(names, root, details=html is not None)
     if html is not None:
         _write_html(comparison, Path(html))
         if names[0] in name_studies(root):

@@ -8,12 +8,14 @@ from hpcdist import provenance
 from hpcdist.advice import advise
 from hpcdist.cli import following
 from hpcdist.cli.advise import format_line, observe
+from hpcdist.cli.offers import offer_jobs
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.jobs import Job, submit_prepared
+from hpcdist.jobs import Job
 from hpcdist.printable import printable_line
 from hpcdist.privacy import exported
 from hpcdist.rerun import Rerun, parse_changes, prepare_rerun
-from hpcdist.store import RunRecord
+from hpcdist.run_files import RunRecord
+from hpcdist.submitting import submit_prepared
 
 
 @click.command(
@@ -26,7 +28,7 @@ from hpcdist.store import RunRecord
   hpcdist rerun mnist-2x1-3d46fd --resume --set nodes=1
 """
 )
-@click.argument("job", metavar="JOB")
+@click.argument("job", metavar="JOB", shell_complete=offer_jobs)
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Change an option; empty: its default.")
 @click.option("--advised", is_flag=True, help="Change what `hpcdist advise JOB` says; --set wins over it.")
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint (built-in training).")
@@ -50,7 +52,7 @@ def rerun(
     """Submit a run of this project again, and show what is different.
 
     Options, site settings, template, interpreter and working folder are those of the run; jobs that it waited for
-    (--dependency) are not waited for again. An array is submitted whole.
+    (--dependency) are not waited for again, unless --set dependency=JOB says so. An array is submitted whole.
     """
     found = Job.find(job)
     record = found.run.record()

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,7 +15,7 @@ import msgspec
 from hpcdist.cli.figures import iter_figures
 from hpcdist.cli.request import Request
 from hpcdist.columns import choose_columns, find_column, sort_jobs
-from hpcdist.errors import NotReadyError
+from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.record import ENDED_STATES, Efficiency, RankUsage
 from hpcdist.selection import parse_since, parse_states
 from hpcdist.table import format_jobs, format_parsable_header, parsable_formatter
@@ -50,10 +50,12 @@ def show(request: Request, answer: "Answer | None" = None) -> None:
     elif len(request.jobs) == 1 and "[" not in request.jobs[0] and not _is_table(request):
         _show_job(request)
     else:
-        jobs = list(_sorted(request))
+        jobs, missing = _gather(_sorted(request))
         _show_jobs(request, jobs)
         if request.jobs:
             _write_boards(jobs)
+        if missing:
+            raise missing
 
 
 def _is_table(request: Request) -> bool:
@@ -74,7 +76,31 @@ def _check_words(request: Request) -> None:
 
 def _sorted(request: Request, answer: "Answer | None" = None) -> Iterable[Efficiency]:
     found = iter_figures(request, answer)
-    return found if request.sort is None else sort_jobs(list(found), request.sort)
+    return found if request.sort is None else _sort(found, request.sort)
+
+
+def _sort(found: Iterable[Efficiency], by: str) -> Iterator[Efficiency]:
+    jobs, missing = _gather(found)
+    yield from sort_jobs(jobs, by)
+    if missing:
+        raise missing
+
+
+def _gather(found: Iterable[Efficiency]) -> tuple[list[Efficiency], HpcdistError | None]:
+    """All figures, and what is to be raised about jobs without any when the others were shown.
+
+    Raises:
+        NotFoundError, NotReadyError: There is no figure at all.
+    """
+    jobs: list[Efficiency] = []
+    try:
+        for one in found:
+            jobs.append(one)  # noqa: PERF402 extend() does not promise to keep what came before an error
+    except (NotFoundError, NotReadyError) as error:
+        if not jobs:
+            raise
+        return jobs, error
+    return jobs, None
 
 
 def _print_lines(jobs: Iterable[Efficiency]) -> None:
@@ -157,10 +183,10 @@ def _watch(request: Request, interval_s: float) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            jobs = list(_sorted(request))
+            jobs, missing = _gather(_sorted(request))
             lines = _table(request, jobs) if jobs else ["there are no such jobs"]
         except NotReadyError as error:
-            jobs, lines = [], [error.message]
+            jobs, missing, lines = [], None, [error.message]
             if time.monotonic() > deadline:
                 raise
         if sys.stdout.isatty():
@@ -168,6 +194,8 @@ def _watch(request: Request, interval_s: float) -> None:
         else:
             click.echo("\n".join([*lines, ""]))
         if jobs and all(one.state is None or one.state in ENDED_STATES for one in jobs):
+            if missing:
+                raise missing
             return
         time.sleep(interval_s)
 

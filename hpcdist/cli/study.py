@@ -11,11 +11,11 @@ import msgspec
 from hpcdist import study_state
 from hpcdist.batches import Batch
 from hpcdist.cli import following
+from hpcdist.cli.offers import offer_studies
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
 from hpcdist.errors import UsageError
-from hpcdist.jobs import choose_backend
 from hpcdist.printable import printable_line
 from hpcdist.project import Project, find_project
 from hpcdist.record import JobStatus
@@ -24,28 +24,20 @@ from hpcdist.studies import cancel_study, prepare_batches, run_study
 from hpcdist.study import Scale, Study, Trial
 from hpcdist.study_file import parse_study
 from hpcdist.study_plan import StudyPlan, plan_study
-from hpcdist.study_state import StudyState, load_study, name_studies
+from hpcdist.study_state import StudyState, load_study
+from hpcdist.submitting import choose_backend
 from hpcdist.trials import find_runs, query_trials
 from hpcdist.units import format_duration
 
 FILE = click.argument("file", type=click.Path(path_type=Path), metavar="FILE.toml")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
 SCALE = click.option(
     "--scale",
     type=click.Choice(["full", "small"]),
     default="full",
     help="small: with the file's [small], in minutes on CPUs [full].",
 )
-
-
-def complete_names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """The names of this project's studies, for the shell."""
-    return [name for name in name_studies(find_project(Path.cwd()).root) if name.startswith(incomplete)]
-
-
-NAME = click.argument("name", shell_complete=complete_names)
+NAME = click.argument("name", shell_complete=offer_studies)
 
 
 def read_study(file: Path, project: Project, scale: Scale = "full") -> Study:
@@ -65,7 +57,14 @@ def read_study(file: Path, project: Project, scale: Scale = "full") -> Study:
     return study if has_prices(study.prices) else msgspec.structs.replace(study, prices=project.site.prices)
 
 
-@click.group()
+@click.group(
+    epilog="""Examples:
+
+\b
+  hpcdist study run jobs/mnist-layouts.toml --wait
+  hpcdist study status mnist-layouts
+"""
+)
 def study() -> None:
     """Run the same training over several layouts and settings, to be compared with `hpcdist report`."""
 

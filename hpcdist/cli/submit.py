@@ -56,11 +56,12 @@ def submit(
 ) -> None:
     """Submit a training and print its job id.
 
-    FILE.toml holds options by their names; options given here win. Without COMMAND the built-in MNIST CNN is
-    trained. Where there is no Slurm the same layout runs on this machine.
+    FILE.toml holds options by their names; options given here win. A list of lists of arguments, tasks, makes an
+    array there. Without COMMAND the built-in MNIST CNN is trained. Where there is no Slurm the same layout runs on
+    this machine.
     """
     # Only here: render, which shares this file, must start as fast as a template engine can.
-    from hpcdist import jobs
+    from hpcdist import submitting
     from hpcdist.cli import following
     from hpcdist.privacy import exported
     from hpcdist.spec import build_job
@@ -68,11 +69,9 @@ def submit(
 
     project = open_here()
     given = merge_options(*collect_options(file, options, ctx.meta["hpcdist.command"]))
-    chosen = jobs.choose_backend(backend)  # type: ignore[arg-type]
+    chosen = submitting.choose_backend(backend)  # type: ignore[arg-type]
     if run is None:
         run = new_run_name(build_job(merge_options(project.defaults, given)))
-    if given.get("dependency"):
-        given["dependency"] = jobs.resolve_dependency(given["dependency"], project.root)
     workdir = _copy_code(project.root, run, given, dry_run=dry_run) if snapshot else None
     prepared = prepare(given, project, backend=chosen, run=run, template=template, workdir=workdir)
     following.warn_of_missing_data(prepared)
@@ -82,7 +81,7 @@ def submit(
     if dry_run:
         following.show_dry_run(prepared)
         return
-    job = jobs.submit_prepared(prepared)
+    job = submitting.submit_prepared(prepared)
     following.announce(job, as_json=as_json and not wait)
     if wait:
         with exported(prepared.secrets):  # what is known is masked where the end of a log is shown

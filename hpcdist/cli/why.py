@@ -5,6 +5,7 @@ import click
 from hpcdist.backends import slurm
 from hpcdist.cause import Verdict
 from hpcdist.cli.follow import find_or_id
+from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, print_json
 from hpcdist.errors import NotFoundError
 from hpcdist.jobs import Job
@@ -20,7 +21,7 @@ from hpcdist.why import explain
   hpcdist why 1234_7 --json
 """
 )
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+@click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=offer_jobs)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def why(jobs: tuple[str, ...], *, as_json: bool) -> None:
     """Say why jobs ended as they did: which rank, where, how, its last lines, and what to do next.

@@ -16,6 +16,8 @@ from hpcdist.sbatch_script import Script
 )
 def log_dir(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
     """A folder that is not there, or can't be."""
+    if surroundings.makes_log_folders:
+        return
     for directive in script.given("output", "error"):
         folder = (directive.value or "").rpartition("/")[0]
         if not folder or "$" in folder or folder.startswith("~") or folder == "/dev":

@@ -1,7 +1,7 @@
 """Rules about what should not be in a script: secrets, and node-local folders for shared data."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hpcdist.launches import Launch
 from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
@@ -84,22 +84,35 @@ def shared_tmp(script: Script, _: Surroundings) -> Iterator[Hit]:
     """A node's own folder in a job of several nodes."""
     if not script.is_multi_node:
         return
+    filled: list[str] = []
     for launch in script.launches:
-        in_step = launch.find("srun") is not None
-        if not in_step and not launch.inside and launch.last.name in _COPIERS:
+        srun = launch.find("srun")
+        in_step = srun is not None
+        if srun is not None and _copies(launch):
+            on_all = script.step_request(srun).node_count >= script.request.node_count
+            filled += [_folder(word) for word in launch.last.words if on_all and _LOCAL_FOLDER.search(word.text)]
+        elif not in_step and not launch.inside and launch.last.name in _COPIERS:
             for word in launch.last.words[-2:]:
                 if _LOCAL_FOLDER.search(word.text):
                     yield Hit(word.start, f"{launch.last.name} fills {_folder(word)} on the first node alone")
-        elif in_step and launch.last.name not in (*_COPIERS, "mkdir", "rm", "ls", "df"):
-            yield from _in_step(launch)
+        elif in_step and launch.last.name not in ("mkdir", "rm", "ls", "df"):
+            yield from _in_step(launch, filled)
 
 
-def _in_step(launch: Launch) -> Iterator[Hit]:
+def _copies(launch: Launch) -> bool:
+    """Whether it puts files somewhere, as each node's own copy where srun starts it."""
+    own = [word.text for word in launch.last.words[:3]] == ["-m", "hpcdist.stage", "copy"]
+    return own or launch.last.name in _COPIERS
+
+
+def _in_step(launch: Launch, filled: Sequence[str]) -> Iterator[Hit]:
+    """Options with a node's own folder that no step before filled on each node."""
     previous = ""
     for word in launch.last.words:
         option = word.text.partition("=")[0] if "=" in word.text else previous
         previous = word.text if word.text.startswith("-") else ""
-        if _LOCAL_FOLDER.search(word.text) and option.startswith("-") and not _SCRATCH.search(option):
+        is_local = _LOCAL_FOLDER.search(word.text) and option.startswith("-") and not _SCRATCH.search(option)
+        if is_local and not any(f"{_folder(word)}/".startswith(f"{one.rstrip('/')}/") for one in filled):
             yield Hit(word.start, f"{option} is {_folder(word)}, on each node another")
 
 

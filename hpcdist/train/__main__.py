@@ -10,7 +10,7 @@ import msgspec
 from hpcdist import datasets
 from hpcdist.errors import HpcdistError
 from hpcdist.spec import JobSpec
-from hpcdist.train.environment import RankEnvironment, check_layout, read_environment
+from hpcdist.train.environment import RankEnvironment, check_layout, check_logger, read_environment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.options import parse_options
 from hpcdist.train.outcome import Outcome
@@ -80,6 +80,7 @@ def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_wor
         try_nodes(options, rank, outcome, last_words)
         _write(outcome)
         return
+    check_logger(options.training.logger)
     data_dir = Path(options.training.data_dir) if options.training.data_dir else DEFAULT_DATA_DIR
     if options.training.data_name is not None:
         datasets.verify(options.training.data_name, data_dir)

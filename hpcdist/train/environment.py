@@ -1,11 +1,13 @@
 """What a rank finds in its environment: who it is, and where its files go. Needs no torch."""
 
+import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
 
-from hpcdist.errors import UsageError
+from hpcdist.errors import NotReadyError, UsageError
 from hpcdist.spec import Layout
 from hpcdist.train.slowdown import Slowdown, read_slowdown
 
@@ -103,6 +105,19 @@ def check_layout(layout: Layout, rank: RankEnvironment, env: Mapping[str, str]) 
         if asked != found:
             seen = f"{variable} is {found}" if variable in env else f"{variable} is not set, so there is {found}"
             raise UsageError(f"--nodes, --gpus and --tasks-per-node ask for {asked} {what}, but {seen}", _START_HINT)
+
+
+def check_logger(name: str | None) -> None:
+    """Finds out on every rank, before anything is imported, whether what is to log is there.
+
+    Raises:
+        NotReadyError: wandb is asked for and not installed.
+    """
+    # A folder called wandb, as wandb leaves one where it ran, looks like a package without a file.
+    if name == "wandb" and getattr(find_spec("wandb"), "origin", None) is None:
+        raise NotReadyError(
+            f"--logger wandb: the package wandb is not installed in {sys.prefix}", "pip install 'hpcdist[wandb]'"
+        )
 
 
 def _read_count(env: Mapping[str, str], name: str) -> int:

@@ -30,6 +30,7 @@ from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.goal import Goal
 from hpcdist.train.lean import NoProfiler, take_lean_steps
+from hpcdist.train.loggers import RunLoggers, open_loggers
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.own_pace import share_out
@@ -38,10 +39,10 @@ from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.preflight import preflight
 from hpcdist.train.reading import read_data
 from hpcdist.train.recorder import Recorder
+from hpcdist.train.speed_trial import SpeedTrial
 from hpcdist.train.splitter import Splitter
 from hpcdist.train.strategies import build_strategy
 from hpcdist.train.sync_server import SyncServer
-from hpcdist.train.tensorboard import RunLogger
 from hpcdist.train.watchdog import Watchdog
 
 # Share of a step spent waiting for data from which it is worth a line.
@@ -112,7 +113,7 @@ def fit(
     outcome.learn(steps=done)
     if begin and rank.rank == 0:
         print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
-    logger = RunLogger(rank.tensorboard, done + 1) if rank.tensorboard and rank.rank == 0 else None
+    logger = open_loggers(options, rank, done + 1)
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
     goal = Goal(options.training.target_accuracy, outcome, rank.started_at_s)
     callbacks: list[pl.Callback] = [
@@ -127,7 +128,9 @@ def fit(
         callbacks.append(Commentary(recorder, outcome, progress, epochs=epochs, steps=steps))
     splitter = Splitter(outcome, device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown)
     data.train_batches.watch = splitter.watch
-    callbacks += [Pauses(checkpoints, rank, options.checkpoint_interval_s, steps), splitter]
+    trial_s = options.speed_trial_s
+    pauses = Pauses(checkpoints, rank, options.checkpoint_interval_s, steps)
+    callbacks += [pauses if trial_s is None else SpeedTrial(trial_s, rank.world_size), splitter]
     trainer = build_trainer(options, rank, device, callbacks, logger)
     strategy = trainer.strategy
     if isinstance(strategy, SyncServer | AsyncServer):
@@ -150,9 +153,9 @@ def fit(
         logger.log_options(options)
     take_lean_steps(trainer, module)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
-    if count_steps_done(trainer) < steps and not goal.is_reached:
+    if count_steps_done(trainer) < steps and not goal.is_reached and trial_s is None:
         raise RuntimeError(f"the training ended at step {count_steps_done(trainer)} of {steps}")
-    if module.tested_at_step != count_steps_done(trainer):
+    if module.tested_at_step != count_steps_done(trainer) and trial_s is None:
         # `max_steps` ended within an epoch, where Lightning does not validate.
         trainer.validate(module, datamodule=data, verbose=False)
     outcome.learn(finished=True)
@@ -165,7 +168,7 @@ def build_trainer(
     rank: RankEnvironment,
     device: torch.device,
     callbacks: list[pl.Callback],
-    logger: RunLogger | None,
+    logger: RunLoggers | None,
     *,
     cuts_data: bool = False,
 ) -> pl.Trainer:
@@ -176,7 +179,7 @@ def build_trainer(
         rank: This rank.
         device: Its device.
         callbacks: What is called at each point.
-        logger: TensorBoard.
+        logger: Where the curves go.
         cuts_data: Whether Lightning gives each rank its share of the data.
     """
     # Set by Lightning's import: on a machine without a GPU each step of Adam would look for the driver's library again.
@@ -198,10 +201,11 @@ def build_trainer(
         max_epochs=options.training.epochs,
         max_steps=options.training.max_steps or -1,
         accumulate_grad_batches=options.accumulate,
-        logger=logger or False,
+        logger=logger.all if logger else False,
         callbacks=callbacks,
         log_every_n_steps=options.training.log_every,
         num_sanity_val_steps=0,
+        limit_val_batches=None if options.speed_trial_s is None else 0,
         use_distributed_sampler=cuts_data,
         enable_checkpointing=False,
         enable_progress_bar=False,

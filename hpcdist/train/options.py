@@ -8,7 +8,7 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.spec import Layout, Training
-from hpcdist.training import Accelerator, Optimizer, Precision, PsMode, Schedule, Strategy
+from hpcdist.training import Accelerator, ExtraLogger, Optimizer, Precision, PsMode, Schedule, Strategy
 from hpcdist.units import parse_duration
 
 DEFAULT_BATCH_SIZE = 512
@@ -55,6 +55,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def checkpoint_interval_s(self) -> float:
         """Seconds between checkpoints."""
         return parse_duration(self.training.checkpoint_every)
+
+    @property
+    def speed_trial_s(self) -> float | None:
+        """Seconds of a training that only measures its speed."""
+        return parse_duration(self.training.speed_trial) if self.training.speed_trial else None
 
     @property
     def hang_timeout_s(self) -> float:
@@ -117,6 +122,9 @@ def _build_parser() -> argparse.ArgumentParser:
     add("--target-accuracy", type=float, metavar="X", help="stop at this test accuracy, a fraction")
     add("--strategy", choices=get_args(Strategy), help="how ranks share gradients [ddp: all-reduce]")
     add("--ps-mode", choices=get_args(PsMode), help="whether a parameter server waits for all ranks [sync]")
+    add("--logger", choices=get_args(ExtraLogger), help="where the curves go beside TensorBoard")
+    add("--workers", type=int, metavar="N", help="processes of each rank that decode a folder of images [CPUs - 1]")
+    add("--speed-trial", metavar="TIME", help="measure the speed for this time after the first step, and stop")
     return parser
 
 
@@ -137,8 +145,9 @@ def _check(options: Options) -> None:
     for name, seconds in (
         ("checkpoint_every", options.checkpoint_interval_s),
         ("hang_timeout", options.hang_timeout_s),
+        ("speed_trial", options.speed_trial_s),
     ):
-        if seconds <= 0:
+        if seconds is not None and seconds <= 0:
             raise UsageError(
                 f"{name} is {getattr(options.training, name)!r}, expected a time above 0",
                 f"write for example --{name.replace('_', '-')} 5min",

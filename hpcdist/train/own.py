@@ -21,12 +21,12 @@ from hpcdist.train.commentary import Commentary
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.fit import build_trainer
+from hpcdist.train.loggers import open_loggers
 from hpcdist.train.module import ends_step
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.recorder import Recorder, settle
-from hpcdist.train.tensorboard import RunLogger
 from hpcdist.train.watchdog import Watchdog
 
 # What modules log their test accuracy and loss as, the likeliest first.
@@ -118,7 +118,7 @@ def fit_own(
     checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome)
     begin = checkpoints.find()
     done = read_step(begin) if begin else 0
-    logger = RunLogger(rank.tensorboard, done + 1) if rank.tensorboard and rank.rank == 0 else None
+    logger = open_loggers(options, rank, done + 1)
     recorder = OwnRecorder(outcome, last_words, logger, training.log_every)
     callbacks: list[pl.Callback] = [
         GoOn(checkpoints, checkpoints.load(begin) if begin else None),

@@ -39,11 +39,13 @@ def read_data(options: Options, rank: RankEnvironment, data_dir: Path, device: t
         from hpcdist.train.folder import open_folder  # worker processes: not for what is in memory
 
         folder, side = parse_folder(name)
+        asked = options.training.workers
+        workers = max(1, threads - 1) if asked is None else asked
 
         def keep(count: int, side: int) -> Decoded | None:
             return keep_decoded(count, side, rank)
 
-        return open_folder(Path(folder), side, device, workers=max(1, threads - 1), keep=keep, **cut)
+        return open_folder(Path(folder), side, device, workers=workers, keep=keep, **cut)
     if is_synthetic(name):
         made = parse_synthetic(name)
         train, test = (make_split(made, device, train=train) for train in (True, False))

@@ -7,12 +7,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.record import TestResult
 from hpcdist.train.data import Batch
-from hpcdist.train.failure import LastWords
+from hpcdist.train.failure import LastWords, StoppedError
+from hpcdist.train.loggers import RunLoggers
 from hpcdist.train.module import Classifier, ends_step
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.pace import count_epochs_done, count_images, count_steps_done
 from hpcdist.train.phases import StepTimes
-from hpcdist.train.tensorboard import RunLogger
 
 
 class Recorder(Callback):
@@ -21,11 +21,11 @@ class Recorder(Callback):
     Args:
         outcome: Where figures go; its clock is set to the phase that runs.
         last_words: What ends the rank when the training raises.
-        logger: TensorBoard; None logs nothing.
+        logger: Where the curves go; None logs nothing.
         log_every: Steps between logged points.
     """
 
-    def __init__(self, outcome: Outcome, last_words: LastWords, logger: RunLogger | None, log_every: int) -> None:
+    def __init__(self, outcome: Outcome, last_words: LastWords, logger: RunLoggers | None, log_every: int) -> None:
         self._outcome, self._clock, self._last_words = outcome, outcome.clock, last_words
         self._logger, self._log_every = logger, log_every
         self._step_times = StepTimes()
@@ -63,6 +63,7 @@ class Recorder(Callback):
             settle(module)
             self._first_images = self._images
             self._clock.enter("steady")
+            self._outcome.learn(steady_at_s=time.time())
         if self._logs_at(step):
             self._log_point(module, count_steps_done(trainer))
         self._step_times.tick(settled=is_first or self._logs_at(step) or module.device.type == "cpu")
@@ -116,6 +117,8 @@ class Recorder(Callback):
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Ends the rank before Lightning cleans up, which can wait for ranks that are gone."""
+        if self._logger and isinstance(exception, StoppedError):
+            self._logger.close()
         self._last_words.end(exception)
 
     def images_per_s(self) -> float | None:

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -41,33 +42,38 @@ class RunLogger(TensorBoardLogger):
             self.experiment.flush()
 
     def finalize(self, status: str) -> None:
-        """Puts what was logged on disk, and stays open for `log_summary`; Lightning would begin a second file."""
+        """Puts what was logged on disk, and stays open for the summary; Lightning would begin a second file."""
         self.experiment.flush()
 
     def log_options(self, options: Options) -> None:
         """Writes every option and the layout as hyperparameters; rank 0 alone may call it."""
-        chosen = {**msgspec.structs.asdict(options.layout), **msgspec.structs.asdict(options.training)}
-        chosen |= {
-            "batch_size": options.batch_size,
-            "world_size": options.layout.world_size,
-            "layout": options.layout.name,
-        }
-        shown = {name: value for name, value in chosen.items() if value is not None}
+        shown = describe_options(options)
         # The values do not matter here: HParams takes those of the scalars with these names.
         summaries = hparams(shown, dict.fromkeys(HPARAMS_METRICS, 0.0))  # type: ignore[no-untyped-call]
         writer = self.experiment._get_file_writer()
         for summary in summaries:
             writer.add_summary(summary)
 
-    def log_summary(self, metrics: TrainingMetrics) -> None:
-        """Writes the figures of the whole run at its last step, and closes the file."""
-        figures = {f"phases/{name}_s": seconds for name, seconds in metrics.phases_s.items()}
-        if metrics.images_per_s is not None:
-            figures["images_per_s"] = metrics.images_per_s
-        if metrics.step_time_s is not None:
-            figures["step_time_s"] = metrics.step_time_s
-        if metrics.split:
-            split = msgspec.structs.asdict(metrics.split)
-            figures |= {f"split/{name}": seconds for name, seconds in split.items() if name != "steps"}
-        self.log_metrics(figures, metrics.steps)
-        self.experiment.close()
+
+def describe_options(options: Options) -> dict[str, Any]:
+    """Every option that has a value, by its name, and what follows from them."""
+    chosen = {**msgspec.structs.asdict(options.layout), **msgspec.structs.asdict(options.training)}
+    chosen |= {
+        "batch_size": options.batch_size,
+        "world_size": options.layout.world_size,
+        "layout": options.layout.name,
+    }
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def sum_up(metrics: TrainingMetrics) -> dict[str, float]:
+    """The figures of a whole run, as points at its last step."""
+    figures = {f"phases/{name}_s": seconds for name, seconds in metrics.phases_s.items()}
+    if metrics.images_per_s is not None:
+        figures["images_per_s"] = metrics.images_per_s
+    if metrics.step_time_s is not None:
+        figures["step_time_s"] = metrics.step_time_s
+    if metrics.split:
+        split = msgspec.structs.asdict(metrics.split)
+        figures |= {f"split/{name}": seconds for name, seconds in split.items() if name != "steps"}
+    return figures

@@ -26,6 +26,7 @@ PROGRAMS = {
     "my_print_defaults": "mariadb-client-core",  # mariadb-install-db calls it
     "ip": "iproute2",
     "tc": "iproute2",
+    "useradd": "passwd",
 }
 PLUGIN_PACKAGES = ("slurm-wlm-basic-plugins", "slurm-wlm-mysql-plugin")
 PACKAGES = sorted({*PROGRAMS.values(), *PLUGIN_PACKAGES})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.layout import Testbed
+from cluster.layout import STUDENT_ACCOUNT, Testbed
 
 SLURM_CONF = """\
 ClusterName=testbed
@@ -49,6 +49,8 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort=16819
 AccountingStoragePass={munge}
 AccountingStorageTRES=gres/gpu
+# Who has no account is refused, and so is what a QOS does not allow.
+AccountingStorageEnforce=associations,limits,qos
 AccountingStoreFlags=job_comment,job_env,job_script
 JobAcctGatherType=jobacct_gather/linux
 # Once a second: by default a job shorter than 30 s has no memory figure.
@@ -58,7 +60,7 @@ GresTypes=gpu
 {nodes}
 PartitionName=DEFAULT Nodes=ALL DefaultTime=30 MaxTime=UNLIMITED
 PartitionName=main Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
-PartitionName=high PriorityTier=10 PreemptMode=OFF GraceTime=0
+PartitionName=high PriorityTier=10 PreemptMode=OFF GraceTime=0 DenyAccounts={closed_to}
 """
 
 SLURMDBD_CONF = """\
@@ -91,6 +93,7 @@ def render_slurm_conf(testbed: Testbed) -> str:
         munge=testbed.munge_socket,
         folder=testbed.folder,
         nodes=nodes,
+        closed_to=STUDENT_ACCOUNT,
     )
 
 

@@ -12,6 +12,9 @@ DEFAULT_FOLDER = "/var/tmp/hpcdist-testbed"
 BRIDGE = "hpcdist0"
 SUBNET = "10.77.0"
 MAX_NODES = 32
+# Not a name that anybody on this machine may have already.
+STUDENT = "hpcdist-student"
+STUDENT_ACCOUNT = "course"
 
 
 class TestbedError(Exception):
@@ -49,6 +52,11 @@ class Testbed:
     def host_address(self) -> str:
         """The host's end of the bridge, where nodes find slurmctld."""
         return f"{SUBNET}.254"
+
+    @property
+    def home(self) -> Path:
+        """The home folder of the ordinary user."""
+        return self.folder / "home"
 
     @property
     def mark(self) -> Path:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster import checks, daemons, network, processes
-from cluster.layout import BRIDGE, MAX_NODES, Testbed, TestbedError, read_testbed
+from cluster import checks, daemons, network, processes, student
+from cluster.layout import BRIDGE, MAX_NODES, STUDENT, Testbed, TestbedError, read_testbed
 
 DEFAULT_NODES = 4
 
@@ -79,8 +79,14 @@ def _steps(testbed: Testbed) -> list[tuple[str, Callable[[Testbed], None]]]:
         ("mariadbd", daemons.start_mariadbd),
         ("slurmdbd", daemons.start_slurmdbd),
         ("slurmctld", daemons.start_slurmctld),
+        (f"user {STUDENT}", _add_student),
         (f"nodes {' '.join(testbed.nodes)}", _start_nodes),
     ]
+
+
+def _add_student(testbed: Testbed) -> None:
+    student.add_login(testbed)
+    student.add_account(testbed)
 
 
 def _build_network(testbed: Testbed) -> None:
@@ -113,11 +119,13 @@ def down(folder: Path, *, keep_logs: bool, report: Callable[[str], None]) -> Non
     namespaces = network.namespaces(testbed)
 
     def ours() -> list[int]:
-        return [*processes.daemons(testbed), *processes.in_namespaces(namespaces), *processes.clients(testbed)]
+        on_nodes = processes.in_namespaces(namespaces)
+        return [*processes.daemons(testbed), *on_nodes, *processes.clients(testbed), *student.processes_of(testbed)]
 
     report(f"{processes.kill_all(ours)} processes ended")
     network.remove_network(testbed)
     report("network removed")
+    student.remove_login(testbed)
     if testbed.mark.exists():
         _empty_folder(testbed, keep_logs=keep_logs)
         report(f"{folder} {'reduced to its logs' if keep_logs else 'removed'}")

@@ -1,13 +1,13 @@
 """Faults drawn at random, the cluster they are done to, and what they are expected to cost."""
 
-import os
 import random
-import signal
 import subprocess
 import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from tests.conftest import REPOSITORY
 from tests.slurm.waiting import eventually
@@ -85,9 +85,12 @@ class Cluster:
         self.testbed.run(REPOSITORY / "testbed" / "heal-node", node)
 
     def restart_controller(self):
+        """As an administrator does: killed outright it forgets the jobs and the ends of jobs of its last seconds."""
         daemons = Path(self.testbed.env["SLURM_CONF"]).parents[1] / "run"
         with self.nodes, self.controller:
-            os.kill(int((daemons / "slurmctld.pid").read_text()), signal.SIGKILL)
+            process = psutil.Process(int((daemons / "slurmctld.pid").read_text()))
+            process.terminate()
+            process.wait(30)
             time.sleep(1)
             self.testbed.run(REPOSITORY / "testbed" / "up")
 

@@ -17,6 +17,8 @@ INTERVAL_S = 2.0
 AGREEMENT_S = 0.5  # hpcdist.train.pauses.INTERVAL_S: how often the ranks look whether a checkpoint is due
 PROGRESS_S = 1.0  # progress.json is first written after so much training
 OPTIONS = ("--epochs", 3, "--checkpoint-every", f"{INTERVAL_S:g}s", "--log-every", 1, "--time", 20)
+# So much that a rank that is killed is not taken for one whose memory was full.
+OPTIONS += ("--mem-per-cpu", "1500M")
 
 
 class Soaked:
@@ -55,7 +57,7 @@ class Soaked:
         """Remembers when checkpoints were taken, and since when this attempt trains."""
         for path in self.checkpoints():
             try:
-                self.taken_at_s[int(path.name.split("-")[1])] = path.stat().st_mtime
+                self.taken_at_s[path.name] = path.stat().st_mtime
             except FileNotFoundError:
                 continue
         first = self.rank(0)
@@ -123,30 +125,37 @@ class Soaked:
         self.trains()
         step, lost_s = None, 0.0
         if fault.kind != "controller":
-            step = self.went_on_after()
-            lost_s = self.lost_s(step, since_s, began_s)
+            step, steps = self.went_on_after()
+            lost_s = self.lost_s(step, steps, since_s, began_s)
         self.struck.append(Struck(fault, self.names[-1], step, lost_s, time.time() - began_s))
         return True
 
-    def lost_s(self, step, since_s, broken_at_s):
+    def lost_s(self, step, steps, since_s, broken_at_s):
         """Seconds of training done again: what the attempt before this one did after the checkpoint gone on from.
 
         Args:
             step: That of the checkpoint; None where it began anew.
+            steps: The last one of the training; broken after it was saved, nothing more was trained.
             since_s: When that attempt began to train.
             broken_at_s: When it was broken; asked to stop, it may have come further and saved that.
         """
         first = self.rank(0)["started_at_s"]
-        until_s = max([broken_at_s, *(taken for taken in self.before.values() if taken < first)])
-        return until_s - max(since_s, self.before.get(step, 0.0))
+        # The latest of each step: one that was cut is taken again by the attempt after.
+        by_time = sorted(self.before.items(), key=lambda one: one[1])
+        taken = {int(name.split("-")[1]): taken_at_s for name, taken_at_s in by_time if taken_at_s < first}
+        until_s = taken[steps] if steps in taken else max([broken_at_s, *taken.values()])
+        return max(0.0, until_s - max(since_s, taken.get(step, 0.0)))
 
     def went_on_after(self):
-        """The step this attempt went on from."""
+        """The step this attempt went on from, of how many; None where it began anew."""
         text = "".join(path.read_text() for path in (self.folder / "logs").glob("*_0_log.out"))
         if self.restarts:
             text = text.rpartition(RESTART_LINE.format(self.restarts))[2]
         found = [line for line in text.splitlines() if line.startswith("goes on after step ")]
-        return int(found[0].split()[4]) if found else None
+        if not found:
+            return None, None
+        words = found[0].replace(",", "").split()
+        return int(words[4]), int(words[6])
 
     def comes_back(self, timeout_s=90):
         """Waits until Slurm has put it back into the queue; False when it was over before the fault struck."""
@@ -231,7 +240,10 @@ class Soaked:
         return options["--nodes"] * options["--gpus"]
 
     def weights(self):
-        content = torch.load(self.checkpoints()[-1], weights_only=True)
+        """Of its last checkpoint; a run that went on where nothing was left to train has none of its own."""
+        folders = [self.cluster.project / "jobs" / "runs" / name for name in self.names]
+        saved = [path for folder in folders for path in sorted(folder.glob("checkpoints/step-*.ckpt"))]
+        content = torch.load(saved[-1], weights_only=True)
         return content["global_step"], content["state_dict"]
 
     def curve(self):
@@ -240,10 +252,11 @@ class Soaked:
 
         points = []
         for name in self.names:
-            (folder,) = self.cluster.project.glob(f"tb_logs/*/*-{name}")
-            found = EventAccumulator(str(folder), {"scalars": 0}).Reload().Scalars("train/loss")
-            points = [point for point in points if point[0] < found[0].step] if found else points
-            points += [(event.step, event.value) for event in found]
+            # None of a run that Slurm failed to start.
+            for folder in self.cluster.project.glob(f"tb_logs/*/*-{name}"):
+                found = EventAccumulator(str(folder), {"scalars": 0}).Reload().Scalars("train/loss")
+                points = [point for point in points if point[0] < found[0].step] if found else points
+                points += [(event.step, event.value) for event in found]
         return points
 
     def productive_s(self):

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.slurm.waiting import eventually
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
@@ -41,7 +42,7 @@ os.kill(os.getpid(), 9)
 RAISE = "def step():\n    raise ValueError('bad batch')\n\nstep()\n"
 AGAIN = '[ -n "$SLURM_RESTART_COUNT" ] || sleep 300'
 # A rank that ends within the grace of a preemption leaves its job FAILED, so this one stays.
-STAYS = f'trap "" TERM; {AGAIN}'
+STAYS = f'trap "" TERM; echo it stays; {AGAIN}'
 PYTHON = sys.executable
 TWO = ("--nodes", "2", "--gpus", "0")
 ONE = ("--gpus", "0")
@@ -60,7 +61,7 @@ ENDS = {
     "setup": ((*ONE, "--setup", "modul load cuda"), ["true"], "bad-script"),
     "no-command": (ONE, ["pyhton", "train.py"], "bad-script"),
     "no-program": (ONE, ["bash", "-c", "./raise.py"], "bad-script"),
-    "stopped": (ONE, ["sh", "-c", "exit 75"], "stopped"),
+    "stopped": ((*ONE, "--resumable"), ["sh", "-c", "exit 75"], "stopped"),
     "hang": (ONE, ["sh", "-c", "echo 'hang: no step for 5 s'; exit 70"], "hang"),
     "fine": (ONE, ["true"], "completed"),
     "cancelled": (ONE, ["sleep", "300"], "cancelled"),
@@ -70,6 +71,8 @@ ENDS = {
     "requeued": ((*ONE, "--sbatch", "requeue="), ["sh", "-c", AGAIN], "completed"),
 }
 """Options, command and kind of each run."""
+FIRST = ("limit", "exit-7")
+"""What takes longest, and what another depends on."""
 
 
 class Jobs:
@@ -107,13 +110,41 @@ class Jobs:
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY"}
 
 
+def preempt(jobs):
+    jobs.submit("preempted", ["--gpus", "0", "--nodelist", "n4", "--sbatch", "requeue="], ["sh", "-c", STAYS])
+    # Slurm calls a job running before its ranks have begun.
+    logs = jobs.folder / "jobs" / "runs" / "preempted" / "logs"
+    eventually(lambda: any("it stays" in path.read_text() for path in logs.glob("*_0_log.out")), 90)
+    jobs.testbed.run("srun", "--partition=high", "--nodelist=n4", "--exclusive", "true")
+    jobs.wait("preempted", OVER, 60)
+
+
+def kill_a_node(jobs):
+    options = [*TWO, "--nodelist", "n3,n4", "--sbatch", "no-requeue="]
+    jobs.submit("node", options, ["sleep", "300"])
+    eventually((jobs.folder / "jobs" / "runs" / "node" / "ranks" / "1.json").exists, 90)
+    try:
+        subprocess.run([REPOSITORY / "testbed" / "kill-node", "n4"], env=jobs.testbed.env, check=True)
+        jobs.wait("node", OVER, 90)
+    finally:
+        subprocess.run([REPOSITORY / "testbed" / "heal-node", "n4"], env=jobs.testbed.env, check=True)
+
+
+def break_n4(jobs):
+    preempt(jobs)
+    kill_a_node(jobs)
+
+
 @pytest.fixture(scope="module")
 def jobs(testbed, tmp_path_factory):
-    """Everything sent, and over but for what waits for ever."""
+    """Everything sent, and over but for what waits for ever; n4 is broken while the time limit's minute passes."""
     found = Jobs(testbed, tmp_path_factory.mktemp("why"))
-    found.submit("exit-7", *ENDS["exit-7"][:2])
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda run: found.submit(run, *ENDS[run][:2]), [run for run in ENDS if run != "exit-7"]))
+    for run in FIRST:
+        found.submit(run, *ENDS[run][:2])
+    with ThreadPoolExecutor(3) as pool:
+        broken = pool.submit(break_n4, found)
+        list(pool.map(lambda run: found.submit(run, *ENDS[run][:2]), [run for run in ENDS if run not in FIRST]))
+        broken.result()
     for run in ("cancelled", "requeued"):
         found.wait(run, {"RUNNING"}, 120)
     testbed.run("scancel", found.ids["cancelled"], found.ids["unstarted"])
@@ -204,29 +235,12 @@ def test_a_job_of_somebody_else(jobs):
 
 
 def test_preempted(jobs):
-    jobs.submit("preempted", ["--gpus", "0", "--nodelist", "n4", "--sbatch", "requeue="], ["sh", "-c", STAYS])
-    jobs.wait("preempted", {"RUNNING"}, 60)
-    jobs.testbed.run("srun", "--partition=high", "--nodelist=n4", "--exclusive", "true")
-    jobs.wait("preempted", OVER, 60)
     (verdict,) = jobs.why("preempted")
     assert [attempt["cause"]["kind"] for attempt in verdict["earlier"]] == ["preempted"], verdict
     assert verdict["cause"]["kind"] == "completed"
 
 
 def test_a_node_that_dies_is_named(jobs):
-    options = [*TWO, "--nodelist", "n3,n4", "--sbatch", "no-requeue="]
-    jobs.submit("node", options, ["sleep", "300"])
-    jobs.wait("node", {"RUNNING"}, 60)
-    # Slurm calls a job running before its ranks have begun.
-    deadline = time.monotonic() + 60
-    while not (rank := jobs.folder / "jobs" / "runs" / "node" / "ranks" / "1.json").exists():
-        assert time.monotonic() < deadline, f"no {rank}"
-        time.sleep(0.1)
-    try:
-        subprocess.run([REPOSITORY / "testbed" / "kill-node", "n4"], env=jobs.testbed.env, check=True)
-        jobs.wait("node", OVER, 90)
-        (verdict,) = jobs.why("node")
-    finally:
-        subprocess.run([REPOSITORY / "testbed" / "heal-node", "n4"], env=jobs.testbed.env, check=True)
+    (verdict,) = jobs.why("node")
     assert (verdict["cause"]["kind"], verdict["cause"]["host"]) == ("node-failure", "n4"), verdict
     assert verdict["cause"]["hint"] == "hpcdist rerun node --set exclude=n4"

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -10,8 +11,17 @@ from tests.conftest import REPOSITORY
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
 
 
-@pytest.fixture
-def drill(testbed, project, mnist_dir):
+LONG = "SOAK" in os.environ
+SURVIVED = {"preempt": ["PREEMPTED", "COMPLETED"]}
+if LONG:
+    SURVIVED |= {"time-limit": ["REQUEUED", "COMPLETED"], "corrupt-checkpoint": ["REQUEUED", "COMPLETED"]}
+FAILED = ("kill-rank", "hang") if LONG else ("kill-rank",)
+
+
+@pytest.fixture(scope="module")
+def drill(testbed, tmp_path_factory, mnist_dir):
+    project = tmp_path_factory.mktemp("drill")
+
     def run(*arguments):
         # Half the default's steps: these ranks share two cores.
         options = ("--nodes", 2, "--batch-size", 64, "--data-dir", mnist_dir, "--json")
@@ -22,14 +32,17 @@ def drill(testbed, project, mnist_dir):
     return run
 
 
-LONG = "SOAK" in os.environ
-SURVIVED = {"preempt": ["PREEMPTED", "COMPLETED"]}
-if LONG:
-    SURVIVED |= {"time-limit": ["REQUEUED", "COMPLETED"], "corrupt-checkpoint": ["REQUEUED", "COMPLETED"]}
+@pytest.fixture(scope="module")
+def drills(drill):
+    """Both sorts, side by side, each on nodes of its own."""
+    with ThreadPoolExecutor(2) as pool:
+        survived = pool.submit(drill, *SURVIVED, "--preempt-with", "high", "--nodelist", "n1,n2")
+        failed = pool.submit(drill, *FAILED, "--hang-timeout", "3s", "--nodelist", "n3,n4")
+        yield {"survived": survived, "failed": failed}
 
 
-def test_what_is_survived(drill):
-    code, results = drill(*SURVIVED, "--preempt-with", "high")
+def test_what_is_survived(drills):
+    code, results = drills["survived"].result()
     assert [(one["kind"], one["passed"]) for one in results] == [(kind, True) for kind in SURVIVED], results
     assert code == 0
     assert {one["kind"]: one["seen"]["states"] for one in results} == SURVIVED
@@ -39,12 +52,11 @@ def test_what_is_survived(drill):
     assert all(one["seen"]["back_s"] > 0 for one in results)
 
 
-def test_what_must_fail_fails_at_once_with_its_cause(drill):
-    kinds = ("kill-rank", "hang") if LONG else ("kill-rank",)
-    code, results = drill(*kinds, "--hang-timeout", "3s")
-    assert [(one["kind"], one["passed"]) for one in results] == [(kind, True) for kind in kinds], results
+def test_what_must_fail_fails_at_once_with_its_cause(drills):
+    code, results = drills["failed"].result()
+    assert [(one["kind"], one["passed"]) for one in results] == [(kind, True) for kind in FAILED], results
     assert code == 0
-    assert [one["seen"]["states"] for one in results] == [["FAILED"]] * len(kinds)
+    assert [one["seen"]["states"] for one in results] == [["FAILED"]] * len(FAILED)
     assert results[0]["seen"]["cause"]["rank"] == 1
     assert all(one["seen"]["ended_s"] < 30 for one in results)
 

@@ -25,6 +25,7 @@ def test_the_file_says_what_the_testbed_is(settings, testbed):
     assert (settings["gpu_flag"], settings["cpus_per_task"]) == ("gpus-per-node", 2)
     assert settings["mem_per_cpu"] == "2000M"
     assert "gpu_type" not in settings
+    assert settings["accelerator"] == "cpu"  # its GPUs are of type fake
 
 
 @pytest.mark.parametrize(

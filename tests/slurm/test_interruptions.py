@@ -1,4 +1,8 @@
-"""Runs that the cluster interrupts, on the real cluster: they end with the weights of the run that nobody touched."""
+"""Runs that the cluster interrupts, on the real cluster: they end with the weights of the run that nobody touched.
+
+They wait for Slurm most of the while, so they go on side by side: those of a lane one after the other, on nodes that
+no other lane uses.
+"""
 
 import json
 import os
@@ -10,113 +14,32 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.conftest import REPOSITORY
+from tests.slurm.interrupted import Cluster, Job
 from tests.slurm.waiting import eventually
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
-OPTIONS = ("--nodes", 2, "--time", "10")
-
-
-class Job:
-    """A run of the built-in training, and what is asked about it."""
-
-    def __init__(self, testbed, project, mnist_dir, *options):
-        self.testbed, self.project = testbed, project
-        command = ("submit", *OPTIONS, "--data-dir", mnist_dir, *options)
-        done = testbed.hpcdist(*command, cwd=project)
-        assert done.code == 0, done.err
-        self.id = done.out.strip()
-        (self.folder,) = [
-            path.parent
-            for path in project.glob("jobs/runs/*/job.json")
-            if json.loads(path.read_text())["job_id"] == self.id
-        ]
-
-    def field(self, name):
-        words = self.testbed.run("scontrol", "show", "job", "-o", self.id).split()
-        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
-
-    def step(self):
-        try:
-            return json.loads((self.folder / "progress.json").read_text())["step"]
-        except FileNotFoundError:
-            return 0
-
-    def wait_for_step(self, step=1):
-        """Until it trains (again): the file of an earlier attempt is taken away."""
-        (self.folder / "progress.json").unlink(missing_ok=True)
-        eventually(lambda: self.step() >= step, 90)
-
-    @contextmanager
-    def held(self):
-        """Rank 0 stands still and the others wait for it, so that a quick machine is not through too soon."""
-        pid = json.loads((self.folder / "ranks" / "0.json").read_text())["pid"]
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
-
-    def asked(self):
-        """Whether its ranks are asked to stop."""
-        return (self.folder / "ranks" / "0.stop").exists()
-
-    def train_until_asked(self):
-        """Until its ranks are asked to stop; where the machine is slow, Slurm asks before the tenth step."""
-        # The file of the request is gone once they stopped, and then there is a checkpoint.
-        stopped = (self.folder / "checkpoints").glob
-        eventually(lambda: self.step() >= 10 or self.asked() or any(stopped("*.ckpt")), 90)
-        if not (self.asked() or any(stopped("*.ckpt"))):
-            with self.held():
-                eventually(self.asked, 90)
-
-    def wait(self):
-        return self.testbed.hpcdist("wait", self.id, cwd=self.project, timeout=240)
-
-    def log(self):
-        return self.testbed.hpcdist("logs", self.id, cwd=self.project).out
-
-    def rows(self):
-        """The states of all its attempts, oldest first."""
-        sacct = ("sacct", "--duplicates", "-X", "-n", "-P", "-j", self.id, "--format=State")
-        return [state.split()[0] for state in self.testbed.run(*sacct).splitlines()]
-
-    def weights(self):
-        (*_, last) = sorted((self.folder / "checkpoints").glob("*.ckpt"))
-        content = torch.load(last, weights_only=True)
-        return content["global_step"], content["state_dict"]
-
-    def assert_ends_as(self, untouched):
-        done = self.wait()
-        assert done.code == 0, done.err
-        (steps, expected), (step, weights) = untouched.weights(), self.weights()
-        assert step == steps
-        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
-        assert "finished: test accuracy 9" in self.log()
+# Preempted in the one, dead in the other.
+FIRST_HALF, SECOND_HALF = ("--nodelist", "n1,n2"), ("--nodelist", "n3,n4")
 
 
 @pytest.fixture(scope="module")
-def untouched(testbed, tmp_path_factory, mnist_dir):
-    project = tmp_path_factory.mktemp("untouched")
-    (project / "hpcdist.toml").write_text("")
-    job = Job(testbed, project, mnist_dir)
-    assert job.wait().code == 0
-    return job
+def lanes():
+    """Two threads, each of which does one thing after the other."""
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        yield first, second
+        for lane in (first, second):
+            lane.shutdown(cancel_futures=True)
 
 
-@pytest.fixture
-def submit(testbed, project, mnist_dir):
-    jobs = []
-
-    def start(*options):
-        jobs.append(Job(testbed, project, mnist_dir, *options))
-        return jobs[-1]
-
-    yield start
-    for job in jobs:
+@pytest.fixture(scope="module")
+def cluster(testbed, tmp_path_factory, mnist_dir, lanes):
+    cluster = Cluster(testbed, tmp_path_factory.mktemp("interruptions"), mnist_dir)
+    cluster.untouched = lanes[1].submit(cluster.train_untouched, *SECOND_HALF)
+    yield cluster
+    for job in cluster.jobs:
         subprocess.run(["scancel", job.id], env=testbed.env)
 
 
@@ -141,15 +64,15 @@ def user_signal_at_preemption(testbed):
         testbed.run("scontrol", "reconfigure")
 
 
-def test_preempted_three_times(testbed, submit, untouched):
-    job = submit()
-    for attempt, site in enumerate((nullcontext(), user_signal_at_preemption(testbed), nullcontext())):
+def preempted_three_times(cluster):
+    job = cluster.submit(*FIRST_HALF)
+    for attempt, site in enumerate((nullcontext(), user_signal_at_preemption(cluster.testbed), nullcontext())):
         job.wait_for_step(10)
         with job.held(), site:
-            preempt(testbed, job)
+            preempt(cluster.testbed, job)
             eventually(job.asked)
         eventually(lambda restarts=attempt + 1: job.field("Restarts") == str(restarts), 60)
-    job.assert_ends_as(untouched)
+    cluster.assert_ends_untouched(job)
     assert eventually(lambda: job.rows()[-1] == "COMPLETED" and job.rows()) == ["PREEMPTED"] * 3 + ["COMPLETED"]
     assert job.log().count("goes on after step") == 3
 
@@ -158,8 +81,9 @@ def test_preempted_three_times(testbed, submit, untouched):
 NEAR_LIMIT = ("--time", "2", "--sbatch", "signal=USR2@112")
 
 
-def test_its_time_limit_is_near(submit, untouched):
-    goes_on, at_its_cap = submit(*NEAR_LIMIT), submit(*NEAR_LIMIT, "--max-requeues", 0)
+def its_time_limit_is_near(cluster):
+    goes_on = cluster.submit(*NEAR_LIMIT, *SECOND_HALF)
+    at_its_cap = cluster.submit(*NEAR_LIMIT, *SECOND_HALF, "--max-requeues", 0)
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(Job.train_until_asked, (goes_on, at_its_cap)))
     assert at_its_cap.wait().code == 1
@@ -167,12 +91,12 @@ def test_its_time_limit_is_near(submit, untouched):
     assert at_its_cap.field("ExitCode") == "75:0"
     eventually(lambda: goes_on.field("Restarts") == "1", 60)
     # In the second attempt it may be asked again.
-    goes_on.assert_ends_as(untouched)
+    cluster.assert_ends_untouched(goes_on)
     assert "requeued, time 1 of 10 at most" in goes_on.log()
 
 
-def test_a_node_dies(testbed, submit, untouched):
-    job = submit("--checkpoint-every", "1s", "--nodelist", "n3,n4")
+def a_node_dies(cluster):
+    testbed, job = cluster.testbed, cluster.submit("--checkpoint-every", "1s", *SECOND_HALF)
     job.wait_for_step(40)
     try:
         with job.held():
@@ -180,7 +104,7 @@ def test_a_node_dies(testbed, submit, untouched):
         eventually(lambda: job.field("Restarts") == "1", 90)
     finally:
         testbed.run(REPOSITORY / "testbed/heal-node", "n4")
-    job.assert_ends_as(untouched)
+    cluster.assert_ends_untouched(job)
 
 
 @contextmanager
@@ -199,13 +123,13 @@ def small_disk(testbed, folder):
         run("umount", folder)
 
 
-def test_a_disk_that_was_full_at_a_save(testbed, submit, untouched):
-    job = submit("--checkpoint-every", "1s", "--nodelist", "n1,n2")
+def a_disk_is_full_at_a_save(cluster):
+    job = cluster.submit("--checkpoint-every", "1s", *FIRST_HALF)
     folder = job.folder / "checkpoints"
     log = job.folder / "logs" / f"{job.id}_0_log.out"
     job.wait_for_step(10)
     os.makedirs(folder, exist_ok=True)
-    with small_disk(testbed, folder) as run:
+    with small_disk(cluster.testbed, folder) as run:
         filler = folder / "filler"
         with job.held():
             run("sh", "-c", f"cat /dev/zero > {filler} 2> /dev/null || true")
@@ -218,12 +142,12 @@ def test_a_disk_that_was_full_at_a_save(testbed, submit, untouched):
     for path in folder.glob("*.ckpt"):
         path.unlink()
     Path(last).write_bytes(content)
-    job.assert_ends_as(untouched)
+    cluster.assert_ends_untouched(job)
     assert "the training goes on" in log.read_text()
 
 
-def test_a_killed_rank_is_not_tried_again(submit):
-    job = submit()
+def a_killed_rank_is_not_tried_again(cluster):
+    job = cluster.submit(*FIRST_HALF)
     job.wait_for_step(10)
     (usage,) = [json.loads(path.read_text()) for path in (job.folder / "ranks").glob("1.json")]
     os.kill(usage["pid"], 9)
@@ -231,32 +155,21 @@ def test_a_killed_rank_is_not_tried_again(submit):
     assert job.field("Restarts") == "0"
 
 
-def test_cancelled_by_its_owner_it_stays_cancelled(submit, testbed):
-    job = submit()
+def cancelled_by_its_owner_it_stays_cancelled(cluster):
+    job = cluster.submit(*FIRST_HALF)
     job.wait_for_step(10)
-    assert testbed.hpcdist("cancel", job.id, cwd=job.project).code == 0
+    assert cluster.testbed.hpcdist("cancel", job.id, cwd=job.project).code == 0
     eventually(lambda: job.rows() == ["CANCELLED"])
     time.sleep(8)  # a requeued job would be back by now
     assert job.rows() == ["CANCELLED"]
     assert list((job.folder / "checkpoints").glob("*.ckpt"))
 
 
-def test_controller_and_accounting_away_for_half_a_minute(testbed, submit, untouched):
-    job = submit("--checkpoint-every", "1s")
-    job.wait_for_step(10)
-    daemons = Path(testbed.env["SLURM_CONF"]).parents[1] / "run"
-    for name in ("slurmctld", "slurmdbd"):
-        os.kill(int((daemons / f"{name}.pid").read_text()), signal.SIGKILL)
-    time.sleep(30)
-    testbed.run(REPOSITORY / "testbed/up")
-    job.assert_ends_as(untouched)
-    assert job.field("Restarts") == "0"
-
-
-def test_sent_again_by_hand_it_begins_anew(testbed, submit, untouched):
-    job = submit("--max-steps", 30)
+def sent_again_by_hand_it_begins_anew(cluster):
+    job = cluster.submit("--max-steps", 30, *FIRST_HALF)
     assert job.wait().code == 0
-    again = testbed.run("sbatch", "--parsable", "--wait", "--output=/dev/null", job.folder / "script.sbatch").strip()
+    by_hand = ("sbatch", "--parsable", "--wait", "--output=/dev/null", job.folder / "script.sbatch")
+    again = cluster.testbed.run(*by_hand).strip()
     log = (job.folder / "logs" / f"{again}_0_log.out").read_text()
     assert "goes on" not in log
     assert "finished" in log
@@ -275,12 +188,13 @@ PROGRAMS = {
 }
 
 
-def test_programs_of_the_user_s_go_on(testbed, project):
+def programs_of_the_user_s_go_on(cluster):
     """Each is run to its end, and interrupted, all at the same time."""
-    jobs = {}
+    testbed, project, jobs = cluster.testbed, cluster.project(), {}
     for name, (script, options) in PROGRAMS.items():
         for how in ("whole", "interrupted"):
-            command = ("submit", "--nodes", 2, "--resumable", *options, "--run", f"{name}-{how}")
+            shape = ("--nodes", 2, "--gpus", 0, "--cpus-per-task", 1, *SECOND_HALF)
+            command = ("submit", *shape, "--resumable", *options, "--run", f"{name}-{how}")
             program = ("--", "python", Path(__file__).with_name(script))
             jobs[name, how] = testbed.hpcdist(*command, *program, cwd=project).out.strip()
     for name in PROGRAMS:
@@ -298,3 +212,45 @@ def test_programs_of_the_user_s_go_on(testbed, project):
         )
         assert "the job is requeued, time 1 of 10 at most" in interrupted
         assert weights_printed(interrupted) == weights_printed(whole)
+
+
+LANES = (
+    (
+        preempted_three_times,
+        a_disk_is_full_at_a_save,
+        a_killed_rank_is_not_tried_again,
+        cancelled_by_its_owner_it_stays_cancelled,
+        sent_again_by_hand_it_begins_anew,
+    ),
+    (its_time_limit_is_near, a_node_dies, programs_of_the_user_s_go_on),
+)
+
+
+@pytest.fixture(scope="module")
+def under_way(request, cluster, lanes):
+    """What comes of each interruption that is asked for."""
+    asked = {item.name for item in request.session.items}
+    return {
+        scene: lane.submit(scene, cluster)
+        for lane, scenes in zip(lanes, LANES, strict=True)
+        for scene in scenes
+        if f"test_interrupted[{scene.__name__}]" in asked
+    }
+
+
+@pytest.mark.parametrize("scene", [scene for lane in LANES for scene in lane], ids=lambda scene: scene.__name__)
+def test_interrupted(under_way, scene):
+    under_way[scene].result()
+
+
+def test_controller_and_accounting_are_away_for_half_a_minute(cluster):
+    """The last: nothing else can go on without them."""
+    job = cluster.submit("--checkpoint-every", "1s")
+    job.wait_for_step(10)
+    daemons = Path(cluster.testbed.env["SLURM_CONF"]).parents[1] / "run"
+    for name in ("slurmctld", "slurmdbd"):
+        os.kill(int((daemons / f"{name}.pid").read_text()), signal.SIGKILL)
+    time.sleep(30)
+    cluster.testbed.run(REPOSITORY / "testbed/up")
+    cluster.assert_ends_untouched(job)
+    assert job.field("Restarts") == "0"

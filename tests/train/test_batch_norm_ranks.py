@@ -4,33 +4,37 @@ import torch
 
 from hpcdist.record import STOPPED_STATUS
 from hpcdist.train.checkpoint_files import find_checkpoint
+from tests.train.test_strategies import run_cases
 
 # 33 images in batches of 8 over two ranks: the last batch has one image, so one rank has none.
-OPTIONS = (
-    *("--model", "shufflenet", "--data", "synthetic:3x16x16x4@33", "--batch-size", 8, "--epochs", 2),
-    *("--optimizer", "sgd", "--schedule", "step", "--accumulate", 2, "--no-preflight"),
-)
+OPTIONS = {
+    "model": "shufflenet",
+    "data": "synthetic:3x16x16x4@33",
+    "batch_size": 8,
+    "epochs": 2,
+    "optimizer": "sgd",
+    "schedule": "step",
+    "accumulate": 2,
+}
 
 
-def final_state(ranks):
-    content = torch.load(find_checkpoint(ranks.folder / "checkpoints"), weights_only=True)
+def final_state(folder):
+    content = torch.load(find_checkpoint(folder), weights_only=True)
     assert content["global_step"] == 10
     return content["state_dict"]
 
 
-def test_stopped_and_resumed_it_ends_with_the_same_bits(start_ranks, tmp_path):
-    whole = start_ranks(2, *OPTIONS)
-    assert whole.wait() == [0, 0], whole.errors(0)
-    assert [whole.metrics(rank)["samples"] for rank in range(2)] == [32, 34]
-    expected = final_state(whole)
+def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path):
+    def case(name, **more):
+        return {"ranks": 2, "training": OPTIONS, "checkpoints": str(tmp_path / name), **more}
+
+    whole, stopped, resumed = run_cases(
+        {"whole": case("whole"), "stopped": case("cut", stop_after_s=1e-3), "resumed": case("cut")}
+    ).values()
+    assert [rank["samples"] for rank in whole] == [32, 34]
+    expected = final_state(tmp_path / "whole")
     assert all(torch.isfinite(value).all() for value in expected.values())
-    for path in (tmp_path / "checkpoints").iterdir():
-        path.unlink()
-    (tmp_path / "stop").touch()
-    stopped = start_ranks(2, *OPTIONS, HPCDIST_STOP_FILE=tmp_path / "stop")
-    assert stopped.wait() == [STOPPED_STATUS] * 2, stopped.errors(0)
-    resumed = start_ranks(2, *OPTIONS)
-    assert resumed.wait() == [0, 0], resumed.errors(0)
-    assert "goes on after step 1 of 10" in resumed.output(0)
-    found = final_state(resumed)
+    assert [rank["status"] for rank in stopped] == [STOPPED_STATUS] * 2
+    assert f"goes on after step {stopped[0]['steps']} of 10" in resumed[0]["out"]
+    found = final_state(tmp_path / "cut")
     assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -36,12 +36,14 @@ class RaisingWords(LastWords):
 class Trained:
     """A training of a few steps on made-up images, with its checkpoints in a folder."""
 
-    def __init__(self, folder, stop_file=None, **options):
+    def __init__(self, folder, stop_file=None, run_dir=None, **options):
         self.folder = folder
         made = parse_synthetic("synthetic:1x12x12x4@203")
         training = Training(**({"batch_size": 32, "epochs": 2, "lr": 0.01} | options))
         self.options = Options(layout=Layout(gpus=0), training=training)
-        self.rank = RankEnvironment(checkpoints=folder, stop_file=stop_file, started_at_s=time.time() - 1)
+        self.rank = RankEnvironment(
+            checkpoints=folder, stop_file=stop_file, run_dir=run_dir, started_at_s=time.time() - 1
+        )
         self.outcome = Outcome(None, Clock(time.time()))
         words = RaisingWords(self.rank, self.outcome)
         if training.module:
@@ -102,6 +104,16 @@ def test_it_stops_at_the_target_and_says_when(tmp_path, capsys):
 def test_a_target_that_is_not_reached_trains_to_the_end(tmp_path):
     metrics = Trained(tmp_path, target_accuracy=1.0, epochs=1, lr=1e-9).metrics
     assert (metrics.steps, metrics.time_to_target_s, metrics.target_accuracy) == (7, None, 1.0)
+
+
+def test_a_speed_trial_ends_after_its_time_and_tests_and_saves_nothing(tmp_path):
+    trained = Trained(tmp_path, epochs=1000, speed_trial="0.5s")
+    metrics = trained.metrics
+    assert metrics.phases_s["steady"] >= 0.5
+    assert (metrics.finished, metrics.accuracy, metrics.tests) == (True, None, ())
+    assert 1 < metrics.steps < 7000
+    assert metrics.images_per_s > 0
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
 
 
 def test_size_and_scaling_are_told(tmp_path, capsys):

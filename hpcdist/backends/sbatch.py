@@ -1,0 +1,114 @@
+"""Sends scripts to Slurm, and finds the job of a submission that was cut off."""
+
+import getpass
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hpcdist.backends import slurm
+from hpcdist.errors import HpcdistError, NotReadyError, SubmitError
+from hpcdist.refusal import find_hint
+from hpcdist.status_rows import MARK_FIELDS, MARK_FORMAT, SEPARATOR, find_marked
+
+RETRY_DELAYS_S = (1.0, 2.0, 4.0)
+# What sbatch says when the controller may have taken the job although no answer came back.
+UNANSWERED = ("timed out", "Unable to contact", "Socket", "Zero Bytes", "Communication")
+# Set by the user, not by Slurm, and needed by the inner submission [submitit#1814].
+USERS_OWN = frozenset(["SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT"])
+
+
+def nested_variables(env: Mapping[str, str]) -> list[str]:
+    """Variables to drop before submitting from inside a job: those that Slurm set for that job.
+
+    They would shape the new job ("cpus-per-task set by two different environment variables"); what the user
+    set stays.
+    """
+    if "SLURM_JOB_ID" not in env:
+        return []
+    gpu = {"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"}
+    by_slurm = gpu if "SLURM_JOB_GPUS" in env or "SLURM_STEP_GPUS" in env else set()
+    prefixes = ("SLURM_", "SLURMD_", "PMI_", "PMIX_", "HPCDIST_RUN", "HPCDIST_TB_DIR", "HPCDIST_METRICS")
+    return sorted(name for name in env if name not in USERS_OWN and (name in by_slurm or name.startswith(prefixes)))
+
+
+def sbatch_command(run_dir: Path, env: Mapping[str, str], *, array: bool, after: Sequence[str] = ()) -> list[str]:
+    """Sbatch with the options that submission adds to the script: where the batch log goes, what to wait for.
+
+    The jobs to wait for are no part of the script, which stays the same when they are other ones.
+    """
+    log = "%A_%a_batch.out" if array else "%j_batch.out"
+    drop = [word for name in nested_variables(env) for word in ("-u", name)]
+    # A percent sign of the path itself would be taken for a pattern.
+    output = f"{str(run_dir / 'logs').replace('%', '%%')}/{log}"
+    wait = [f"--dependency=afterany:{':'.join(after)}"] if after else []
+    return [*(["env", *drop] if drop else []), "sbatch", f"--output={output}", *wait]
+
+
+def submit(
+    run: str, run_dir: Path, workdir: str, script: str, *, tasks: int, array: bool, after: Sequence[str] = ()
+) -> str:
+    """Sends a run's script; returns the job id.
+
+    A submission that got no answer may have succeeded: the job is then looked for by the run's name.
+
+    Raises:
+        SubmitError: sbatch refused, or it can't be known whether the job exists.
+    """
+    # Only here: importing submitit takes longer than everything else a command does.
+    from hpcdist.backends.submission import submit_slurm
+
+    try:
+        return submit_slurm(
+            run_dir / "logs", script, sbatch_command(run_dir, os.environ, array=array, after=after), tasks
+        )
+    except SubmitError as error:
+        if not any(sign in error.message for sign in UNANSWERED):
+            raise
+        for delay_s in RETRY_DELAYS_S:
+            time.sleep(delay_s)
+            try:
+                found = find_by_run(run, workdir)
+            except HpcdistError:
+                continue
+            if found:
+                return found
+        raise SubmitError(
+            f"{error.message}; it is not known whether the job exists",
+            f"when Slurm answers again: hpcdist submit with the same options and --run {run}",
+        ) from None
+
+
+def find_by_run(run: str, workdir: str) -> str | None:
+    """The id of the job that was submitted from a folder and whose comment carries the run's name; None without one."""
+    user = getpass.getuser()
+    queued = slurm.run_command(["squeue", "-h", "-a", "-t", "all", "-u", user, "-o", MARK_FORMAT])
+    found = find_marked(queued, run, workdir)
+    if found:
+        return found
+    rows = ["-X", "-n", "-P", f"--delimiter={SEPARATOR}", "-S", "now-7days"]
+    try:
+        listed = slurm.run_command(["sacct", *rows, "-u", user, f"--format={MARK_FIELDS}"])
+    except HpcdistError:
+        return None  # accounting is off: squeue is all there is
+    return find_marked(listed, run, workdir)
+
+
+def test_only(script: Path) -> str:
+    """Slurm's estimate of when and where a script would start, in sbatch's words (it writes them on stderr).
+
+    Raises:
+        SubmitError: sbatch would refuse the script.
+        NotReadyError: It did not answer.
+    """
+    drop = [word for name in nested_variables(os.environ) for word in ("-u", name)]
+    command = ["env", *drop, "sbatch", "--test-only", str(script)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.COMMAND_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise NotReadyError(f"sbatch did not answer within {slurm.COMMAND_TIMEOUT_S:.0f} s", "try again") from None
+    words = done.stderr.strip().removeprefix("sbatch: ")
+    if done.returncode != 0:
+        raise SubmitError(words or f"sbatch --test-only: exit status {done.returncode}", find_hint(words))
+    return words
