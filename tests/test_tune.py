@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from click.testing import CliRunner
 
+from hpcdist.cli.tune import tune_command
 from hpcdist.project import Project
 from hpcdist.reports import report_on
 from hpcdist.spec import Site
 from hpcdist.studies import Watch
-from hpcdist.tune import tune
+from hpcdist.tune import Tuned, tune
+from hpcdist.tuning import Attempt
 from tests import test_studies
 from tests.conftest import run_hpcdist
 
@@ -73,8 +76,6 @@ def test_workers_are_tried_when_the_data_are_waited_for(project, monkeypatch):
 
     def measure(bench, stage, fixed, swept, values):
         asked.append((stage, dict(fixed), swept, values))
-        from hpcdist.tuning import Attempt
-
         if swept == "batch_size":
             return [Attempt(batch_size=value, images_per_s=100.0, data_share=0.5) for value in values]
         return [Attempt(batch_size=64, workers=value, images_per_s=100.0 + 50 * value) for value in values]
@@ -88,6 +89,28 @@ def test_workers_are_tried_when_the_data_are_waited_for(project, monkeypatch):
         ("workers", {"batch_size": 64}, "workers", [0, 1, 2, 4]),
     ]
     assert found.options == {"batch_size": 64, "workers": 4}
+
+
+@pytest.mark.parametrize(
+    ("words", "crowded", "code", "written"),
+    [((), False, 0, 1024), (("--dry-run",), False, 0, 512), ((), True, 1, 512)],
+)
+def test_the_difference_is_shown_and_written_unless_told_or_measured_in_a_crowd(
+    project, monkeypatch, words, crowded, code, written
+):
+    """The command alone, with what was found made up."""
+    chosen = Attempt(batch_size=1024, images_per_s=10.0, is_crowded=crowded)
+    found = Tuned(
+        layout="1x2", ranks=2, studies=("s",), attempts=(chosen,), chosen=chosen,
+        options={"batch_size": 1024}, sentences=("Batch 1024.",),
+    )  # fmt: skip
+    monkeypatch.setattr("hpcdist.cli.tune.tune", lambda options, project, **rest: found)
+    (project / "job.toml").write_text("batch-size = 512  # over all ranks\n")
+    done = CliRunner().invoke(tune_command, ["job.toml", "--backend", "local", *words])
+    assert done.exit_code == code
+    assert "-batch-size = 512  # over all ranks\n+batch-size = 1024  # over all ranks\n" in done.output
+    assert (project / "job.toml").read_text() == f"batch-size = {written}  # over all ranks\n"
+    assert ("nothing is written" in done.output) == crowded
 
 
 class Ranks(Watch):

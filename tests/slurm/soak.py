@@ -252,9 +252,10 @@ class Soaked:
 
         points = []
         for name in self.names:
-            # None of a run that Slurm failed to start.
+            # None of a run that Slurm failed to start, or that went on where nothing was left to train.
             for folder in self.cluster.project.glob(f"tb_logs/*/*-{name}"):
-                found = EventAccumulator(str(folder), {"scalars": 0}).Reload().Scalars("train/loss")
+                events = EventAccumulator(str(folder), {"scalars": 0}).Reload()
+                found = events.Scalars("train/loss") if "train/loss" in events.Tags()["scalars"] else []
                 points = [point for point in points if point[0] < found[0].step] if found else points
                 points += [(event.step, event.value) for event in found]
         return points

@@ -121,10 +121,14 @@ def test_ten_run_to_their_end(testbed, project, site_programs):
         assert sent.returncode == 0, sent.stderr
         jobs[layout, name] = sent.stdout.strip()
 
+    # Accounting may hold the first task of an array as COMPLETED before it has heard of the others.
+    elements = len(RUNS) - 1 + len(LAYOUTS["tasks-command"]["tasks"])
+
     def read_states():
         rows = testbed.run("sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(jobs.values())).splitlines()
         states = [row.split("|") for row in rows]
-        return not {"PENDING", "RUNNING", "COMPLETING"} & {state for _, state in states} and states
+        ended = not {"PENDING", "RUNNING", "COMPLETING"} & {state for _, state in states}
+        return ended and len(states) == elements and states
 
     states = eventually(read_states, timeout_s=120, every_s=1)
     logs = {job: Path(project / f"slurm-{job}.out") for job, _ in states}
