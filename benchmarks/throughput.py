@@ -29,6 +29,7 @@ from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
+from hpcdist.train.probing import settle
 
 CPU = torch.device("cpu")
 
@@ -40,12 +41,13 @@ class Contest:
         data_dir: torchvision's root folder with MNIST.
         batch_size: Samples per step.
         steps: Steps of a run; the first one is not counted.
+        device: Where both train.
     """
 
-    def __init__(self, data_dir: Path, batch_size: int, steps: int) -> None:
+    def __init__(self, data_dir: Path, batch_size: int, steps: int, device: torch.device = CPU) -> None:
         self.training = Training(batch_size=batch_size, max_steps=steps, epochs=1_000)
-        self.steps = steps
-        train, test = (read_mnist(data_dir, CPU, train=is_train) for is_train in (True, False))
+        self.steps, self.device = steps, device
+        train, test = (read_mnist(data_dir, device, train=is_train) for is_train in (True, False))
         self.data = ImageData(train, test, batch_size=batch_size, seed=1, rank=0, world_size=1)
         pixels_NHW, self.labels_N = train.images_NHW, train.labels_N
         self.images_NCHW = ((pixels_NHW.float() / 255 - MEAN) / STANDARD_DEVIATION).unsqueeze(1)
@@ -56,8 +58,8 @@ class Contest:
             now_s = time.time()
             rank = RankEnvironment(started_at_s=now_s, run_dir=Path(folder), tensorboard=Path(folder, "events"))
             outcome = Outcome(None, Clock(now_s))
-            options = Options(layout=Layout(gpus=0), training=self.training)
-            fit(options, rank, self.data, device=CPU, outcome=outcome, last_words=LastWords(rank, outcome))
+            options = Options(layout=Layout(gpus=int(self.device.type == "cuda")), training=self.training)
+            fit(options, rank, self.data, device=self.device, outcome=outcome, last_words=LastWords(rank, outcome))
         images_per_s = outcome.metrics().images_per_s
         if images_per_s is None:
             raise RuntimeError("the training reported no throughput")
@@ -66,11 +68,11 @@ class Contest:
     def raw(self) -> float:
         """Images per second of a loop without anything around it."""
         torch.manual_seed(1)
-        network = SmallCnn()
+        network = SmallCnn().to(self.device)
         optimizer = build_optimizer("adamw", network, self.training.lr)
         schedule = build_schedule(optimizer, self.training.lr, self.steps)
         images, started = 0, 0.0
-        order_N = torch.randperm(len(self.labels_N))
+        order_N = torch.randperm(len(self.labels_N), device=self.device)
         for step, indices_B in zip(range(self.steps), _endless(order_N, self.training.batch_size or 1), strict=False):
             optimizer.zero_grad()
             logits_BK = network(self.images_NCHW[indices_B])
@@ -79,7 +81,10 @@ class Contest:
             if step < self.steps - 1:
                 schedule.step()
             images += len(indices_B) if step else 0
-            started = started or time.perf_counter()
+            if not step:
+                settle(self.device)
+                started = time.perf_counter()
+        settle(self.device)
         return images / (time.perf_counter() - started)
 
 
