@@ -4,6 +4,8 @@
 
 Same network, optimizer, schedule, batch, threads and number of steps. The raw loop has the images as normalised
 floats in memory and does nothing but train; the built-in training is all of it: Lightning, logging, progress, phases.
+The turns are of ten steps, within one training: where a machine's speed changes from one second to the next, whole
+trainings one after the other would measure that.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytorch_lightning
@@ -21,7 +23,7 @@ import torch
 from torch.nn import functional
 
 from hpcdist.spec import Layout, Training
-from hpcdist.train.data import MEAN, STANDARD_DEVIATION, ImageData, read_mnist
+from hpcdist.train.data import MEAN, STANDARD_DEVIATION, Batch, ImageData, read_mnist
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.fit import fit
@@ -32,6 +34,7 @@ from hpcdist.train.phases import Clock
 from hpcdist.train.probing import settle
 
 CPU = torch.device("cpu")
+TURN = 10
 
 
 class Contest:
@@ -40,7 +43,7 @@ class Contest:
     Args:
         data_dir: torchvision's root folder with MNIST.
         batch_size: Samples per step.
-        steps: Steps of a run; the first one is not counted.
+        steps: Steps of a run; those of the first turn are not counted.
         device: Where both train.
     """
 
@@ -52,59 +55,80 @@ class Contest:
         pixels_NHW, self.labels_N = train.images_NHW, train.labels_N
         self.images_NCHW = ((pixels_NHW.float() / 255 - MEAN) / STANDARD_DEVIATION).unsqueeze(1)
 
-    def built_in(self) -> float:
-        """Images per second of `hpcdist.train`, as it reports them."""
+    def run(self) -> tuple[float, float]:
+        """Images per second of `hpcdist.train`, and of a loop without anything around it."""
+        turns = _Turns(self._raw_steps(), self.device)
+        batches = self.data.train_batches
+        load = type(batches).load
+        batches.load = lambda shares: turns.interleave(load(batches, shares))  # type: ignore[method-assign]
         with tempfile.TemporaryDirectory() as folder:
             now_s = time.time()
             rank = RankEnvironment(started_at_s=now_s, run_dir=Path(folder), tensorboard=Path(folder, "events"))
             outcome = Outcome(None, Clock(now_s))
             options = Options(layout=Layout(gpus=int(self.device.type == "cuda")), training=self.training)
             fit(options, rank, self.data, device=self.device, outcome=outcome, last_words=LastWords(rank, outcome))
-        images_per_s = outcome.metrics().images_per_s
-        if images_per_s is None:
-            raise RuntimeError("the training reported no throughput")
-        return images_per_s
+        return turns.images_per_s()
 
-    def raw(self) -> float:
-        """Images per second of a loop without anything around it."""
+    def _raw_steps(self) -> Iterator[int]:
+        """Trains a step each time it is asked for one; yields its samples."""
         torch.manual_seed(1)
         network = SmallCnn().to(self.device)
         optimizer = build_optimizer("adamw", network, self.training.lr)
-        schedule = build_schedule(optimizer, self.training.lr, self.steps)
-        images, started = 0, 0.0
+        schedule = build_schedule(optimizer, self.training.lr, 2 * self.steps)
         order_N = torch.randperm(len(self.labels_N), device=self.device)
-        for step, indices_B in zip(range(self.steps), _endless(order_N, self.training.batch_size or 1), strict=False):
-            optimizer.zero_grad()
-            logits_BK = network(self.images_NCHW[indices_B])
-            functional.cross_entropy(logits_BK, self.labels_N[indices_B]).backward()
-            optimizer.step()
-            if step < self.steps - 1:
+        while True:
+            for indices_B in torch.split(order_N, self.training.batch_size or 1):
+                optimizer.zero_grad()
+                logits_BK = network(self.images_NCHW[indices_B])
+                functional.cross_entropy(logits_BK, self.labels_N[indices_B]).backward()
+                optimizer.step()
                 schedule.step()
-            images += len(indices_B) if step else 0
-            if not step:
-                settle(self.device)
-                started = time.perf_counter()
-        settle(self.device)
-        return images / (time.perf_counter() - started)
+                yield len(indices_B)
 
 
-def _endless(order_N: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
-    while True:
-        yield from torch.split(order_N, batch_size)
+class _Turns:
+    """Has the raw loop train `TURN` steps after each `TURN` batches that the built-in training takes."""
+
+    def __init__(self, raw_steps: Iterator[int], device: torch.device) -> None:
+        self._raw_steps, self._device = raw_steps, device
+        self._built_in: list[tuple[int, float]] = []  # samples and seconds of each turn
+        self._raw: list[tuple[int, float]] = []
+
+    def interleave(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of an epoch; a turn that its end cuts short, with the test in it, is not counted."""
+        began_s, images = self._now_s(), 0
+        for number, batch in enumerate(batches):
+            if number and number % TURN == 0:
+                ended_s = self._now_s()
+                self._built_in.append((images, ended_s - began_s))
+                raw_images = sum(next(self._raw_steps) for _ in range(TURN))
+                began_s, images = self._now_s(), 0
+                self._raw.append((raw_images, began_s - ended_s))
+            images += len(batch.labels_B)
+            yield batch
+
+    def _now_s(self) -> float:
+        """The time at which a GPU is done with what was asked of it."""
+        settle(self._device)
+        return time.perf_counter()
+
+    def images_per_s(self) -> tuple[float, float]:
+        """Over all turns but the first, in which memory is asked for."""
+        built_in, raw = (
+            sum(images for images, _ in turns[1:]) / sum(seconds for _, seconds in turns[1:])
+            for turns in (self._built_in, self._raw)
+        )
+        return built_in, raw
 
 
 def compare(contest: Contest, repeats: int) -> tuple[list[float], list[float]]:
-    """Images per second of the built-in training and the raw loop, run by turns, each first in half of the turns."""
-    contestants: list[Callable[[], float]] = [contest.built_in, contest.raw]
-    results: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats):
-        for index in (0, 1) if turn % 2 == 0 else (1, 0):
-            results[index].append(contestants[index]())
-    return results
+    """Images per second of the built-in training and the raw loop in each of several runs."""
+    built_in, raw = zip(*(contest.run() for _ in range(repeats)), strict=True)
+    return list(built_in), list(raw)
 
 
 def median_ratio(built_in: list[float], raw: list[float]) -> float:
-    """Median over the turns of built-in / raw."""
+    """Median over the runs of built-in / raw."""
     return statistics.median(ours / theirs for ours, theirs in zip(built_in, raw, strict=True))
 
 
@@ -125,7 +149,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"{_read_cpu_name()}, {torch.get_num_threads()} thread(s), Python {platform.python_version()},", end=" ")
     print(f"torch {torch.__version__}, pytorch-lightning {pytorch_lightning.__version__},", end=" ")
-    print(f"{datetime.date.today()}; {options.steps} steps, {options.repeats} turns, medians")
+    print(f"{datetime.date.today()}; {options.steps} steps, {options.repeats} runs, medians")
     print(f"{'batch':>6} {'built-in':>12} {'raw loop':>12}  ratio  (lowest, highest)")
     for batch_size in options.batch_sizes:
         contest = Contest(options.data_dir, batch_size, options.steps)

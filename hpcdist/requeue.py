@@ -9,17 +9,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
 from hpcdist.record import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.status_rows import parse_job_fields
+from hpcdist.store import Run
 
-# By now srun has ended a job in which a rank failed by itself; if not, a node is gone, and Slurm may need minutes to
-# notice.
+# By now srun has sent TERM to a job in which a rank failed by itself, and that rank's watcher has written how; if
+# neither, a node is gone, and Slurm may need minutes to notice.
 LOST_PEER_WAIT_S = 10.0
-TAKEN_TIMEOUT_S = 300.0
+# Ranks stop together when one of them is asked; Slurm's signal may reach the others' nodes later.
+SIGNAL_WAIT_S = 10.0
+LOOK_AGAIN_S = 30.0
 ATTEMPTS = 3  # at asking the controller
 
 
@@ -46,7 +49,11 @@ def choose_fate(job: Mapping[str, str], status: int, asked_by: int | None, *, re
         return Fate.END
     if job.get("PreemptTime", "None") != "None":
         return Fate.LEAVE_TO_SLURM
-    helps = asked_by == signal.SIGUSR2 if status == STOPPED_STATUS else status in (LOST_PEER_STATUS, BAD_NODE_STATUS)
+    if status == LOST_PEER_STATUS:
+        # TERM in a running job that is not preempted: another rank failed by itself, and srun ends the step.
+        helps = asked_by != signal.SIGTERM
+    else:
+        helps = status == BAD_NODE_STATUS or (status == STOPPED_STATUS and asked_by == signal.SIGUSR2)
     return Fate.REQUEUE if helps and restarts < cap else Fate.END
 
 
@@ -59,48 +66,86 @@ class Requeue:
         restarts: How often the job was requeued before.
         cap: How often it may be requeued by us.
         bad_node: A node that it is to be kept from when it comes back.
+        run: The run, whose ranks say how they ended.
     """
 
-    def __init__(self, job_id: str, rank: int, *, restarts: int, cap: int, bad_node: str | None = None) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        rank: int,
+        *,
+        restarts: int,
+        cap: int,
+        bad_node: str | None = None,
+        run: Run | None = None,
+    ) -> None:
         self._job_id = job_id
         self._rank = rank
         self._restarts = restarts
         self._cap = cap
         self._bad_node = bad_node
+        self._run = run
         self._excluded = ""
 
-    def settle(self, status: int, asked_by: int | None) -> bool:
+    def settle(self, status: int, asked: Callable[[], int | None]) -> bool:
         """Does what is to be done; returns False when the rank is to end with its program's status.
 
-        Otherwise it returns when Slurm has taken the job, or did not in five minutes.
+        Otherwise it returns when Slurm has taken the job.
+
+        Args:
+            status: The program's exit status.
+            asked: The signal that asked it to stop, as far as it has come by then.
         """
-        if status == LOST_PEER_STATUS or (status == BAD_NODE_STATUS and self._rank):
+        self._wait_for_reason(status, asked)
+        if status == LOST_PEER_STATUS and self._peer_failed():
+            return False
+        while True:
+            fate = self._look(status, asked())
+            if fate is Fate.END:
+                return False
+            if fate is Fate.REQUEUE and (self._rank == 0 or status != STOPPED_STATUS):
+                break
+            if self._is_taken(LOOK_AGAIN_S):
+                return True
+        if not self._requeue():
+            return False
+        if self._bad_node:
+            self._exclude(self._bad_node)
+            return True  # Slurm has taken it: its nodes could not be changed before
+        while not self._is_taken(LOOK_AGAIN_S):
+            pass
+        return True
+
+    def _wait_for_reason(self, status: int, asked: Callable[[], int | None]) -> None:
+        """Until it can be known why the program stopped."""
+        if status == STOPPED_STATUS:
+            deadline = time.monotonic() + SIGNAL_WAIT_S
+            while asked() is None and time.monotonic() < deadline:
+                time.sleep(0.1)
+        elif status == LOST_PEER_STATUS or (status == BAD_NODE_STATUS and self._rank):
             # One after the other: a second request would end the job that the first one has brought back. Where a node
             # is bad, rank 0 goes first; another rank only has to where rank 0 itself is silent.
             time.sleep(LOST_PEER_WAIT_S + self._rank)
-        fate = self._look(status, asked_by)
-        if fate is Fate.END:
-            return False
-        if fate is Fate.REQUEUE and (self._rank == 0 or status != STOPPED_STATUS):
-            if not self._requeue():
-                return False
-            if self._bad_node:
-                self._exclude(self._bad_node)
-                return True  # Slurm has taken it: its nodes could not be changed before
-        self._stay()
-        return True
 
-    def _stay(self) -> None:
-        """Until Slurm takes the job: a rank that exits before leaves it FAILED."""
+    def _peer_failed(self) -> bool:
+        """Whether a rank ended by itself in this attempt, and not for want of another one."""
+        usages = self._run.ranks() if self._run else []
+        ends = [one.exit_code for one in usages if one.restart_count == self._restarts and one.ended_at_s is not None]
+        return any(code not in (0, LOST_PEER_STATUS, STOPPED_STATUS) for code in ends)
+
+    def _is_taken(self, wait_s: float) -> bool:
+        """Waits for Slurm to take the job: a rank that exits before leaves it FAILED."""
         told = threading.Event()
+        told.set()  # Slurm may have said so already
         signal.signal(signal.SIGTERM, lambda *_: told.set())
-        deadline = time.monotonic() + TAKEN_TIMEOUT_S
+        deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline:
             if told.wait(1.0):
                 told.clear()
                 job = self._ask()
                 if job and job.get("JobState") != "RUNNING":
-                    return
+                    return True
+        return False
 
     def _look(self, status: int, asked_by: int | None) -> Fate:
         job = self._ask()
@@ -121,14 +166,13 @@ class Requeue:
                 # Also when a signal to all processes of the step met scontrol itself.
                 reason = error.message
                 time.sleep(1.0)
-        _say(f"left to Slurm, which does not answer: {reason}")
+        _say(f"left to Slurm for now, which does not answer: {reason}")
         return None
 
     def _requeue(self) -> bool:
-        if self._bad_node:
-            # Slurm excludes nodes of pending jobs only, so after the requeue, which ends this task: with TERM, and only
-            # KillWait later (30 s at most sites) with KILL. What is ignored here, the commands ignore, too.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # It ends this task: with TERM, and only KillWait later (30 s at most sites) with KILL. What is ignored here, its
+        # command ignores, too, and the next one: Slurm excludes nodes of pending jobs only.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             slurm.requeue(self._job_id)
         except HpcdistError as error:

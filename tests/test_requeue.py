@@ -1,18 +1,23 @@
 """What becomes of a job whose program stopped, from what the controller of Slurm 22.05 says of it."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from hpcdist.record import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
-from hpcdist.requeue import Fate, choose_fate
+from hpcdist.requeue import Fate, Requeue, choose_fate
 from hpcdist.status_rows import parse_job_fields
+from hpcdist.store import Run
+from tests.slurm.waiting import eventually
 
 RUNNING = "JobId=1 JobName=a JobState=RUNNING Reason=None Requeue=1 Restarts=0 PreemptTime=None Command=(null)"
 PREEMPTED = RUNNING.replace("PreemptTime=None", "PreemptTime=2026-11-21T15:42:49")
+REQUEUED = RUNNING.replace("RUNNING", "PENDING")
 CANCELLED = RUNNING.replace("RUNNING", "COMPLETING")
 
 
@@ -31,6 +36,9 @@ CANCELLED = RUNNING.replace("RUNNING", "COMPLETING")
         (CANCELLED, STOPPED_STATUS, signal.SIGUSR2, 0, Fate.END),
         (CANCELLED, STOPPED_STATUS, signal.SIGTERM, 0, Fate.END),
         (RUNNING, LOST_PEER_STATUS, None, 0, Fate.REQUEUE),
+        (RUNNING, LOST_PEER_STATUS, signal.SIGTERM, 0, Fate.END),
+        (RUNNING, LOST_PEER_STATUS, signal.SIGUSR2, 0, Fate.REQUEUE),
+        (PREEMPTED, LOST_PEER_STATUS, signal.SIGTERM, 0, Fate.LEAVE_TO_SLURM),
         (RUNNING, LOST_PEER_STATUS, None, 3, Fate.END),
         (CANCELLED, LOST_PEER_STATUS, None, 0, Fate.END),
         (RUNNING, BAD_NODE_STATUS, None, 0, Fate.REQUEUE),
@@ -51,7 +59,7 @@ sys.exit(71)"""
 # Stands in for Slurm: nodes are excluded only while the job is pending, and its requeue ends all processes with TERM.
 SCONTROL = f"""echo "$*" >> asked
 case "$1" in
-show) echo "{RUNNING} ExcNodeList=n3" ;;
+show) [ -e requeued ] && echo "{REQUEUED}" || echo "{RUNNING} ExcNodeList=n3" ;;
 requeue) touch requeued; kill -TERM "$PPID" $$ ;;
 update) [ -e requeued ] || {{ echo "Job is no longer pending execution" >&2; exit 1; }} ;;
 esac"""
@@ -78,3 +86,79 @@ def test_a_bad_node_is_left_out_when_the_job_comes_back(project, stand_in):
 
 def test_unless_asked_to_nothing_is_replaced(project, stand_in):
     assert run_blaming_rank(project, stand_in) == (BAD_NODE_STATUS, "", [])
+
+
+# Ends as soon as it is asked to stop, or after a minute.
+STOPS = """import os, sys, time
+print("starts", flush=True)
+for _ in range(600):
+    if os.path.exists(os.environ["HPCDIST_STOP_FILE"]):
+        sys.exit(75)
+    time.sleep(0.1)"""
+
+
+def start_watcher(project, program):
+    env = {**os.environ, "SLURM_JOB_ID": "42", "HPCDIST_RUN_DIR": str(project / "run")}
+    command = [sys.executable, "-m", "hpcdist.rank", "--max-requeues", "2", "--", sys.executable, "-c", program]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def asked_of_slurm(project):
+    return (project / "asked").read_text().splitlines()
+
+
+def test_a_signal_during_the_start_stops_the_program_once_it_runs(project, stand_in):
+    stand_in("scontrol", SCONTROL)
+    watcher = start_watcher(project, STOPS)
+    # Its first thing, as /proc shows it (proc(5)); a signal before that no program could catch.
+    eventually(lambda: blocks_usr2(watcher.pid), every_s=0.001)
+    watcher.send_signal(signal.SIGUSR2)
+    assert "requeued, time 1 of 2 at most" in watcher.communicate(timeout=30)[1]
+    assert asked_of_slurm(project) == ["show job -o 42", "requeue 42", "show job -o 42"]
+
+
+def blocks_usr2(pid):
+    with open(f"/proc/{pid}/status") as file:
+        (mask,) = [line.split()[1] for line in file if line.startswith("SigBlk")]
+    return int(mask, 16) >> (signal.SIGUSR2 - 1) & 1
+
+
+def test_a_stop_file_that_can_not_be_made_ends_nothing(project, stand_in):
+    stand_in("scontrol", SCONTROL)
+    watcher = start_watcher(project, STOPS)
+    assert watcher.stdout.readline() == "starts\n"
+    (project / "run" / "ranks").rename(project / "elsewhere")
+    (project / "run" / "ranks").write_text("no folder")
+    watcher.send_signal(signal.SIGUSR2)
+    time.sleep(1.5)
+    assert watcher.poll() is None
+    (project / "run" / "ranks").unlink()
+    (project / "run" / "ranks").mkdir()
+    errors = watcher.communicate(timeout=30)[1]
+    assert "can't ask the program to stop" in errors
+    assert "requeued, time 1 of 2 at most" in errors
+
+
+def test_a_rank_whose_own_signal_comes_late_is_requeued_too(project, stand_in):
+    """The ranks agreed to stop because another one was asked."""
+    stand_in("scontrol", SCONTROL)
+    watcher = start_watcher(project, "import sys; print('stopped', flush=True); sys.exit(75)")
+    assert watcher.stdout.readline() == "stopped\n"
+    time.sleep(1)
+    watcher.send_signal(signal.SIGUSR2)
+    assert "requeued, time 1 of 2 at most" in watcher.communicate(timeout=30)[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "requeued"), [({"signal": 9}, False), ({"exit_code": 1}, False), ({"exit_code": 69}, True), ({}, True)]
+)
+def test_a_lost_peer_is_no_reason_where_that_rank_failed_by_itself(project, stand_in, monkeypatch, how, requeued):
+    stand_in("scontrol", SCONTROL)
+    monkeypatch.setattr("hpcdist.requeue.LOST_PEER_WAIT_S", 0)
+    peer = {"rank": 1, "local_rank": 0, "node_rank": 1, "world_size": 2, "host": "n2", "pid": 7, "started_at_s": 1.0}
+    peer |= {"restart_count": 0, **how} | ({"ended_at_s": 2.0} if how else {})
+    (project / "ranks").mkdir()
+    (project / "ranks" / "1.json").write_text(json.dumps(peer))
+    monkeypatch.setattr(Requeue, "_is_taken", lambda *_: True)
+    job = Requeue("42", 0, restarts=0, cap=2, run=Run(project))
+    assert job.settle(LOST_PEER_STATUS, lambda: None) is requeued

@@ -4,17 +4,21 @@ Lightning calls each hook of each callback and of the module, whether anybody wr
 managers of a profiler that does nothing; it asks in each step what the module's signatures are, whether it validates,
 accumulates or clips, and keeps metrics that were never logged. `LeanStep` is what remains for the built-in network: the
 batch, the hooks that were written, the strategy's forward, backward and optimizer step, the learning rate, the counts.
+Validation is at the end of an epoch, so only there Lightning is asked whether it is due.
 What it stands in for has no public name, so a test compares it with Lightning's own; other releases keep theirs.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.strategies import Strategy
 from torch import Tensor
 
 _KNOWN_RELEASES = "2.6."
@@ -48,7 +52,9 @@ def take_lean_steps(trainer: Trainer, module: LightningModule) -> None:
         return
     skip_unused_hooks(trainer, module)
     if trainer.accumulate_grad_batches == 1:
-        trainer.fit_loop.epoch_loop.advance = LeanStep(trainer, module)  # type: ignore[assignment]
+        step = LeanStep(trainer, module)
+        trainer.fit_loop.epoch_loop.advance = step  # type: ignore[assignment]
+        trainer.fit_loop.epoch_loop.on_advance_end = step.end  # type: ignore[assignment,method-assign]
 
 
 def skip_unused_hooks(trainer: Trainer, module: LightningModule) -> None:
@@ -71,17 +77,27 @@ class LeanStep:
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
         self._trainer, self._module = trainer, module
         self._loop = trainer.fit_loop.epoch_loop
-        self._lightnings = self._loop.advance
+        self._lightnings, self._lightnings_end = self._loop.advance, self._loop.on_advance_end
         self._before = self._find_hooks("on_train_batch_start")
         self._after = self._find_hooks("on_train_batch_end")
+        self._before_backward = self._find_hooks("on_before_backward")
+        self._after_backward = self._find_hooks("on_after_backward")
+        self._before_optimizer = self._find_hooks("on_before_optimizer_step")
+        strategy = trainer.strategy
+        self._is_plain = type(strategy.precision_plugin) is Precision and all(
+            getattr(type(strategy), name) is getattr(Strategy, name) for name in ("backward", "optimizer_step")
+        )
 
     def _find_hooks(self, name: str) -> list[Callable[..., object]]:
-        hooks = [getattr(callback, name) for callback in self._trainer.callbacks]  # type: ignore[attr-defined]
-        return [hook for hook in hooks if hook is not None]
+        trainer, module = self._trainer, self._module
+        written = [getattr(callback, name) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+        hooks: list[Callable[..., object]] = [partial(hook, trainer, module) for hook in written if hook is not None]
+        own = getattr(module, name)
+        return hooks if own is None else [*hooks, own]
 
     def __call__(self, fetcher: Any) -> None:
         """Trains one batch."""
-        loop, trainer, module = self._loop, self._trainer, self._module
+        loop = self._loop
         if loop.restarting:  # from a checkpoint, where Lightning first finds out what was done
             self._lightnings(fetcher)
             return
@@ -91,17 +107,25 @@ class LeanStep:
         number = loop.batch_idx + 1
         progress.increment_ready()
         for hook in self._before:
-            hook(trainer, module, batch, number)
+            hook(batch, number)
         progress.increment_started()
         self._step(batch, number)
         progress.increment_processed()
-        for config in trainer.lr_scheduler_configs:
+        for config in self._trainer.lr_scheduler_configs:
             loop.scheduler_progress.increment_ready()
             config.scheduler.step()  # type: ignore[call-arg]
             loop.scheduler_progress.increment_completed()
         for hook in self._after:
-            hook(trainer, module, None, batch, number)
+            hook(None, batch, number)
         progress.increment_completed()
+
+    def end(self, fetcher: Any) -> None:
+        """What Lightning does between two steps."""
+        loop = self._loop
+        if loop.batch_progress.is_last_batch or self._trainer.should_stop or loop._skip_next_val:
+            self._lightnings_end(fetcher)
+        else:
+            loop._batches_that_stepped += 1
 
     def _step(self, batch: Any, number: int) -> None:
         strategy, done = self._trainer.strategy, self._loop.automatic_optimization.optim_progress.optimizer
@@ -109,14 +133,33 @@ class LeanStep:
 
         def train() -> Tensor:
             with torch.enable_grad():
-                loss = strategy.training_step(batch, number)
+                loss: Tensor = strategy.training_step(batch, number)  # type: ignore[assignment]
                 done.zero_grad.increment_ready()
                 done.zero_grad.increment_started()
                 optimizer.zero_grad()
                 done.zero_grad.increment_completed()
-                strategy.backward(loss, optimizer)  # type: ignore[arg-type]
-            return loss  # type: ignore[return-value]
+                if self._is_plain:
+                    self._backward(strategy, loss)
+                else:
+                    strategy.backward(loss, optimizer)
+            return loss
 
         done.step.increment_ready()
-        strategy.optimizer_step(optimizer, train)
+        if self._is_plain:
+            train()
+            for hook in self._before_optimizer:
+                hook(optimizer)
+            optimizer.step()
+        else:
+            strategy.optimizer_step(optimizer, train)
         done.step.increment_completed()
+
+    def _backward(self, strategy: Strategy, loss: Tensor) -> None:
+        """As `Strategy.backward` in single precision."""
+        strategy.pre_backward(loss)
+        for hook in self._before_backward:
+            hook(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for hook in self._after_backward:
+            hook()
+        strategy.post_backward(loss)

@@ -28,8 +28,14 @@ class Net(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.heard.append(("test", batch_idx))
 
+    def on_before_backward(self, loss):
+        self.heard.append(("loss", loss.item()))
+
     def on_after_backward(self):
         self.heard.append("backward")
+
+    def on_before_optimizer_step(self, optimizer):
+        self.heard.append(("optimizer", optimizer.param_groups[0]["lr"]))
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), 0.01)
@@ -38,6 +44,9 @@ class Net(pl.LightningModule):
 
 
 class Listener(pl.Callback):
+    def on_after_backward(self, trainer, module):
+        module.heard.append("listener's backward")
+
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         module.heard.append(("begin", batch_idx, trainer.optimizers[0].param_groups[0]["lr"]))
 
@@ -64,7 +73,11 @@ def train(*, lean, precision="32-true"):
     images = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
     profile = cProfile.Profile()
     profile.runcall(trainer.fit, module, DataLoader(images, 2), DataLoader(images[:1]))
-    return module, trainer.fit_loop.state_dict(), pstats.Stats(profile).total_calls
+    return (
+        module,
+        (trainer.fit_loop.state_dict(), trainer.fit_loop.epoch_loop._batches_that_stepped),
+        pstats.Stats(profile).total_calls,
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
