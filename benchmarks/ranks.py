@@ -93,15 +93,22 @@ def run_here(machine: Machine, batch_size: int, world_size: int) -> list[Trainin
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        folders = [Path(name, str(rank)) for rank in range(2)]
-        for folder in folders:
-            folder.mkdir()
-        numbers = (0, 1) if world_size == 2 else (0, 0)
-        started = [
-            start(machine, folder, _rank_options(batch_size), rank=number, ranks=world_size, port=port, gpu=gpu)
-            for folder, number, gpu in zip(folders, numbers, (None, None) if world_size == 2 else (0, 1), strict=True)
-        ]
-        return [finish(*one) for one in zip(folders, started, numbers, strict=True)]
+        # Ranks of one training share its folder, as the preflight checks; rank, folder and GPU of each process:
+        shares = [(0, "0", 0), (0, "1", 1)] if world_size == 1 else [(0, "0", None), (1, "0", None)]
+        started = []
+        for rank, folder, gpu in shares:
+            Path(name, folder).mkdir(exist_ok=True)
+            process = start(
+                machine,
+                Path(name, folder),
+                _rank_options(batch_size),
+                rank=rank,
+                ranks=world_size,
+                port=port,
+                gpu=gpu,
+            )
+            started.append((Path(name, folder), process, rank))
+        return [finish(*one) for one in started]
 
 
 def run_on_slurm(machine: Machine, batch_size: int, world_size: int) -> list[TrainingMetrics]:
@@ -112,7 +119,9 @@ def run_on_slurm(machine: Machine, batch_size: int, world_size: int) -> list[Tra
         command += ["--cpus-per-task", str(machine.threads), "--data-dir", str(machine.data_dir.absolute())]
         command += ["--accelerator", machine.accelerator, "--name", "race", *_rank_options(batch_size)]
         env = machine.environment(PYTHONPATH=str(Path(__file__).parents[1]))
-        subprocess.run(command, cwd=name, env=env, stdout=subprocess.DEVNULL, check=True)
+        done = subprocess.run(command, cwd=name, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"a job failed: {done.stderr}")
         files = Path(name, "jobs", "runs").glob("**/ranks/[01].json")
         usages = [msgspec.json.decode(path.read_bytes(), type=RankUsage) for path in files]
     if world_size == 1 and len({one.host for one in usages}) < 2:
