@@ -41,14 +41,17 @@ format: $(INSTALLED)
 soak: $(INSTALLED)
 	SOAK=1 $(BIN)/python -m pytest -s -m soak tests/slurm
 
-# Every study at its small scale, each to an HTML report; a layout that Slurm refuses is a row there and ends nothing.
+# Every study at its small scale, each to an HTML report. A layout that Slurm refuses is a row there and ends nothing; any
+# other trial that did not complete makes it fail, when all have run. A study that could not run at all prints no JSON.
+ALL_RAN := import json, sys; sys.exit(bool({one["status"]["state"] for one in json.load(sys.stdin)} - {"COMPLETED", "REFUSED"}))
 studies: $(INSTALLED)
 	$(BIN)/hpcdist data fetch mnist
-	for file in $$(grep -lE '^(layouts *=|\[\[layouts\]\])' jobs/*.toml); do \
+	@failed=; for file in $$(grep -lE '^(layouts *=|\[\[layouts\]\])' jobs/*.toml); do \
 	  name=$$(basename "$$file" .toml)-small; \
-	  $(BIN)/hpcdist study run "$$file" --scale small --wait; \
+	  $(BIN)/hpcdist study run "$$file" --scale small --wait --json | $(BIN)/python -c '$(ALL_RAN)' || failed="$$failed $$name"; \
 	  $(BIN)/hpcdist report "$$name" --html "jobs/studies/$$name/report.html" || exit 1; \
-	done
+	done; \
+	[ -z "$$failed" ] || { echo "error: trials failed in$$failed" >&2; exit 1; }
 
 bench: $(INSTALLED)
 	$(BIN)/hpcdist data fetch mnist
@@ -56,6 +59,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.throughput --data-dir data
 	$(BIN)/python -m benchmarks.train --data-dir data
 	$(BIN)/python benchmarks/checkpoints.py --data-dir data
+	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.accounting
 	$(BIN)/python -m benchmarks.lint
 

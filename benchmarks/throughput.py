@@ -31,6 +31,7 @@ from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
+from hpcdist.train.probing import settle
 
 CPU = torch.device("cpu")
 TURN = 10
@@ -43,19 +44,20 @@ class Contest:
         data_dir: torchvision's root folder with MNIST.
         batch_size: Samples per step.
         steps: Steps of a run; those of the first turn are not counted.
+        device: Where both train.
     """
 
-    def __init__(self, data_dir: Path, batch_size: int, steps: int) -> None:
+    def __init__(self, data_dir: Path, batch_size: int, steps: int, device: torch.device = CPU) -> None:
         self.training = Training(batch_size=batch_size, max_steps=steps, epochs=1_000)
-        self.steps = steps
-        train, test = (read_mnist(data_dir, CPU, train=is_train) for is_train in (True, False))
+        self.steps, self.device = steps, device
+        train, test = (read_mnist(data_dir, device, train=is_train) for is_train in (True, False))
         self.data = ImageData(train, test, batch_size=batch_size, seed=1, rank=0, world_size=1)
         pixels_NHW, self.labels_N = train.images_NHW, train.labels_N
         self.images_NCHW = ((pixels_NHW.float() / 255 - MEAN) / STANDARD_DEVIATION).unsqueeze(1)
 
     def run(self) -> tuple[float, float]:
         """Images per second of `hpcdist.train`, and of a loop without anything around it."""
-        turns = _Turns(self._raw_steps())
+        turns = _Turns(self._raw_steps(), self.device)
         batches = self.data.train_batches
         load = type(batches).load
         batches.load = lambda shares: turns.interleave(load(batches, shares))  # type: ignore[method-assign]
@@ -63,17 +65,17 @@ class Contest:
             now_s = time.time()
             rank = RankEnvironment(started_at_s=now_s, run_dir=Path(folder), tensorboard=Path(folder, "events"))
             outcome = Outcome(None, Clock(now_s))
-            options = Options(layout=Layout(gpus=0), training=self.training)
-            fit(options, rank, self.data, device=CPU, outcome=outcome, last_words=LastWords(rank, outcome))
+            options = Options(layout=Layout(gpus=int(self.device.type == "cuda")), training=self.training)
+            fit(options, rank, self.data, device=self.device, outcome=outcome, last_words=LastWords(rank, outcome))
         return turns.images_per_s()
 
     def _raw_steps(self) -> Iterator[int]:
         """Trains a step each time it is asked for one; yields its samples."""
         torch.manual_seed(1)
-        network = SmallCnn()
+        network = SmallCnn().to(self.device)
         optimizer = build_optimizer("adamw", network, self.training.lr)
         schedule = build_schedule(optimizer, self.training.lr, 2 * self.steps)
-        order_N = torch.randperm(len(self.labels_N))
+        order_N = torch.randperm(len(self.labels_N), device=self.device)
         while True:
             for indices_B in torch.split(order_N, self.training.batch_size or 1):
                 optimizer.zero_grad()
@@ -87,23 +89,28 @@ class Contest:
 class _Turns:
     """Has the raw loop train `TURN` steps after each `TURN` batches that the built-in training takes."""
 
-    def __init__(self, raw_steps: Iterator[int]) -> None:
-        self._raw_steps = raw_steps
+    def __init__(self, raw_steps: Iterator[int], device: torch.device) -> None:
+        self._raw_steps, self._device = raw_steps, device
         self._built_in: list[tuple[int, float]] = []  # samples and seconds of each turn
         self._raw: list[tuple[int, float]] = []
 
     def interleave(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of an epoch; a turn that its end cuts short, with the test in it, is not counted."""
-        began_s, images = time.perf_counter(), 0
+        began_s, images = self._now_s(), 0
         for number, batch in enumerate(batches):
             if number and number % TURN == 0:
-                ended_s = time.perf_counter()
+                ended_s = self._now_s()
                 self._built_in.append((images, ended_s - began_s))
                 raw_images = sum(next(self._raw_steps) for _ in range(TURN))
-                began_s, images = time.perf_counter(), 0
+                began_s, images = self._now_s(), 0
                 self._raw.append((raw_images, began_s - ended_s))
             images += len(batch.labels_B)
             yield batch
+
+    def _now_s(self) -> float:
+        """The time at which a GPU is done with what was asked of it."""
+        settle(self._device)
+        return time.perf_counter()
 
     def images_per_s(self) -> tuple[float, float]:
         """Over all turns but the first, in which memory is asked for."""

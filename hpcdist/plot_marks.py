@@ -37,11 +37,18 @@ def choose_looks(rows: Sequence[VariantRow]) -> list[Look]:
     settings = list(dict.fromkeys(format_settings(row.settings) for row in rows))
     looks = []
     for row in rows:
-        layout, setting = row.layout.name, format_settings(row.settings)
-        place = settings.index(setting) if len(settings) > 1 else layouts.index(layout)
+        layout = row.layout.name
+        place = settings.index(format_settings(row.settings)) if len(settings) > 1 else layouts.index(layout)
         colour = LAYOUT_COLOURS[layouts.index(layout) % len(LAYOUT_COLOURS)]
-        looks.append(Look(colour, MARKERS[place % len(MARKERS)], layout, setting if len(settings) > 1 else ""))
+        setting = _name_settings(row) if len(settings) > 1 else ""
+        looks.append(Look(colour, MARKERS[place % len(MARKERS)], layout, setting))
     return looks
+
+
+def _name_settings(row: VariantRow) -> str:
+    """As its label does, which may have a name of the study's own for them, and is shorter then."""
+    layout, _, name = row.label.partition(" ")
+    return name if name and layout == row.layout.name else format_settings(row.settings)
 
 
 def format_settings(settings: dict[str, Any]) -> str:

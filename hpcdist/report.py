@@ -125,13 +125,13 @@ def find_baselines(study: Study, variants: Sequence[Variant]) -> dict[str, str]:
     """The label of the variant that each variant's speedup refers to, by its label.
 
     That is the baseline's layout with the variant's own settings; the baseline itself where there is none of these,
-    or where the study has a single layout and compares settings.
+    where the study names it by its whole label with its settings, or has a single layout and compares settings.
     """
     if not variants:
         return {}
     first = _find_baseline(study, variants)
     layouts = {variant.label: _layout_key(variant) for variant in variants}
-    if len(set(layouts.values())) == 1:
+    if study.baseline == first.label != first.label.split(" ")[0] or len(set(layouts.values())) == 1:
         return {variant.label: first.label for variant in variants}
     same_layout = {
         settings_key(variant.settings): variant.label
@@ -142,12 +142,11 @@ def find_baselines(study: Study, variants: Sequence[Variant]) -> dict[str, str]:
 
 
 def _find_baseline(study: Study, variants: Sequence[Variant]) -> Variant:
-    """The variant the study names, by its whole label or its layout's; else the first of one rank, else the first."""
-    if study.baseline is not None:
-        for variant in variants:
-            if study.baseline in (variant.label, variant.label.split(" ")[0]):
-                return variant
-    return next((variant for variant in variants if variant.layout.world_size == 1), variants[0])
+    """The variant that the study names, by its whole label or how it begins; else the first of one rank, or of all."""
+    exact = [variant for variant in variants if variant.label == study.baseline]
+    begun = [variant for variant in variants if variant.label.startswith(f"{study.baseline} ")]
+    alone = [variant for variant in variants if variant.layout.world_size == 1]
+    return [*exact, *begun, *alone, *variants][0]
 
 
 def settings_key(settings: Mapping[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from hpcdist.study import Limits, Prices, Reference, Scale, Scaling, Study, Vari
 from hpcdist.study_lines import Path, find_lines, line_of
 from hpcdist.study_scale import find_place, lay_over
 from hpcdist.study_values import as_text, convert, explain_unknown, read_struct, read_table, show, with_underscores
-from hpcdist.variants import LABEL, TABLES, StudyError, expand, find_baseline
+from hpcdist.variants import LABEL, TABLES, StudyError, check_baseline, expand
 
 KEYS = ("name", "repeat", "scaling", "baseline", "target_accuracy")
 SECTIONS = ("layouts", "options", "grid", "zip", "prices", "limits", "reference")
@@ -52,12 +52,12 @@ def parse_study(text: str, where: str, defaults: Mapping[str, Any] | None = None
     try:
         study = msgspec.structs.replace(_read(lay_over(values, scale)), scale=scale)
         variants = expand(study, defaults or {})
-        baseline = find_baseline(study, variants)
+        check_baseline(study, variants)
         _check_references(study, variants)
     except StudyError as fault:
         line = line_of(find_lines(text), find_place(values, fault.path, scale))
         raise UsageError(f"{where}{f', line {line}' if line else ''}: {fault.message}", fault.hint) from None
-    return msgspec.structs.replace(study, baseline=baseline)
+    return study
 
 
 def check_study_name(name: str) -> str:

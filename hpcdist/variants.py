@@ -205,18 +205,15 @@ def _format_value(value: Any) -> str:
     return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def find_baseline(study: Study, variants: Sequence[Variant]) -> str | None:
-    """The label of the variant that is the baseline; where something is swept, a layout stands for its first variant.
+def check_baseline(study: Study, variants: Sequence[Variant]) -> None:
+    """Looks for the baseline among the variants; where something is swept, a layout may stand for its first variant.
 
     Raises:
         UsageError: There is no such variant.
     """
     labels = [variant.label for variant in variants]
-    if study.baseline is None or study.baseline in labels:
-        return study.baseline
-    for label in labels:
-        if label.startswith(f"{study.baseline} "):
-            return label
+    if study.baseline is None or any(f"{label} ".startswith(f"{study.baseline} ") for label in labels):
+        return
     import difflib  # only for the error
 
     near = difflib.get_close_matches(study.baseline, labels, n=1, cutoff=0.3)

@@ -158,6 +158,12 @@ def test_studies_of_one_layout_have_no_parallel_efficiency():
     assert draw_efficiency(msgspec.structs.replace(plain, rows=rows)) is None
 
 
+def test_a_legend_calls_settings_as_the_study_does():
+    row = comparisons.plain().rows[1]
+    slow = msgspec.structs.replace(row, label="1x2 slow rank", settings={"env.HPCDIST_DRILL_SLOW_RANK": "1:0.02"})
+    assert [look.setting for look in choose_looks((row, slow))] == ["", "slow rank"]
+
+
 def test_baseline_is_named_or_its_layout_where_each_setting_has_its_own():
     assert draw_speedup(comparisons.plain()).axes[0].get_title(loc="left") == "speedup over 1x1"
     assert name_baseline(comparisons.sweep().rows) == "1x1 with the same settings"

@@ -172,6 +172,15 @@ def test_the_study_may_name_another_baseline():
     assert row(found, "1x1").efficiency.median == pytest.approx(1.25)
 
 
+def test_a_baseline_named_with_its_settings_is_that_of_all():
+    pairs = [variant(name, settings={"precision": kind}) for name in ("1x1", "1x2") for kind in ("32", "bf16-mixed")]
+    images = [20_000.0, 40_000.0, 30_000.0, 80_000.0]
+    jobs = [(one, [done(one, images=n)]) for one, n in zip(pairs, images, strict=True)]
+    found = report(study(baseline="1x1 precision=32"), jobs)
+    assert [one.speedup.median for one in found.rows] == pytest.approx([1.0, 2.0, 1.5, 4.0])
+    assert [one.is_baseline for one in found.rows] == [True, False, False, False]
+
+
 def test_variants_whose_wall_clock_spreads_overlap_are_named_with_each_other():
     jobs = [
         (ONE, [done(ONE, wall=w) for w in (10.0, 12.0)]),

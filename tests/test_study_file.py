@@ -39,7 +39,7 @@ max-gpu-hours = 1.5
         "s.toml",
     )
     # Where something is swept, a layout's name stands for its first variant.
-    assert (study.name, study.baseline) == ("mnist-layouts", "1x1 precision=32")
+    assert (study.name, study.baseline) == ("mnist-layouts", "1x1")
     assert study.layouts == (
         {"nodes": 1, "gpus": 1},
         {"nodes": 2, "gpus": 0, "tasks_per_node": 3},

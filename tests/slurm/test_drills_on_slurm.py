@@ -8,14 +8,13 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]
-
-
 LONG = "SOAK" in os.environ
 SURVIVED = {"preempt": ["PREEMPTED", "COMPLETED"]}
 if LONG:
     SURVIVED |= {"time-limit": ["REQUEUED", "COMPLETED"], "corrupt-checkpoint": ["REQUEUED", "COMPLETED"]}
 FAILED = ("kill-rank", "hang") if LONG else ("kill-rank",)
+
+pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(900 if LONG else 280)]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def drill(testbed, tmp_path_factory, mnist_dir):
     def run(*arguments):
         # Half the default's steps: these ranks share two cores.
         options = ("--nodes", 2, "--batch-size", 64, "--data-dir", mnist_dir, "--json")
-        done = testbed.hpcdist("drill", *arguments, *options, cwd=project, timeout=270)
+        done = testbed.hpcdist("drill", *arguments, *options, cwd=project, timeout=600 if LONG else 270)
         print(done.err)
         return done.code, json.loads(done.out)
 
