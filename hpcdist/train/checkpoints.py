@@ -181,7 +181,6 @@ class Checkpoints:
         own = content.get(OWN_KEY)
         if own is None:
             raise UsageError("the checkpoint was not written by hpcdist's training", "leave out --resume-from")
-        self._check_length(path, content)
         for name, value in self._identity().items():
             # Those of release 0.1 say nothing of what there was no choice of then.
             made_with = own.get(name, OLDER.get(name, value))
@@ -190,6 +189,7 @@ class Checkpoints:
                     f"the checkpoint was made with {name} {made_with}, and this training has {value}",
                     f"use --{name.replace('_', '-')} {made_with}, or leave out --resume-from",
                 )
+        self._check_length(path, content)
         return content
 
     def _check_length(self, path: Path, content: dict[str, Any]) -> None:

@@ -47,6 +47,8 @@ from hpcdist.train.watchdog import Watchdog, watching
 
 # Share of a step spent waiting for data from which it is worth a line.
 STARVED = 0.2
+# What reading data may always take: it imports torchvision, from a disk that may be cold.
+READING_S = 60.0
 # What Lightning says of itself on every run, and nobody can act on.
 NOISE = ("The `srun` command is available", "`isinstance(treespec, LeafSpec)` is deprecated")
 
@@ -74,7 +76,7 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
         fit_own(options, rank, device=device, outcome=outcome, last_words=last_words)
     else:
         clock.enter("data")
-        with watching(options.hang_timeout_s, rank, last_words):
+        with watching(max(options.hang_timeout_s, READING_S), rank, last_words):
             data = read_data(options, rank, data_dir, device, threads)
         clock.enter("other")
         outcome.learn(global_batch_size=options.batch_size)
