@@ -18,7 +18,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.precision import Precision
 from pytorch_lightning.profilers import PassThroughProfiler
-from pytorch_lightning.strategies import Strategy
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor
 
 _KNOWN_RELEASES = "2.6."
@@ -84,8 +84,11 @@ class LeanStep:
         self._after_backward = self._find_hooks("on_after_backward")
         self._before_optimizer = self._find_hooks("on_before_optimizer_step")
         strategy = trainer.strategy
-        self._is_plain = type(strategy.precision_plugin) is Precision and all(
-            getattr(type(strategy), name) is getattr(Strategy, name) for name in ("backward", "optimizer_step")
+        # DDP's own step is that of the others, unless it averages models instead of gradients: nothing here does.
+        self._is_plain = (
+            type(strategy.precision_plugin) is Precision
+            and type(strategy).backward is Strategy.backward
+            and type(strategy).optimizer_step in (Strategy.optimizer_step, DDPStrategy.optimizer_step)
         )
 
     def _find_hooks(self, name: str) -> list[Callable[..., object]]:
