@@ -149,10 +149,20 @@ def test_a_rank_whose_own_signal_comes_late_is_requeued_too(project, stand_in):
     assert "requeued, time 1 of 2 at most" in watcher.communicate(timeout=30)[1]
 
 
+@pytest.fixture
+def own_signals():
+    """A watcher ignores TERM from the requeue on; this process, and what it starts, must not."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ("how", "requeued"), [({"signal": 9}, False), ({"exit_code": 1}, False), ({"exit_code": 69}, True), ({}, True)]
 )
-def test_a_lost_peer_is_no_reason_where_that_rank_failed_by_itself(project, stand_in, monkeypatch, how, requeued):
+def test_a_lost_peer_is_no_reason_where_that_rank_failed_by_itself(
+    project, stand_in, monkeypatch, own_signals, how, requeued
+):
     stand_in("scontrol", SCONTROL)
     monkeypatch.setattr("hpcdist.requeue.LOST_PEER_WAIT_S", 0)
     peer = {"rank": 1, "local_rank": 0, "node_rank": 1, "world_size": 2, "host": "n2", "pid": 7, "started_at_s": 1.0}
