@@ -49,10 +49,7 @@ def assert_parts_are_the_step(split):
 
 
 class ProfiledSteps:
-    """What torch's profiler has of each step: when its forward pass began, its last gradient came, backward returned.
-
-    The last is known by the first thing that Lightning does with the loss then, which is to detach it.
-    """
+    """What torch's profiler has of each step: when its forward pass, the last all-reduce and the optimizer began."""
 
     def __init__(self, trace: Path) -> None:
         events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("ph") == "X"]
@@ -62,14 +59,11 @@ class ProfiledSteps:
         self.compute_s, self.communication_s = [], []
         for begun, end in zip((event["ts"] for event in forward), ends, strict=True):
             step = [event for event in events if event["tid"] == thread and begun <= event["ts"] < end]
-            gradients = [event for event in step if event["name"] == "torch::autograd::AccumulateGrad"]
-            if not gradients:
-                continue  # a test
-            ready = gradients[-1]["ts"] + gradients[-1]["dur"]
-            detached = [event["ts"] for event in step if event["name"] == "aten::detach" and event["ts"] > ready]
-            if not detached:
-                continue  # the backward pass before the first step, which settles DDP's buckets
-            back = detached[0]
+            optimizer = [event["ts"] for event in step if event["name"].startswith("Optimizer.step")]
+            if not optimizer:
+                continue  # a test, or the backward pass before the first step, which settles DDP's buckets
+            back = optimizer[0]
+            ready = [event["ts"] for event in step if event["name"] == "c10d::allreduce_" and event["ts"] < back][-1]
             self.compute_s.append((ready - begun) / 1e6)
             self.communication_s.append((back - ready) / 1e6)
 
