@@ -77,6 +77,20 @@ def preempted_three_times(cluster):
     assert job.log().count("goes on after step") == 3
 
 
+def four_ranks_on_two_nodes_are_preempted(cluster):
+    shape = ("--gpus", 2, *FIRST_HALF)
+    untouched = cluster.submit(*shape)
+    assert untouched.wait().code == 0
+    job = cluster.submit(*shape)
+    job.wait_for_step(10)
+    with job.held():
+        preempt(cluster.testbed, job)
+        eventually(job.asked)
+    eventually(lambda: job.field("Restarts") == "1", 60)
+    job.assert_ends_as(untouched)
+    assert job.log().count("goes on after step") == 1
+
+
 # Due after eight seconds; Slurm looks at time limits every half minute.
 NEAR_LIMIT = ("--time", "2", "--sbatch", "signal=USR2@112")
 
@@ -251,6 +265,7 @@ def a_program_of_the_user_s_is_preempted_and_loses_a_node(cluster):
     assert weights_printed(log[job]) == weights_printed(log[whole])
 
 
+LONG = "SOAK" in os.environ
 LANES = (
     (
         preempted_three_times,
@@ -258,12 +273,13 @@ LANES = (
         a_killed_rank_is_not_tried_again,
         cancelled_by_its_owner_it_stays_cancelled,
         sent_again_by_hand_it_begins_anew,
+        *((four_ranks_on_two_nodes_are_preempted,) if LONG else ()),
     ),
     (
         its_time_limit_is_near,
         a_node_dies,
         programs_of_the_user_s_go_on,
-        *((a_program_of_the_user_s_is_preempted_and_loses_a_node,) if "SOAK" in os.environ else ()),
+        *((a_program_of_the_user_s_is_preempted_and_loses_a_node,) if LONG else ()),
     ),
 )
 

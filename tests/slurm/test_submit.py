@@ -374,3 +374,16 @@ def test_a_run_goes_on_from_the_checkpoints_that_it_was_given(testbed, project):
     testbed.run("sbatch", "--wait", "--output=/dev/null", given.parent / "script.sbatch")
     (again,) = set(given.parent.glob("logs/*_0_log.out")) - {log}
     assert again.read_text().endswith("none\n")
+
+
+def test_a_secret_reaches_the_job_and_no_file_of_it(testbed, project):
+    (project / "hpcdist.toml").write_text("")
+    options = ("--run", "secret", "--env", "HF_TOKEN=hf_not_to_be_seen", "--gpus", 0, "--wait")
+    done = testbed.hpcdist("submit", *options, "--", "sh", "-c", "echo ${#HF_TOKEN}", cwd=project)
+    assert done.code == 0, done.err
+    run = project / "jobs" / "runs" / "secret"
+    assert [path.read_text() for path in run.glob("logs/*_0_log.out")] == ["17\n"]
+    job = json.loads((run / "job.json").read_text())["job_id"]
+    stored = testbed.run("scontrol", "write", "batch_script", job, "-")
+    texts = [path.read_text() for path in project.rglob("*") if path.is_file()]
+    assert [text for text in (*texts, stored, done.out, done.err) if "hf_not" in text] == []
