@@ -27,10 +27,13 @@ class Pauses(Callback):
     a second and after the same step: the step is computed from what the last agreement exchanged. Where ranks go their
     own pace it is the parameter server that calls them together, for which every rank tells it when it was asked.
 
+    A checkpoint is taken before its time where the next chance comes after it: at the next agreement, or, near the end
+    of an epoch, after a test. So no more than the interval is lost, where that is longer than a test.
+
     Args:
         checkpoints: What takes them.
         rank: This rank, with the file that asks it to stop.
-        interval_s: Seconds between checkpoints.
+        interval_s: Seconds between checkpoints at most.
         steps: Optimizer steps in all.
     """
 
@@ -41,6 +44,8 @@ class Pauses(Callback):
         self._steps = steps
         self._agreed = (0, time.monotonic())  # after which step, and when
         self._next = 0
+        self._test_began = 0.0
+        self._test_s = math.inf  # until one was seen
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Starts the stop-watches."""
@@ -68,9 +73,19 @@ class Pauses(Callback):
         if step >= self._next and not isinstance(trainer.strategy, AsyncServer):
             self._pause(trainer, module, step)
 
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """A test begins."""
+        self._test_began = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """The next one will take as long."""
+        self._test_s = time.monotonic() - self._test_began
+
     def _pause(self, trainer: Trainer, module: LightningModule, step: int) -> None:
         strategy = trainer.strategy
-        stop, save = self._agree(step, module.device)
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        left = (trainer.num_training_batches - progress.ready) / trainer.accumulate_grad_batches
+        stop, save = self._agree(step, left, module.device)
         if stop or save:
             self._checkpoints.take(trainer)
         if stop:
@@ -82,12 +97,14 @@ class Pauses(Callback):
                 dist.barrier()
             raise StoppedError(f"asked to stop: saved after step {step} of {self._steps}")
 
-    def _agree(self, step: int, device: torch.device) -> tuple[bool, bool]:
+    def _agree(self, step: int, left: float, device: torch.device) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save; `left` is of the epoch's steps."""
         last_step, last_time = self._agreed
         now = time.monotonic()
         asked = self._rank.stop_file is not None and self._rank.stop_file.exists()
-        due = self._rank.rank == 0 and self._checkpoints.is_due(self._interval_s)
         step_s = (now - last_time) / max(1, step - last_step)
+        next_s = INTERVAL_S + (self._test_s if 0 < left * step_s <= INTERVAL_S + step_s else 0)
+        due = self._rank.rank == 0 and self._checkpoints.is_due(self._interval_s - next_s)
         wishes = torch.tensor([asked, due, step_s], dtype=torch.float64, device=device)
         if self._rank.world_size > 1:
             dist.all_reduce(wishes, dist.ReduceOp.MAX)
