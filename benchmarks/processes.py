@@ -31,18 +31,9 @@ class Machine(NamedTuple):
         return os.environ | {"OMP_NUM_THREADS": str(self.threads)} | more
 
 
-def train(
-    machine: Machine,
-    folder: Path,
-    options: Sequence[str],
-    *,
-    target: float | None = None,
-    rank: int = 0,
-    ranks: int = 1,
-    port: int = 0,
-) -> TrainingMetrics:
-    """Runs one rank to its end."""
-    return finish(folder, start(machine, folder, options, target=target, rank=rank, ranks=ranks, port=port), rank)
+def train(machine: Machine, folder: Path, options: Sequence[str], *, target: float | None = None) -> TrainingMetrics:
+    """Runs a training of one rank to its end."""
+    return finish(folder, start(machine, folder, options, target=target))
 
 
 def start(
