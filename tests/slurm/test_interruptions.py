@@ -302,13 +302,21 @@ def test_interrupted(under_way, scene):
 
 
 def test_controller_and_accounting_are_away_for_half_a_minute(cluster):
-    """The last: nothing else can go on without them."""
-    job = cluster.submit("--checkpoint-every", "1s")
+    """The last: nothing else can go on without them. The one trains meanwhile, the other comes to its srun."""
+    job = cluster.submit("--checkpoint-every", "1s", *FIRST_HALF)
+    away = cluster.folder / "away"
+    setup = f"until [ -e {away} ]; do sleep 0.1; done"
+    begins = cluster.submit("--max-steps", 5, "--setup", setup, *SECOND_HALF)
     job.wait_for_step(10)
+    assert begins.field("JobState") == "RUNNING"
     daemons = Path(cluster.testbed.env["SLURM_CONF"]).parents[1] / "run"
     for name in ("slurmctld", "slurmdbd"):
         os.kill(int((daemons / f"{name}.pid").read_text()), signal.SIGKILL)
+    away.touch()
     time.sleep(30)
     cluster.testbed.run(REPOSITORY / "testbed/up")
     cluster.assert_ends_untouched(job)
     assert job.field("Restarts") == "0"
+    assert begins.wait().code == 0
+    assert begins.step() == 5
+    assert any("controller does not answer" in path.read_text() for path in begins.folder.glob("logs/*"))
