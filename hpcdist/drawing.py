@@ -28,7 +28,7 @@ PART_COLOURS = {
     "waiting": "#d883a6",
     "other": "#a9b0b8",
 }
-MARKERS = "os^DvPXp"
+MARKERS = "os^DvPXp*h<>"
 WIDTH_IN = 4.7
 
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif"

@@ -162,12 +162,13 @@ class TrainBatches:
         if self._ordered != self.epoch:
             order_N = shuffle_indices(len(self.split.labels_N), self.seed, self.epoch)
             self._ordered, self._order_N = self.epoch, order_N.to(self.split.labels_N.device)
-        indices_B = self._order_N[batch * self.batch_size : (batch + 1) * self.batch_size]
+        begin = batch * self.batch_size
+        count = min(self.batch_size, len(self._order_N) - begin)
         # Of a last batch with fewer samples than parts the last part has some, so each step has a loss.
-        part_begin, part_end = cut_shard(len(indices_B), part, parts)
+        part_begin, part_end = cut_shard(count, part, parts)
         first, last = cut_shard(part_end - part_begin, rank, world_size)
-        mine = slice(part_begin + first, part_begin + last)
-        return Share(indices_B[mine], mine.start, batch, len(indices_B))
+        mine = part_begin + first
+        return Share(self._order_N[begin + mine : begin + part_begin + last], mine, batch, count)
 
     def load(self, shares: Iterator[Share]) -> Iterator[Batch]:
         """The samples of the shares."""

@@ -31,6 +31,7 @@ from hpcdist.train.failure import LastWords
 from hpcdist.train.goal import Goal
 from hpcdist.train.lean import NoProfiler, take_lean_steps
 from hpcdist.train.loggers import RunLoggers, open_loggers
+from hpcdist.train.memory import keep_freed_memory
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.own_pace import share_out
@@ -69,6 +70,7 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
         join_process_group(rank, device, open_store(rank))
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
     use_threads(threads)
+    keep_freed_memory()
     outcome.learn(world_size=rank.world_size)
     if options.training.module:
         from hpcdist.train.own import fit_own  # most trainings have no module of their own

@@ -99,11 +99,24 @@ class LeanStep:
         return hooks if own is None else [*hooks, own]
 
     def __call__(self, fetcher: Any) -> None:
-        """Trains one batch."""
-        loop = self._loop
-        if loop.restarting:  # from a checkpoint, where Lightning first finds out what was done
+        """Trains batches until Lightning has something to do between two of them."""
+        if self._loop.restarting:  # from a checkpoint, where Lightning first finds out what was done
             self._lightnings(fetcher)
+            self._trainer.strategy.optimizers[0].zero_grad()
             return
+        self._train(fetcher)
+        while not self._is_lightnings_turn():
+            self._loop._batches_that_stepped += 1
+            self._train(fetcher)
+
+    def _is_lightnings_turn(self) -> bool:
+        loop, trainer = self._loop, self._trainer
+        done = loop.automatic_optimization.optim_progress.optimizer_steps
+        is_last = loop.batch_progress.is_last_batch or done == loop.max_steps
+        return bool(is_last or trainer.should_stop or loop._skip_next_val)
+
+    def _train(self, fetcher: Any) -> None:
+        loop = self._loop
         batch = next(fetcher)[0]
         progress = loop.batch_progress
         progress.is_last_batch = fetcher.done
@@ -124,23 +137,20 @@ class LeanStep:
 
     def end(self, fetcher: Any) -> None:
         """What Lightning does between two steps."""
-        loop = self._loop
-        if loop.batch_progress.is_last_batch or self._trainer.should_stop or loop._skip_next_val:
+        if self._is_lightnings_turn():
             self._lightnings_end(fetcher)
-        else:
-            loop._batches_that_stepped += 1
+        else:  # the first step after a checkpoint
+            self._loop._batches_that_stepped += 1
 
     def _step(self, batch: Any, number: int) -> None:
         strategy, done = self._trainer.strategy, self._loop.automatic_optimization.optim_progress.optimizer
         optimizer = strategy.optimizers[0]
+        is_wrapped = not self._is_plain or strategy.model is not self._module
+        training_step = strategy.training_step if is_wrapped else self._module.training_step
 
         def train() -> Tensor:
             with torch.enable_grad():
-                loss: Tensor = strategy.training_step(batch, number)  # type: ignore[assignment]
-                done.zero_grad.increment_ready()
-                done.zero_grad.increment_started()
-                optimizer.zero_grad()
-                done.zero_grad.increment_completed()
+                loss: Tensor = training_step(batch, number)  # type: ignore[assignment]
                 if self._is_plain:
                     self._backward(strategy, loss)
                 else:
@@ -156,6 +166,11 @@ class LeanStep:
         else:
             strategy.optimizer_step(optimizer, train)
         done.step.increment_completed()
+        # Now, not after the next forward pass as Lightning has it: what the optimizer touched is still in the caches.
+        done.zero_grad.increment_ready()
+        done.zero_grad.increment_started()
+        optimizer.zero_grad()
+        done.zero_grad.increment_completed()
 
     def _backward(self, strategy: Strategy, loss: Tensor) -> None:
         """As `Strategy.backward` in single precision."""

@@ -123,8 +123,8 @@ class Classifier(LightningModule):
 
 def ends_step(trainer: Trainer) -> bool:
     """Whether the batch that was just computed ended an optimizer step, and was not only a part of one."""
-    batches: int = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return batches % trainer.accumulate_grad_batches == 0
+    parts = trainer.accumulate_grad_batches
+    return parts == 1 or trainer.fit_loop.epoch_loop.batch_progress.current.ready % parts == 0
 
 
 def _step_sums(loss_sum: Tensor, logits_BK: Tensor, labels_B: Tensor) -> Tensor:

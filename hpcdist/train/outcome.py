@@ -22,15 +22,20 @@ class Outcome:
         self.clock = clock
         self._path = path
         self._known = TrainingMetrics()
+        self._counts: dict[str, int] = {}
 
     def learn(self, **figures: Any) -> None:
         """Replaces fields of `TrainingMetrics`."""
         self._known = msgspec.structs.replace(self._known, **figures)
 
+    def count(self, *, steps: int, samples: int) -> None:
+        """Replaces the two that change in every step, where a new `TrainingMetrics` each time would cost."""
+        self._counts = {"steps": steps, "samples": samples}
+
     def metrics(self) -> TrainingMetrics:
         """What is known now."""
         phases_s = {name: round(seconds, 6) for name, seconds in self.clock.seconds().items()}
-        return msgspec.structs.replace(self._known, phases_s=phases_s)
+        return msgspec.structs.replace(self._known, phases_s=phases_s, **self._counts)
 
     def write(self) -> None:
         """Writes the file.

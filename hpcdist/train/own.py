@@ -107,7 +107,7 @@ class OwnRecorder(Recorder):
         if self._is_first:
             self._outcome.learn(global_batch_size=self._images)
         self._count_step(trainer, module)
-        self._outcome.learn(steps=trainer.global_step, samples=self._samples)
+        self._outcome.count(steps=trainer.global_step, samples=self._samples)
 
     def _test_figures(self, trainer: Trainer, module: LightningModule) -> tuple[float | None, float | None]:
         return _find(trainer, ACCURACY_NAMES), _find(trainer, LOSS_NAMES)

@@ -59,7 +59,7 @@ class Pauses(Callback):
             return
         step = count_steps_done(trainer)
         strategy = trainer.strategy
-        if isinstance(strategy, AsyncServer):
+        if type(strategy) is AsyncServer:
             is_time = strategy.is_paused
         else:
             is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch

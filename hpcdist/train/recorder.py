@@ -30,6 +30,8 @@ class Recorder(Callback):
         self._logger, self._log_every = logger, log_every
         self._step_times = StepTimes()
         self._is_first = True
+        self._step = 0  # this rank's own; counted here, because asking Lightning costs microseconds each time
+        self._is_cpu = True
         self._images = 0  # over all ranks
         self._first_images = 0
         self._lr = 0.0
@@ -40,10 +42,11 @@ class Recorder(Callback):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Everything is set up."""
         self._clock.enter("first_step")
+        self._step, self._is_cpu = trainer.global_step, module.device.type == "cpu"
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Notes the learning rate: after the step it is the next one's."""
-        if self._logs_at(trainer.global_step + 1):
+        if self._logs_at(self._step + 1):
             self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
@@ -54,19 +57,19 @@ class Recorder(Callback):
             return
         self._images = count_images(trainer, batch, self._images)
         self._count_step(trainer, module)
-        self._outcome.learn(steps=count_steps_done(trainer), samples=_classifier(module).tally.samples)
+        self._outcome.count(steps=count_steps_done(trainer), samples=_classifier(module).tally.samples)
 
     def _count_step(self, trainer: Trainer, module: LightningModule) -> None:
-        step = trainer.global_step  # this rank's own
+        self._step += 1
         is_first, self._is_first = self._is_first, False
         if is_first:
             settle(module)
             self._first_images = self._images
             self._clock.enter("steady")
             self._outcome.learn(steady_at_s=time.time())
-        if self._logs_at(step):
+        if self._logs_at(self._step):
             self._log_point(module, count_steps_done(trainer))
-        self._step_times.tick(settled=is_first or self._logs_at(step) or module.device.type == "cpu")
+        self._step_times.tick(settled=self._is_cpu or is_first or self._logs_at(self._step))
 
     def _logs_at(self, step: int) -> bool:
         return step % self._log_every == 0

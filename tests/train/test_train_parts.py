@@ -1,6 +1,9 @@
 """The parts of the training that can be tried without training."""
 
 import os
+import platform
+import subprocess
+import sys
 import time
 
 import pytest
@@ -81,6 +84,32 @@ class TestOptions:
     def test_batch_that_leaves_ranks_without_samples_is_refused(self):
         with pytest.raises(UsageError, match="4 ranks"):
             parse_options(["--nodes", "4", "--batch-size", "3"])
+
+
+# Takes and frees a piece again and again; the pages that came anew at the last time.
+COUNT_PAGES = """
+import resource, sys
+from hpcdist.train.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    pieces = [b"x" * int(sys.argv[2]) for _ in range(3)]
+    del pieces
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(pages)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_kept():
+    def count(mode, size_bytes):
+        command = [sys.executable, "-c", COUNT_PAGES, mode, str(size_bytes)]
+        return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+    # By itself glibc gives every piece back that is larger than 32 MiB, and smaller ones as it happens.
+    assert count("leave", 40_000_000) > 20_000
+    assert count("keep", 28_000_000) < 100
 
 
 class TestThreads:
