@@ -13,36 +13,45 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.exchange import POLL_S, Exchange, connect
 from hpcdist.train.flat import list_statistics, list_weights
 from hpcdist.train.options import Options
 from hpcdist.train.sync_server import SyncServer
 
 BF16_BYTES = 2
-# So long a rank asks again and again whether an all-reduce is done. A thread that sleeps takes milliseconds to wake up
-# where its core went idle, several times what the all-reduce itself takes on one node or between near ones.
-POLL_S = 0.02
 
 
 class PolledStrategy(DDPStrategy):
-    """All-reduce between CPUs, whose last wait polls."""
+    """All-reduce between CPUs, which the ranks poll for where they would wait for it.
 
-    def __init__(self) -> None:
+    Args:
+        rank: This rank.
+    """
+
+    def __init__(self, rank: RankEnvironment) -> None:
         # Gradients live in the all-reduce's buckets: two copies less in each step.
         super().__init__(gradient_as_bucket_view=True)
+        self._rank = rank
 
     def configure_ddp(self) -> None:
         """Registers the hook, which Lightning 2.6.6 leaves out on CPUs."""
         super().configure_ddp()
         if isinstance(self.model, DistributedDataParallel):
-            self.model.register_comm_hook(None, reduce_and_poll)
+            self.model.register_comm_hook(connect(self._rank), reduce_and_poll)
 
 
-def reduce_and_poll(_: None, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
+def reduce_and_poll(exchange: Exchange | None, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
     """The mean of the ranks' gradients, as DDP has it.
 
     Only the last bucket is polled for: at the others the backward pass goes on meanwhile.
     """
-    work = dist.all_reduce(bucket.buffer().div_(dist.get_world_size()), async_op=True)
+    values = bucket.buffer().div_(dist.get_world_size())
+    if exchange is not None and bucket.is_last() and exchange.fits(values):
+        exchange.all_reduce(values)
+        done: Future[Tensor] = Future()
+        done.set_result(values)
+        return done
+    work = dist.all_reduce(values, async_op=True)
     if work is None:
         raise RuntimeError("this rank is in no process group")
     if bucket.is_last():
@@ -75,7 +84,7 @@ def build_strategy(options: Options, rank: RankEnvironment, device: torch.device
         case "ddp-bf16":
             return CompressedStrategy()
         case _:
-            return PolledStrategy() if device.type == "cpu" else DDPStrategy(gradient_as_bucket_view=True)
+            return PolledStrategy(rank) if device.type == "cpu" else DDPStrategy(gradient_as_bucket_view=True)
 
 
 def count_bytes(strategy: Strategy, network: nn.Module) -> int:

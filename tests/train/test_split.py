@@ -63,7 +63,7 @@ class ProfiledSteps:
             if not optimizer:
                 continue  # a test, or the backward pass before the first step, which settles DDP's buckets
             back = optimizer[0]
-            ready = [event["ts"] for event in step if event["name"] == "c10d::allreduce_" and event["ts"] < back][-1]
+            ready = [event["ts"] for event in step if event["name"] == "all-reduce" and event["ts"] < back][-1]
             self.compute_s.append((ready - begun) / 1e6)
             self.communication_s.append((back - ready) / 1e6)
 
