@@ -15,7 +15,7 @@ from tests.conftest import HPCDIST, run_hpcdist
 
 @pytest.fixture
 def runs(project, stand_in):
-    """Two runs, the later one first, a study, and a cluster with two partitions."""
+    """Two runs, the later one first, a study, two sites, and a cluster with two partitions."""
     for at, (name, job_id) in enumerate((("mnist-2x1-aa", "1234"), ("train-1x1-bb", None))):
         folder = project / "jobs" / "runs" / name
         folder.mkdir(parents=True)
@@ -23,6 +23,7 @@ def runs(project, stand_in):
         os.utime(folder, (at, at))
     (project / "jobs" / "studies" / "layouts").mkdir(parents=True)
     (project / "jobs" / "studies" / "layouts" / "study.json").write_text("{}")
+    (project / "hpcdist.toml").write_text('[sites.alpha]\ncluster = "alpha*"\n[sites.beta]\n')
     stand_in("sinfo", "printf 'gpu\\ncpu\\ngpu\\n'")
     return project
 
@@ -47,6 +48,8 @@ def complete(line):
         ("seff --study ", ["layouts"]),
         ("submit --partition ", ["cpu", "gpu"]),
         ("render --partition g", ["gpu"]),
+        ("submit --site ", ["alpha", "beta"]),
+        ("doctor --site b", ["beta"]),
         ("submit --dependency m", ["mnist-2x1-aa"]),
         ("submit --nod", ["--nodes", "--nodelist"]),
         ("lint --explain rank-", ["rank-death"]),

@@ -1,4 +1,4 @@
-"""What the shell offers at Tab: this project's jobs and studies, the cluster's partitions, the codes of lint's rules.
+"""What the shell offers at Tab: jobs, studies and sites of this project, the cluster's partitions, lint's codes.
 
 Each is looked for only when Tab is pressed; nothing that goes wrong is told, since it would spoil the line being typed.
 """
@@ -70,6 +70,15 @@ def _list_partitions() -> Iterator[tuple[str, str]]:
     return ((name, "") for name in name_partitions())
 
 
+def _list_sites() -> Iterator[tuple[str, str]]:
+    from hpcdist.project import find_project, read_options
+    from hpcdist.site_file import PROFILES
+
+    config = find_project(Path.cwd()).config
+    profiles = read_options(config, site=True).get(PROFILES, {}) if config else {}
+    return ((name, str(one.get("cluster", ""))) for name, one in profiles.items())
+
+
 def _list_codes() -> Iterator[tuple[str, str]]:
     from hpcdist.lint import RULES
 
@@ -80,5 +89,6 @@ offer_jobs = _offer(_list_jobs)
 offer_studies = _offer(_list_studies)
 offer_studies_and_jobs = _offer(lambda: chain(_list_studies(), _list_jobs()))
 offer_partitions = _offer(_list_partitions)
+offer_sites = _offer(_list_sites)
 offer_code = _offer(lambda: chain([("all", "a list of them")], _list_codes()))
 offer_codes = _offer(_list_codes, separator=",")

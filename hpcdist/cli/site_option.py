@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from hpcdist.cli.offers import offer_sites
 from hpcdist.here import open_project
 from hpcdist.project import Project
 
@@ -19,6 +20,7 @@ SITE = click.option(
     metavar="NAME",
     expose_value=False,
     callback=_remember,
+    shell_complete=offer_sites,
     help="Profile of hpcdist.toml [by the cluster's name].",
 )
 

@@ -37,7 +37,10 @@ class PolledStrategy(DDPStrategy):
         """Registers the hook, which Lightning 2.6.6 leaves out on CPUs."""
         super().configure_ddp()
         if isinstance(self.model, DistributedDataParallel):
-            self.model.register_comm_hook(connect(self._rank), reduce_and_poll)
+            exchange = connect(self._rank)
+            if exchange is None and self._rank.rank == 0:
+                print("the ranks open no ports to each other: all gradients go through gloo", flush=True)
+            self.model.register_comm_hook(exchange, reduce_and_poll)
 
 
 def reduce_and_poll(exchange: Exchange | None, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
