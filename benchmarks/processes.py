@@ -33,26 +33,35 @@ class Machine(NamedTuple):
 
 def train(machine: Machine, folder: Path, options: Sequence[str], *, target: float | None = None) -> TrainingMetrics:
     """Runs a training of one rank to its end."""
-    return finish(folder, start(machine, folder, options, target=target))
+    goal = ["--target-accuracy", str(target)] if target else []
+    return finish(folder, start(machine, folder, ["hpcdist.train", *options, *goal]))
 
 
 def start(
     machine: Machine,
     folder: Path,
-    options: Sequence[str],
+    arguments: Sequence[str],
     *,
-    target: float | None = None,
     rank: int = 0,
     ranks: int = 1,
     port: int = 0,
     gpu: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts one rank of a node's; of all its GPUs it sees the one given, or all."""
+    """Starts one rank of a node's.
+
+    Args:
+        machine: What all run with.
+        folder: For what it writes.
+        arguments: The module, and its arguments up to the options of the training.
+        rank: Which it is.
+        ranks: How many there are.
+        port: Where they meet.
+        gpu: The one that it sees; None for all.
+    """
     is_gpu = machine.accelerator == "gpu"
     layout = ["--gpus", str(ranks)] if is_gpu else ["--gpus", "0", "--tasks-per-node", str(ranks)]
-    command = [sys.executable, "-m", "hpcdist.train", *layout, "--cpus-per-task", str(machine.threads)]
-    command += ["--data-dir", str(machine.data_dir), "--accelerator", machine.accelerator, *options]
-    command += ["--target-accuracy", str(target)] if target else []
+    command = [sys.executable, "-m", *arguments, *layout, "--cpus-per-task", str(machine.threads)]
+    command += ["--data-dir", str(machine.data_dir), "--accelerator", machine.accelerator]
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "NODE_RANK": 0}
     group = {name: str(value) for name, value in names.items()} if ranks > 1 else {}
     group |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
