@@ -10,6 +10,7 @@ import secrets
 import select
 import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 import psutil
@@ -46,8 +47,12 @@ class Exchange:
         """Whether they are few enough for it."""
         return values.device.type == "cpu" and values.nbytes * len(self._peers) <= MOST_BYTES
 
-    def all_reduce(self, values: Tensor) -> None:
-        """Replaces the values, which must lie in one row and fit, by their sums over all ranks; all must call it.
+    def all_reduce(self, values: Tensor, combine: Callable[..., Tensor] = torch.add) -> None:
+        """Combines the values, which must lie in one row and fit, with those of all ranks; all must call it.
+
+        Args:
+            values: Replaced by what comes out: their sums, unless `combine` says otherwise.
+            combine: `torch.add` or `torch.maximum`, or what else takes two tensors and `out`.
 
         Raises:
             RuntimeError: The connection to a rank broke.
@@ -57,12 +62,12 @@ class Exchange:
             peer: buffer[: values.nbytes].view(values.dtype).view_as(values) for peer, buffer in self._received.items()
         }
         if len(others) == 1:
-            values.add_(*others.values())
+            combine(values, *others.values(), out=values)
             return
         first, *rest = (one for _, one in sorted({**others, self._rank: values}.items()))
         total = first.clone()
         for one in rest:
-            total.add_(one)
+            combine(total, one, out=total)
         values.copy_(total)
 
     def _swap(self, values: Tensor) -> None:

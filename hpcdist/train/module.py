@@ -14,6 +14,7 @@ from hpcdist.train.data import Batch, ImageData
 from hpcdist.train.models import build_optimizer
 from hpcdist.train.pace import count_steps_done
 from hpcdist.train.schedules import Rates, follow
+from hpcdist.train.strategies import all_reduce
 
 
 class Tally:
@@ -99,7 +100,7 @@ class Classifier(LightningModule):
             raise RuntimeError("no step was trained yet")
         loss_sum, logits_BK, labels_B = self.tally.last_step
         sums = _step_sums(loss_sum, logits_BK, labels_B)
-        loss, correct, count = sums.tolist() if self.rank_count == 1 else _sums_over_ranks(sums)
+        loss, correct, count = sums.tolist() if self.rank_count == 1 else self._sum_over_ranks(sums)
         return loss / max(1, count), correct / max(1, count)
 
     def on_validation_epoch_start(self) -> None:
@@ -116,9 +117,15 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Sums over ranks: exact, and the same figure on each."""
-        loss_sum, correct, count = _sums_over_ranks(self._test_sums)
+        loss_sum, correct, count = self._sum_over_ranks(self._test_sums)
         self.test_loss, self.test_accuracy = loss_sum / count, correct / count
         self.tested_at_step = count_steps_done(self.trainer)
+
+    def _sum_over_ranks(self, sums: Tensor) -> tuple[float, float, float]:
+        if torch.distributed.is_initialized():
+            all_reduce(self.trainer.strategy, sums)
+        loss_sum, correct, count = sums.tolist()
+        return loss_sum, correct, count
 
 
 def ends_step(trainer: Trainer) -> bool:
@@ -132,10 +139,3 @@ def _step_sums(loss_sum: Tensor, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     correct = (logits_BK.argmax(dim=1) == labels_B).sum()
     count = torch.tensor(len(labels_B), device=labels_B.device)
     return torch.stack([loss_sum.double(), correct.double(), count.double()])
-
-
-def _sums_over_ranks(sums: Tensor) -> tuple[float, float, float]:
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
-    loss_sum, correct, count = sums.tolist()
-    return loss_sum, correct, count

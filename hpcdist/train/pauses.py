@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.strategies import Strategy
 
 from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.checkpoints import Checkpoints
@@ -15,6 +16,7 @@ from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import StoppedError
 from hpcdist.train.module import Classifier, ends_step
 from hpcdist.train.pace import count_steps_done
+from hpcdist.train.strategies import all_reduce
 
 # How often the ranks agree. Each time costs an all-reduce of three numbers: 0.5 % of the time at 2.5 ms.
 INTERVAL_S = 0.5
@@ -85,7 +87,7 @@ class Pauses(Callback):
         strategy = trainer.strategy
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         left = (trainer.num_training_batches - progress.ready) / trainer.accumulate_grad_batches
-        stop, save = self._agree(step, left, module.device)
+        stop, save = self._agree(strategy, step, left, module.device)
         if stop or save:
             self._checkpoints.take(trainer)
         if stop:
@@ -97,7 +99,7 @@ class Pauses(Callback):
                 dist.barrier()
             raise StoppedError(f"asked to stop: saved after step {step} of {self._steps}")
 
-    def _agree(self, step: int, left: float, device: torch.device) -> tuple[bool, bool]:
+    def _agree(self, strategy: Strategy, step: int, left: float, device: torch.device) -> tuple[bool, bool]:
         """Whether to stop, and whether to save; `left` is of the epoch's steps."""
         last_step, last_time = self._agreed
         now = time.monotonic()
@@ -107,7 +109,7 @@ class Pauses(Callback):
         due = self._rank.rank == 0 and self._checkpoints.is_due(self._interval_s - next_s)
         wishes = torch.tensor([asked, due, step_s], dtype=torch.float64, device=device)
         if self._rank.world_size > 1:
-            dist.all_reduce(wishes, dist.ReduceOp.MAX)
+            all_reduce(strategy, wishes, is_largest=True)
         stop, save, step_s = wishes.tolist()
         self._agreed = (step, now)
         self._next = step + max(1, math.ceil(INTERVAL_S / step_s))

@@ -32,15 +32,16 @@ class PolledStrategy(DDPStrategy):
         # Gradients live in the all-reduce's buckets: two copies less in each step.
         super().__init__(gradient_as_bucket_view=True)
         self._rank = rank
+        self.exchange: Exchange | None = None
 
     def configure_ddp(self) -> None:
         """Registers the hook, which Lightning 2.6.6 leaves out on CPUs."""
         super().configure_ddp()
         if isinstance(self.model, DistributedDataParallel):
-            exchange = connect(self._rank)
-            if exchange is None and self._rank.rank == 0:
+            self.exchange = connect(self._rank)
+            if self.exchange is None and self._rank.rank == 0:
                 print("the ranks open no ports to each other: all gradients go through gloo", flush=True)
-            self.model.register_comm_hook(exchange, reduce_and_poll)
+            self.model.register_comm_hook(self.exchange, reduce_and_poll)
 
 
 def reduce_and_poll(exchange: Exchange | None, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
@@ -62,6 +63,15 @@ def reduce_and_poll(exchange: Exchange | None, bucket: dist.GradBucket) -> Futur
         while not work.is_completed() and time.perf_counter() < deadline:
             os.sched_yield()
     return work.get_future().then(lambda future: future.value()[0])
+
+
+def all_reduce(strategy: Strategy, values: Tensor, *, is_largest: bool = False) -> None:
+    """Replaces a few numbers by their sums over all ranks, or the largest, in the quickest way; all must call it."""
+    exchange = strategy.exchange if isinstance(strategy, PolledStrategy) else None
+    if exchange is not None and exchange.fits(values):
+        exchange.all_reduce(values, torch.maximum if is_largest else torch.add)
+    else:
+        dist.all_reduce(values, dist.ReduceOp.MAX if is_largest else dist.ReduceOp.SUM)
 
 
 class CompressedStrategy(DDPStrategy):

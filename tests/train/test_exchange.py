@@ -60,6 +60,14 @@ def test_every_rank_has_the_sum_in_the_order_of_ranks(connected, ranks, kind):
             assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_largest_of_all_ranks_is_found_too(connected, ranks):
+    tensors = [torch.tensor([rank, -rank, 7.0], dtype=torch.float64) for rank in range(ranks)]
+    with ThreadPoolExecutor(ranks) as pool:
+        list(pool.map(lambda one, values: one.all_reduce(values, torch.maximum), connected(ranks), tensors))
+    assert [one.tolist() for one in tensors] == [[ranks - 1, 0, 7]] * ranks
+
+
 def test_the_most_that_fits_passes_though_it_is_more_than_a_socket_holds(connected):
     exchanges = connected(2)
     most = torch.arange(MOST_BYTES // 4, dtype=torch.float32)
