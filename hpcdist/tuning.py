@@ -3,6 +3,7 @@
 Throughput grows with the batch until the processors are busy, so batches are doubled until that no longer pays.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -83,11 +84,20 @@ def next_batches(search: Search, attempts: Sequence[Attempt]) -> tuple[int, ...]
         half = tried[0].batch_size // 2 // search.multiple * search.multiple
         # What fails for another reason than memory fails with a smaller batch, too.
         is_too_large = tried[0].out_of_memory or tried[0].failure is None
-        return (half,) if is_too_large and half >= search.least else ()
+        can_fit = (_least_memory(tried) or 0.0) <= MOST_MEMORY
+        return (half,) if is_too_large and can_fit and half >= search.least else ()
     for before, one in zip([None, *tried], tried, strict=False):
         if not one.fits or _reaches(search, one) or (before and _gain(before, one) < GAIN):
             return ()
     return _doublings(2 * tried[-1].batch_size, search)
+
+
+def _least_memory(tried: Sequence[Attempt]) -> float | None:
+    """What would be taken without a batch: on a line through the two smallest ones; None where it can't be told."""
+    if len(tried) < 2 or tried[0].memory_share is None or tried[1].memory_share is None:
+        return None
+    per_sample = (tried[1].memory_share - tried[0].memory_share) / (tried[1].batch_size - tried[0].batch_size)
+    return tried[0].memory_share - max(0.0, per_sample) * tried[0].batch_size
 
 
 def _doublings(first: int, search: Search) -> tuple[int, ...]:
@@ -147,8 +157,7 @@ def explain(search: Search, attempts: Sequence[Attempt], chosen: Attempt | None,
     """Why that one, and where the search ended; one sentence each."""
     tried = sorted((one for one in attempts if one.workers is None), key=lambda one: one.batch_size)
     if chosen is None:
-        reasons = [one.failure or f"{_percent(one.memory_share)} of the memory" for one in tried]
-        return [f"No batch size ran with memory to spare: {'; '.join(dict.fromkeys(reasons))}."]
+        return _explain_none(tried)
     speed = f"{chosen.images_per_s:,.0f} images/s"
     busy = "" if chosen.utilization is None else f", {chosen.processor}s {_percent(chosen.utilization)} busy"
     said = [f"Batch {chosen.batch_size}: {speed}{busy}."]
@@ -170,6 +179,20 @@ def explain(search: Search, attempts: Sequence[Attempt], chosen: Attempt | None,
     if crowded := [one.batch_size for one in tried if one.is_crowded]:
         told = ", ".join(map(str, crowded))
         said.append(f"While {told} ran, other programs took the node's CPUs: these speeds can't be compared.")
+    return said
+
+
+def _explain_none(tried: Sequence[Attempt]) -> list[str]:
+    reasons = [one.failure or f"{_percent(one.memory_share)} of the memory" for one in tried]
+    said = [f"No batch size ran with memory to spare: {'; '.join(dict.fromkeys(reasons))}."]
+    least = _least_memory(tried)
+    if least is not None and least > MOST_MEMORY:
+        said.append(
+            f"Without any batch it would take {_percent(least)} of it, the limit being {_percent(MOST_MEMORY)}."
+        )
+        if tried[0].processor == "CPU":
+            more = math.ceil(10 * (tried[0].memory_share or 0.0) / MOST_MEMORY) / 10
+            said.append(f"Ask for at least {more:.1f} times the memory (--mem) and tune again.")
     return said
 
 

@@ -88,6 +88,26 @@ def test_halving_ends_at_a_sample_per_rank_and_a_failure_of_another_kind_is_not_
     ]
 
 
+def test_where_the_program_itself_takes_the_memory_nothing_smaller_is_tried_and_more_is_asked_for():
+    share = {512: 0.94, 256: 0.93}  # on a line that is at 0.92 without a batch; 0.93 / 0.8 = 1.16
+    attempts, rounds = settle(Search(start=512), lambda size: {"images_per_s": 10.0, "memory_share": share[size]})
+    assert rounds == [(512,), (256,)]
+    assert explain(Search(start=512), attempts, None, has_workers=False) == [
+        "No batch size ran with memory to spare: 93 % of the memory; 94 % of the memory.",
+        "Without any batch it would take 92 % of it, the limit being 80 %.",
+        "Ask for at least 1.2 times the memory (--mem) and tune again.",
+    ]
+
+
+def test_a_batch_whose_memory_is_its_own_is_halved_until_it_fits():
+    # 0.4 without a batch, and 0.4 for each 256 samples.
+    attempts, rounds = settle(
+        Search(start=1024), lambda size: {"images_per_s": 10.0, "memory_share": 0.4 + 0.4 * size / 256}
+    )
+    assert rounds == [(1024,), (512,), (256,)]
+    assert choose_batch(Search(start=1024), attempts).batch_size == 256
+
+
 @pytest.mark.parametrize(
     ("training", "most", "rounds"),
     [
