@@ -138,6 +138,8 @@ class Soaked:
             since_s: When that attempt began to train.
             broken_at_s: When it was broken; asked to stop, it may have come further and saved that.
         """
+        if step is not None and step == steps:
+            return 0.0  # also where its file came after the last look
         first = self.rank(0)["started_at_s"]
         # The latest of each step: one that was cut is taken again by the attempt after.
         by_time = sorted(self.before.items(), key=lambda one: one[1])
