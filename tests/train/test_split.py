@@ -41,6 +41,7 @@ HOOKS = {
     "on_train_batch_end": 3,
 }
 CPU = torch.device("cpu")
+GRADIENT = "torch::autograd::AccumulateGrad"  # a parameter's is there at its end
 
 
 def assert_parts_are_the_step(split):
@@ -48,8 +49,16 @@ def assert_parts_are_the_step(split):
     assert all(split[part] >= 0 for part in PARTS)
 
 
+def _end(event):
+    return event["ts"] + event["dur"]
+
+
 class ProfiledSteps:
-    """What torch's profiler has of each step: when its forward pass, the last all-reduce and the optimizer began."""
+    """What torch's profiler has of each step.
+
+    When its forward pass began, when its last gradient was there (the one that the last all-reduce waited for), and
+    when the last thing of the backward pass was done.
+    """
 
     def __init__(self, trace: Path) -> None:
         events = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("ph") == "X"]
@@ -62,8 +71,10 @@ class ProfiledSteps:
             optimizer = [event["ts"] for event in step if event["name"].startswith("Optimizer.step")]
             if not optimizer:
                 continue  # a test, or the backward pass before the first step, which settles DDP's buckets
-            back = optimizer[0]
-            ready = [event["ts"] for event in step if event["name"] == "all-reduce" and event["ts"] < back][-1]
+            before = [event for event in step if event["ts"] < optimizer[0]]
+            reduced = [event["ts"] for event in before if event["name"] == "all-reduce"][-1]
+            ready = max(_end(event) for event in before if event["name"] == GRADIENT and event["ts"] < reduced)
+            back = max(_end(event) for event in before)
             self.compute_s.append((ready - begun) / 1e6)
             self.communication_s.append((back - ready) / 1e6)
 
