@@ -15,6 +15,7 @@ from hpcdist.signs import (
     MISSING_FILE,
     MISSING_MODULE,
     NO_MEMORY,
+    NOT_BEGUN,
     TASK_END,
     find_barrier_ranks,
     find_line,
@@ -247,9 +248,12 @@ OF_ONE_RANK = (
 
 
 def ended_before_the_ranks(case: Case) -> Cause | None:
-    """The script ended before any rank started."""
+    """The script ended before any rank started, by itself or because Slurm could start none."""
     if case.evidence.ranks or case.evidence.run is None or not case.evidence.ending.exit_code:
         return None
+    if said := case.found(NOT_BEGUN):
+        hint = f"hpcdist rerun {case.evidence.run}; if Slurm says so again, ask the site's support"
+        return case.cause("never-started", f"Slurm began no rank of it: {said[1]}", hint)
     sentence = f"the script ended with exit code {case.evidence.ending.exit_code} before any rank started"
     return case.cause("bad-script", sentence, "look at the --setup lines and the end of the batch script's log")
 

@@ -49,6 +49,7 @@ HANG = re.compile(r"hang: no step for ([0-9.]+) s")
 ERROR = re.compile(r"^error: (.+)")
 HINT = re.compile(r"^hint: (.+)")
 NODE_FAILURE = re.compile(r"(?:srun|salloc): error: Node failure on ([\w.-]+)")
+NOT_BEGUN = re.compile(r"srun: error: (Unable to (?:create step|confirm allocation) for job .+)")
 TASK_END = re.compile(r"srun: error: \S+: tasks? [0-9,-]+: .+")
 # slurmstepd's last line of a job or step.
 CANCELLED_FOR = re.compile(r"\*\*\* JOB \S+ ON \S+ CANCELLED AT \S+ DUE TO (TIME LIMIT|PREEMPTION|NODE FAILURE)")

@@ -41,6 +41,8 @@ def is_step_work(launch: Launch) -> bool:
     last = launch.last
     if last.name == "python":
         return is_work(launch)
+    if last.name in ("$@", "$*") and launch.command.function:
+        return False  # the function's callers say what, and with which options
     return not last.name.startswith(("srun", "$(")) and last.name not in _TRIVIAL_NAMES
 
 

@@ -246,6 +246,8 @@ def test_every_rule_has_its_two_scripts_and_its_source():
         ("cpus-per-task", False, "-c4", 'A=(-K -c4)\nsrun "${A[@]}" python t.py'),
         ("cpus-per-task", True, "-c4", 'A=(-K)\nsrun "${A[@]}" python t.py'),
         ("rank-death", False, TWO, 'A=(--label)\nA+=(--kill-on-bad-exit=1)\nsrun "${A[@]}" python t.py'),
+        ("rank-death", False, TWO, 'run() { srun --label "$@"; }\nrun --kill-on-bad-exit=1 python t.py'),
+        ("rank-death", True, TWO, 'srun --label "$@"'),
         ("torchrun", True, TWO, 'A=(torchrun --nnodes 2)\n"${A[@]}" t.py'),
         ("shared-tmp", False, TWO, "srun cp -r data /tmp/x\nsrun python t.py --data-dir /tmp/x/train"),
         ("shared-tmp", True, TWO, "srun -N1 cp -r data /tmp/x\nsrun python t.py --data-dir /tmp/x/train"),

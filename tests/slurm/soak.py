@@ -79,21 +79,11 @@ class Soaked:
         return not self.is_over()
 
     def mend(self):
-        """What its owner has to do where Slurm failed to start it, seen when the controller died a moment before.
-
-        The next controller starts a job where it runs already, and holds it; or it starts one on a node that it knows
-        no GPUs of yet, and srun finds none.
-        """
+        """What its owner has to do where Slurm holds it: the next controller has started it where it runs already."""
         if self.field("Reason") == "launch_failed_requeued_held":
             self.cluster.ask("scontrol", "release", self.id)
             self.restarts = int(self.field("Restarts"))
             self.mended += 1
-        elif self.field("JobState") == "FAILED" and self.rank(0) is None and "Unable to create step" in self.said():
-            self.go_on()
-            self.mended += 1
-
-    def said(self):
-        return "".join(path.read_text() for path in (self.folder / "logs").glob("*_batch.out"))
 
     def go_on(self):
         """Another run goes on from where this one ended."""
