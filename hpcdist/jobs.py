@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from hpcdist import accounting, statuses, why
 from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
@@ -15,12 +17,14 @@ from hpcdist.project import find_project
 from hpcdist.record import Efficiency, JobStatus, Progress
 from hpcdist.run_files import RunRecord
 from hpcdist.sacct import check_job_id
+from hpcdist.slurm_rules import has_launch_failed
 from hpcdist.spec import Layout
 from hpcdist.store import Run, Store
 from hpcdist.timeline import build_timeline, find_disagreements
 
 POLL_INTERVAL_S = 1.0
 ACCOUNTING_LAG_S = 5.0
+MOST_RELEASES = 3
 
 
 class Job:
@@ -77,18 +81,23 @@ class Job:
     def wait(
         self, on_change: Callable[[JobStatus, Progress | None], None] | None = None, timeout_s: float | None = None
     ) -> JobStatus:
-        """Waits until the job is over.
+        """Waits until the job is over; one that Slurm holds because a node did not start it is released, three times.
 
         Args:
-            on_change: Called about once a second with the status and how far the training is.
+            on_change: Called about once a second with the status and how far the training is; its reason says what
+                was released.
             timeout_s: Give up after so many seconds; None waits for ever.
 
         Returns:
             The last status seen; of a time-out, one that is not over.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        releases = 0
         while True:
             status = self.status()
+            if has_launch_failed(status.state, status.reason) and releases < MOST_RELEASES:
+                releases += 1
+                status = _release(status)
             if on_change:
                 on_change(status, self.folder.progress())
             if status.is_over or (deadline is not None and time.monotonic() > deadline):
@@ -202,6 +211,15 @@ class Job:
             return self.efficiency(source)
         except HpcdistError:
             return None
+
+
+def _release(status: JobStatus) -> JobStatus:
+    """Lets a job start that is held; where Slurm does not let us, `hpcdist status` says what to do."""
+    try:
+        slurm.release(status.job_id or "")
+    except HpcdistError:
+        return status
+    return msgspec.structs.replace(status, reason=f"{status.reason}: released")
 
 
 def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | None = None) -> list[Efficiency]:

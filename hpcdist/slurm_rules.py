@@ -9,7 +9,8 @@ from hpcdist.units import format_duration
 
 # What Slurm itself holds a job for after it could not start it: such a job waits for ever. Some
 # releases of squeue have blanks for the underscores.
-HELD = ("launch_failed_requeued_held", "job_requeued_in_held_state")
+LAUNCH_FAILED = "launch_failed_requeued_held"
+HELD = (LAUNCH_FAILED, "job_requeued_in_held_state")  # the second is also what `scontrol requeuehold` leaves
 # What to do about what squeue says of a job that waits (man squeue, JOB REASON CODES), by the reason's beginning.
 WAITING_HINTS = {
     "DependencyNeverSatisfied": "a job it depends on failed, so it will never start: cancel it, mend that one first",
@@ -20,7 +21,7 @@ WAITING_HINTS = {
     "JobHeldUser": "it is held: scontrol release {job}",
     "JobHeldAdmin": "an administrator holds it: ask them",
     "job_requeued_in_held_state": "it was requeued and held after a failed start: scontrol release {job}",
-    "launch_failed_requeued_held": "its start failed on a node, and it is held: scontrol release {job}",
+    LAUNCH_FAILED: "its start failed on a node, and it is held: scontrol release {job}",
     "PartitionTimeLimit": "it asks for more time than the partition gives, and will not start: lower --time",
     "PartitionNodeLimit": "it asks for more nodes than the partition gives, and will not start: lower --nodes",
     "PartitionConfig": "the partition can't meet the request: choose another --partition",
@@ -70,6 +71,11 @@ def waiting(case: Case) -> Cause | None:
 def is_held(state: str, reason: str | None) -> bool:
     """Whether a job waits until somebody releases it, although nobody but Slurm has held it."""
     return state == "PENDING" and any(_begins(reason or "", start) for start in HELD)
+
+
+def has_launch_failed(state: str, reason: str | None) -> bool:
+    """Whether a job is held because a node did not start it, as where a restarted controller starts it once more."""
+    return state == "PENDING" and _begins(reason or "", LAUNCH_FAILED)
 
 
 def _begins(reason: str, start: str) -> bool:

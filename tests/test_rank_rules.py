@@ -150,6 +150,15 @@ def test_a_setup_line_that_says_nothing_is_a_bad_script():
     assert verdict(exit_code=1, run=None, job=False).kind == "unknown"  # somebody else's job starts no ranks of ours
 
 
+def test_where_slurm_began_no_rank_its_word_is_the_cause():
+    """What srun of Slurm 22.05 said seconds after its controller was restarted."""
+    said = "srun: error: Unable to create step for job 24: Invalid generic resource (gres) specification"
+    cause = verdict(batch=[said, "srun began no rank: it is asked again in 10 s"] * 5 + [said], exit_code=213)
+    assert cause.kind == "never-started"
+    assert cause.sentence == f"Slurm began no rank of it: {said.removeprefix('srun: error: ')}"
+    assert cause.hint.startswith("hpcdist rerun ")
+
+
 def test_a_user_exception_has_its_place():
     cause = one_rank("user-exception")
     assert cause.kind == "user-exception"

@@ -1,5 +1,6 @@
 """Scripts compared whole with tests/golden; `python -m tests.test_render` writes those anew, to be read."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -160,6 +161,70 @@ def test_an_array_s_task_gets_its_own_words_and_variables():
     shell = f"SLURM_ARRAY_TASK_ID=3\n{block}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "there is no task 3 in this job\n")
+
+
+def write_srun(stand_in, folder, statuses):
+    """srun that ends as Slurm's does, with SLURM_EXIT_ERROR where it fails itself; the script's function around it."""
+    stand_in(
+        "srun",
+        f"""printf '%s|' "$@" >> {folder}/asked; echo "$SLURM_EXIT_ERROR" >> {folder}/asked
+        exit "$(sed -n "$(wc -l < {folder}/asked)p" {folder}/statuses)" """,
+    )
+    stand_in("sleep", f'echo "$1" >> {folder}/slept')
+    (folder / "statuses").write_text("".join(f"{status}\n" for status in statuses))
+
+
+def run_srun(case="2x2", **env):
+    script = render_case(case)
+    function = script[script.index("srun() {") : script.index("\n}\n") + 3]
+    shell = f"set -eu; SLURM_JOB_ID=7\n{function}rc=0; srun --label 'a b' || rc=$?; exit $rc"
+    return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=os.environ | env)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "end"),
+    [
+        ([0], 0),
+        ([1], 1),  # a rank's own
+        ([213, 213, 0], 0),
+        ([213, 1], 1),
+        ([213] * 3, 213),
+    ],
+)
+def test_srun_is_asked_again_only_where_it_began_no_rank(stand_in, tmp_path, statuses, end):
+    write_srun(stand_in, tmp_path, statuses)
+    stand_in("scontrol", "exit 0")
+    done = run_srun()
+    assert done.returncode == end
+    assert (tmp_path / "asked").read_text() == "--label|a b|213\n" * len(statuses)
+    again = len(statuses) - 1
+    assert done.stderr.count("srun began no rank") == again
+    assert (tmp_path / "slept").read_text() == "10\n" * again if again else not (tmp_path / "slept").exists()
+
+
+# What scontrol of Slurm 22.05 said of a job that started while a restarted controller did not know the node yet.
+WITHOUT_GPUS = "   JOB_GRES=gpu:fake:0\n     Nodes=n1 CPU_IDs=2-3 Mem=2000 GRES=gpu:fake:0(IDX:)\n   MinCPUsNode=1"
+WITH_GPUS = WITHOUT_GPUS.replace(":0(IDX:)", ":1(IDX:0)")
+
+
+@pytest.mark.parametrize(
+    ("case", "said", "restarts", "is_requeued"),
+    [
+        ("2x2", WITHOUT_GPUS, "0", True),
+        ("2x2", WITHOUT_GPUS, "9", True),
+        ("2x2", WITHOUT_GPUS, "10", False),
+        ("2x2", WITH_GPUS, "0", False),
+        ("2x3cpu", WITHOUT_GPUS, "0", False),
+    ],
+)
+def test_a_job_that_got_no_gpus_is_requeued_before_a_rank_began(stand_in, tmp_path, case, said, restarts, is_requeued):
+    write_srun(stand_in, tmp_path, [213, 0])
+    stand_in("scontrol", f"""echo "$@" >> {tmp_path}/told; [ "$1" != -d ] || printf '%s\\n' '{said}'""")
+    done = run_srun(case, SLURM_RESTART_COUNT=restarts)
+    assert done.returncode == 0
+    assert ("requeue 7\n" in (tmp_path / "told").read_text()) is is_requeued
+    assert ("300\n" in (tmp_path / "slept").read_text()) is is_requeued
+    assert ("Slurm gave the job no GPUs: it is requeued" in done.stderr) is is_requeued
 
 
 def test_tasks_alone_make_an_array_of_all_of_them():

@@ -286,6 +286,40 @@ def test_a_job_that_slurm_holds_after_a_failed_start_is_to_be_released(project, 
     assert run_hpcdist("status", "9").err == ""
 
 
+def put_on_slurm(project):
+    """Makes the project's only run one that was submitted to Slurm, as job 9."""
+    record = next(project.rglob("job.json"))
+    record.write_text(record.read_text().replace('"local"', '"slurm"').replace("local-1", "9"))
+
+
+def test_wait_releases_a_job_that_slurm_holds_after_a_failed_start(project, stand_in):
+    submit("r", "--", "true")
+    put_on_slurm(project)
+    stand_in(
+        "squeue",
+        r"""[ -e released ] && printf '9\x1fCOMPLETED\x1fNone\x1f0:01\x1fn1\x1fa\n' && exit
+        printf '9\x1fPENDING\x1flaunch failed requeued held\x1f0:00\x1f\x1fa\n'""",
+    )
+    stand_in("scontrol", 'echo "$@" >> asked; [ "$1 $2" != "release 9" ] || touch released')
+    done = run_hpcdist("wait", "9")
+    assert done.code == 0, done.err
+    assert "9 PENDING  (launch failed requeued held: released)" in done.err
+    assert (project / "asked").read_text().count("release") == 1
+
+
+def test_wait_does_not_release_for_ever_nor_what_somebody_holds(project, stand_in):
+    submit("r", "--", "true")
+    put_on_slurm(project)
+    stand_in("squeue", r"printf '9\x1fPENDING\x1flaunch_failed_requeued_held\x1f0:00\x1f\x1fa\n'")
+    stand_in("scontrol", 'echo "$@" >> asked')
+    assert run_hpcdist("wait", "9", "--timeout", 5).code == 3
+    assert (project / "asked").read_text().count("release 9") == 3
+    (project / "asked").write_text("")
+    stand_in("squeue", r"printf '9\x1fPENDING\x1fjob_requeued_in_held_state\x1f0:00\x1f\x1fa\n'")
+    assert run_hpcdist("wait", "9", "--timeout", 2).code == 3
+    assert "release" not in (project / "asked").read_text()
+
+
 def test_nobody_s_job_is_an_error_of_two_lines(project, stand_in):
     stand_in("squeue", "exit 0")
     done = run_hpcdist("why", "123")
@@ -297,8 +331,7 @@ def test_nobody_s_job_is_an_error_of_two_lines(project, stand_in):
 
 def test_the_logs_are_there_when_slurm_is_not(project, monkeypatch):
     submit("r", "--", "sh", "-c", "echo said; exit 1")
-    record = next(project.rglob("job.json"))
-    record.write_text(record.read_text().replace('"local"', '"slurm"').replace("local-1", "9"))
+    put_on_slurm(project)
     done = run_hpcdist("logs", "r", env={"PATH": "/nowhere"})
     assert (done.code, done.out) == (0, "said\n")
 

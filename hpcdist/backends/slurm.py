@@ -179,6 +179,15 @@ def requeue(job_id: str) -> None:
     run_command(["scontrol", "requeue", job_id])
 
 
+def release(job_id: str) -> None:
+    """Lets a held job start.
+
+    Raises:
+        HpcdistError: Slurm refused; the message has its own words.
+    """
+    run_command(["scontrol", "release", job_id])
+
+
 def exclude_nodes(job_id: str, nodes: str) -> None:
     """Keeps a pending job from nodes, which replace those it was kept from before; Slurm refuses it of a running one.
 

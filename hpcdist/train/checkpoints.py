@@ -64,6 +64,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self.taken_at = time.monotonic()
+        self._write_s = 0.0  # from the moment of the last one until it was on the disk
 
     def take(self, trainer: Trainer) -> None:
         """Copies everything; every rank must call it after the same step."""
@@ -74,9 +75,9 @@ class Checkpoints:
         with strategy.held() if isinstance(strategy, AsyncServer) else nullcontext():
             ranks = _gather(_rank_state(trainer), self._rank)
             if self._folder and self._rank.rank == 0:
-                data = self._copy(trainer, ranks)
+                data, step = self._copy(trainer, ranks), count_steps_done(trainer)
                 self.wait()
-                self._writing = self._writer.submit(self._write, self._folder, count_steps_done(trainer), data)
+                self._writing = self._writer.submit(self._write, self._folder, step, data, self.taken_at)
         self._clock.enter(interrupted)
 
     def _copy(self, trainer: Trainer, ranks: list[dict[str, Any]]) -> memoryview:
@@ -91,12 +92,16 @@ class Checkpoints:
         return data.getbuffer()
 
     def is_due(self, interval_s: float) -> bool:
-        """Whether the last one was taken that long ago."""
-        return time.monotonic() - self.taken_at >= interval_s
+        """Whether the last one was taken so long ago that another one would be on the disk only after the interval.
 
-    def _write(self, folder: Path, step: int, data: memoryview) -> None:
+        Where writing takes longer than half of the interval, half of it is left.
+        """
+        return time.monotonic() - self.taken_at >= interval_s - min(self._write_s, interval_s / 2)
+
+    def _write(self, folder: Path, step: int, data: memoryview, taken_at: float) -> None:
         try:
             write_checkpoint(folder, step, data)
+            self._write_s = time.monotonic() - taken_at
         except OSError as error:
             print(
                 f"warning: no checkpoint at step {step}: {error.strerror}: {folder}; the training goes on",

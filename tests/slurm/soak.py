@@ -27,7 +27,7 @@ class Soaked:
         self.cluster, self.options = cluster, options
         self.began_at_s = time.time()
         self.ended_at_s = None
-        self.names, self.struck, self.mended = [], [], 0
+        self.names, self.struck, self.released = [], [], 0
         self._enter(cluster.hpcdist("submit", *options, *OPTIONS, "--data-dir", cluster.mnist_dir, "--json"))
 
     def _enter(self, done):
@@ -72,18 +72,21 @@ class Soaked:
 
         def known():
             self.look()
-            self.mend()
+            self.wait()
             return self.trains_from_s is not None or self.is_over()
 
         eventually(known, timeout_s, 0.3)
         return not self.is_over()
 
-    def mend(self):
-        """What its owner has to do where Slurm holds it: the next controller has started it where it runs already."""
+    def wait(self):
+        """What its owner has open meanwhile: it releases the job where Slurm holds it.
+
+        A controller that was restarted may have started it once more where it runs already.
+        """
         if self.field("Reason") == "launch_failed_requeued_held":
-            self.cluster.ask("scontrol", "release", self.id)
+            self.cluster.hpcdist("wait", "--timeout", 2, self.id)
             self.restarts = int(self.field("Restarts"))
-            self.mended += 1
+            self.released += 1
 
     def go_on(self):
         """Another run goes on from where this one ended."""
@@ -97,7 +100,7 @@ class Soaked:
 
     def finish(self):
         """Until the end of it, after its last fault."""
-        eventually(lambda: self.look() or self.mend() or self.is_over(), 240, 0.5)
+        eventually(lambda: self.look() or self.wait() or self.is_over(), 240, 0.5)
         self.ended_at_s = time.time()
 
     def strike(self, fault):
@@ -175,12 +178,14 @@ class Soaked:
 
     def time_limit(self, fault):
         """What Slurm sends before the limit."""
-        self.cluster.ask("scancel", "--signal=USR2", self.id)
-        return self.comes_back()
+        return self.comes_back_after("scancel", "--signal=USR2", self.id)
 
     def requeue(self, fault):
+        return self.comes_back_after("scontrol", "requeue", self.id)
+
+    def comes_back_after(self, *command):
         """False where it ends just now, or a restarted controller has put it back into the queue already."""
-        while not self.cluster.accepts("scontrol", "requeue", self.id):
+        while not self.cluster.accepts(*command):
             if self.field("JobState") != "RUNNING":
                 return False
             time.sleep(1)

@@ -6,6 +6,7 @@ no other lane uses.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -319,4 +321,37 @@ def test_controller_and_accounting_are_away_for_half_a_minute(cluster):
     assert job.field("Restarts") == "0"
     assert begins.wait().code == 0
     assert begins.step() == 5
-    assert any("controller does not answer" in path.read_text() for path in begins.folder.glob("logs/*"))
+    assert any("srun began no rank" in path.read_text() for path in begins.folder.glob("logs/*"))
+
+
+def test_a_job_that_slurm_gives_no_gpus_is_requeued(cluster):
+    """Slurm 22.05 does so where a job ends on a node, and the next starts, before a restarted controller knows it."""
+    assert any(comes_into_the_gap(cluster, number) for number in range(3))
+
+
+def comes_into_the_gap(cluster, number):
+    """Whether the job got no GPUs at first; it ends well all the same."""
+    testbed, over = cluster.testbed, cluster.folder / f"over-{number}"
+    wrap = ("--nodelist=n1", "--gpus-per-node=1", f"--wrap=srun sh -c 'until [ -e {over} ]; do sleep 0.05; done'")
+    before = testbed.run("sbatch", "--parsable", "--output=/dev/null", *wrap).strip()
+    project = cluster.project()
+    after = ("--dependency", f"afterany:{before}", "--nodelist", "n1", "--gpus", 1)
+    command = ("sh", "-c", "echo GPU $CUDA_VISIBLE_DEVICES is here")
+    job = testbed.hpcdist("submit", *after, "--", *command, cwd=project)
+    assert job.code == 0, job.err
+    eventually(lambda: "JobState=RUNNING" in testbed.run("scontrol", "show", "job", before))
+    controller = psutil.Process(int((Path(testbed.env["SLURM_CONF"]).parents[1] / "run/slurmctld.pid").read_text()))
+    controller.terminate()
+    controller.wait(30)
+    with subprocess.Popen([REPOSITORY / "testbed/up"], stdout=subprocess.DEVNULL, env=testbed.env):
+        ping = ["scontrol", "ping"]
+        eventually(lambda: subprocess.run(ping, env=testbed.env, capture_output=True).returncode == 0, 30, 0.1)
+        over.touch()
+    job_id = job.out.strip()
+    done = testbed.hpcdist("wait", job_id, cwd=project, timeout=240)
+    assert done.code == 0, done.err
+    said = testbed.hpcdist("logs", job_id, cwd=project).out
+    assert re.search(r"GPU [01] is here", said)
+    is_requeued = "Slurm gave the job no GPUs: it is requeued" in said
+    assert is_requeued == ("Restarts=1" in testbed.run("scontrol", "show", "job", job_id))
+    return is_requeued

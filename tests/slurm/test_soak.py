@@ -86,8 +86,9 @@ def test_random_faults(cluster, testbed):
     assert len(struck) == (50 if LONG else 4)
     assert [one.row() for one in struck if one.lost_s > INTERVAL_S + NOTICE_S] == []
     assert_nothing_is_left(testbed, [name for run in soak.runs for name in run.names])
-    mended = sum(run.mended for run in soak.runs)
-    print(f"{len(struck)} faults, {len(soak.runs)} runs, {mended} mended by hand, {time.time() - began_s:.0f} s")
+    released = sum(run.released for run in soak.runs)
+    held = f"{released} held by Slurm and released by hpcdist wait"
+    print(f"{len(struck)} faults, {len(soak.runs)} runs, {held}, {time.time() - began_s:.0f} s")
     print(format_ettr(soak.runs, untouched))
 
 

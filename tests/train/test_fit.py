@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from pytorch_lightning import LightningModule
 from hpcdist.catalogue import parse_synthetic
 from hpcdist.errors import NotReadyError, UsageError
 from hpcdist.spec import Layout, Training
-from hpcdist.train import building
-from hpcdist.train.checkpoint_files import find_checkpoint
+from hpcdist.train import building, checkpoints
+from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
@@ -196,6 +197,31 @@ def test_size_and_scaling_are_told(tmp_path, capsys):
     assert f"model cnn: {metrics.parameters:,} parameters" in printed
     # Twice the batch that 0.01 is for; a fifth of 7 steps, rounded up.
     assert "learning rate 0.02 after 2 steps from 0.01" in printed
+
+
+def test_a_checkpoint_is_due_so_early_that_it_is_written_within_the_interval(tmp_path, monkeypatch):
+    kept, begin = [], Checkpoints.__init__
+
+    def begin_and_keep(self, *arguments):
+        begin(self, *arguments)
+        kept.append(self)
+
+    def write_slowly(folder, step, data):
+        time.sleep(0.4)
+        return write_checkpoint(folder, step, data)
+
+    monkeypatch.setattr(Checkpoints, "__init__", begin_and_keep)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", write_slowly)
+    Trained(tmp_path, max_steps=1)
+    (one,) = kept
+
+    def is_due(after_s, interval_s):
+        monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: one.taken_at + after_s))
+        return one.is_due(interval_s)
+
+    assert [is_due(after_s, 3.0) for after_s in (2.0, 2.65, 3.0)] == [False, True, True]
+    # Half of the interval is left for training.
+    assert [is_due(after_s, 0.5) for after_s in (0.2, 0.3)] == [False, True]
 
 
 @pytest.mark.parametrize(
