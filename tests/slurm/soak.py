@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 
 import torch
 
@@ -27,7 +28,7 @@ class Soaked:
         self.cluster, self.options = cluster, options
         self.began_at_s = time.time()
         self.ended_at_s = None
-        self.names, self.struck, self.released = [], [], 0
+        self.names, self.struck, self.released, self.bare = [], [], 0, Counter()
         self._enter(cluster.hpcdist("submit", *options, *OPTIONS, "--data-dir", cluster.mnist_dir, "--json"))
 
     def _enter(self, done):
@@ -79,14 +80,19 @@ class Soaked:
         return not self.is_over()
 
     def wait(self):
-        """What its owner has open meanwhile: it releases the job where Slurm holds it.
+        """What its owner has open meanwhile, and what a controller that was restarted a moment ago does to its start.
 
-        A controller that was restarted may have started it once more where it runs already.
+        It starts the job once more where it runs already, and holds it: `hpcdist wait` releases it. Or it gives the job
+        no GPUs, which its script says and is requeued.
         """
         if self.field("Reason") == "launch_failed_requeued_held":
             self.cluster.hpcdist("wait", "--timeout", 2, self.id)
             self.restarts = int(self.field("Restarts"))
             self.released += 1
+        logs = self.folder.glob("logs/*_batch.out")
+        bare = sum(path.read_text().count("Slurm gave the job no GPUs: it is requeued") for path in logs)
+        self.restarts += bare - self.bare[self.id]
+        self.bare[self.id] = bare
 
     def go_on(self):
         """Another run goes on from where this one ended."""

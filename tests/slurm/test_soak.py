@@ -87,8 +87,10 @@ def test_random_faults(cluster, testbed):
     assert [one.row() for one in struck if one.lost_s > INTERVAL_S + NOTICE_S] == []
     assert_nothing_is_left(testbed, [name for run in soak.runs for name in run.names])
     released = sum(run.released for run in soak.runs)
-    held = f"{released} held by Slurm and released by hpcdist wait"
-    print(f"{len(struck)} faults, {len(soak.runs)} runs, {held}, {time.time() - began_s:.0f} s")
+    bare = sum(run.bare.total() for run in soak.runs)
+    told = f"{released} held by Slurm and released by hpcdist wait, {bare} started without GPUs and requeued"
+    print(f"{len(struck)} faults, {len(soak.runs)} runs, {told}, {time.time() - began_s:.0f} s")
+    print(f"at most {max(one.lost_s for one in struck):.2f} s lost, with checkpoints every {INTERVAL_S:g} s")
     print(format_ettr(soak.runs, untouched))
 
 
