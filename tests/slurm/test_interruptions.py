@@ -45,6 +45,10 @@ def cluster(testbed, tmp_path_factory, mnist_dir, lanes):
         subprocess.run(["scancel", job.id], env=testbed.env)
 
 
+def testbed_folder(testbed):
+    return Path(testbed.env["SLURM_CONF"]).parents[1]
+
+
 def preempt(testbed, job):
     """A job of the high partition takes its nodes for a moment."""
     nodes = job.field("NodeList")
@@ -124,15 +128,15 @@ def a_node_dies(cluster):
 
 
 @contextmanager
-def small_disk(testbed, folder):
+def small_disk(testbed, folder, options="size=4m"):
     """A file system of 4 MB over a folder as n1 sees it; yields how to run a command there."""
-    pid = (Path(testbed.env["SLURM_CONF"]).parents[1] / "run" / "slurmd.n1.pid").read_text().strip()
+    pid = (testbed_folder(testbed) / "run" / "slurmd.n1.pid").read_text().strip()
 
     def run(*command):
         inside = ("nsenter", f"--mount=/proc/{pid}/ns/mnt", *command)
         return subprocess.run(inside, capture_output=True, check=True).stdout
 
-    run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder)
+    run("mount", "-t", "tmpfs", "-o", options, "tmpfs", folder)
     try:
         yield run
     finally:
@@ -191,6 +195,18 @@ def sent_again_by_hand_it_begins_anew(cluster):
     log = (job.folder / "logs" / f"{again}_0_log.out").read_text()
     assert "goes on" not in log
     assert "finished" in log
+
+
+def held_by_slurm_it_is_released(cluster):
+    """Where a node can't start it: there slurmd writes the script down."""
+    testbed, project = cluster.testbed, cluster.project()
+    with small_disk(testbed, testbed_folder(testbed) / "spool" / "n1", "ro"):
+        job = testbed.hpcdist("submit", "--nodelist", "n1", "--gpus", 0, "--", "true", cwd=project).out.strip()
+        held = "Reason=launch_failed_requeued_held"
+        eventually(lambda: held in testbed.run("scontrol", "show", "job", job), 60)
+    done = testbed.hpcdist("wait", job, cwd=project, timeout=120)
+    assert done.code == 0, done.err
+    assert "(launch failed requeued held: released)" in done.err
 
 
 def weights_printed(log):
@@ -275,6 +291,7 @@ LANES = (
         a_killed_rank_is_not_tried_again,
         cancelled_by_its_owner_it_stays_cancelled,
         sent_again_by_hand_it_begins_anew,
+        held_by_slurm_it_is_released,
         *((four_ranks_on_two_nodes_are_preempted,) if LONG else ()),
     ),
     (
@@ -311,7 +328,7 @@ def test_controller_and_accounting_are_away_for_half_a_minute(cluster):
     begins = cluster.submit("--max-steps", 5, "--setup", setup, *SECOND_HALF)
     job.wait_for_step(10)
     assert begins.field("JobState") == "RUNNING"
-    daemons = Path(cluster.testbed.env["SLURM_CONF"]).parents[1] / "run"
+    daemons = testbed_folder(cluster.testbed) / "run"
     for name in ("slurmctld", "slurmdbd"):
         os.kill(int((daemons / f"{name}.pid").read_text()), signal.SIGKILL)
     away.touch()
@@ -340,7 +357,7 @@ def comes_into_the_gap(cluster, number):
     job = testbed.hpcdist("submit", *after, "--", *command, cwd=project)
     assert job.code == 0, job.err
     eventually(lambda: "JobState=RUNNING" in testbed.run("scontrol", "show", "job", before))
-    controller = psutil.Process(int((Path(testbed.env["SLURM_CONF"]).parents[1] / "run/slurmctld.pid").read_text()))
+    controller = psutil.Process(int((testbed_folder(testbed) / "run" / "slurmctld.pid").read_text()))
     controller.terminate()
     controller.wait(30)
     with subprocess.Popen([REPOSITORY / "testbed/up"], stdout=subprocess.DEVNULL, env=testbed.env):
