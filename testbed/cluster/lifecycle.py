@@ -134,8 +134,12 @@ def down(folder: Path, *, keep_logs: bool, report: Callable[[str], None]) -> Non
 def _empty_folder(testbed: Testbed, *, keep_logs: bool) -> None:
     """Remove the folder, its mark last: a `down` killed half-way can be repeated."""
     for entry in testbed.folder.iterdir():
-        if entry != testbed.mark and not (keep_logs and entry.name == "log"):
+        if entry == testbed.mark or (keep_logs and entry.name == "log"):
+            continue
+        if entry.is_dir():
             shutil.rmtree(entry)
+        else:
+            entry.unlink()  # a daemon's core
     if not keep_logs:
         testbed.mark.unlink()
         testbed.folder.rmdir()

@@ -45,7 +45,7 @@ def cluster(testbed, tmp_path_factory, mnist_dir, lanes):
         subprocess.run(["scancel", job.id], env=testbed.env)
 
 
-def testbed_folder(testbed):
+def folder_of(testbed):
     return Path(testbed.env["SLURM_CONF"]).parents[1]
 
 
@@ -130,7 +130,7 @@ def a_node_dies(cluster):
 @contextmanager
 def small_disk(testbed, folder, options="size=4m"):
     """A file system of 4 MB over a folder as n1 sees it; yields how to run a command there."""
-    pid = (testbed_folder(testbed) / "run" / "slurmd.n1.pid").read_text().strip()
+    pid = (folder_of(testbed) / "run" / "slurmd.n1.pid").read_text().strip()
 
     def run(*command):
         inside = ("nsenter", f"--mount=/proc/{pid}/ns/mnt", *command)
@@ -200,7 +200,7 @@ def sent_again_by_hand_it_begins_anew(cluster):
 def held_by_slurm_it_is_released(cluster):
     """Where a node can't start it: there slurmd writes the script down."""
     testbed, project = cluster.testbed, cluster.project()
-    with small_disk(testbed, testbed_folder(testbed) / "spool" / "n1", "ro"):
+    with small_disk(testbed, folder_of(testbed) / "spool" / "n1", "ro"):
         job = testbed.hpcdist("submit", "--nodelist", "n1", "--gpus", 0, "--", "true", cwd=project).out.strip()
         held = "Reason=launch_failed_requeued_held"
         eventually(lambda: held in testbed.run("scontrol", "show", "job", job), 60)
@@ -328,7 +328,7 @@ def test_controller_and_accounting_are_away_for_half_a_minute(cluster):
     begins = cluster.submit("--max-steps", 5, "--setup", setup, *SECOND_HALF)
     job.wait_for_step(10)
     assert begins.field("JobState") == "RUNNING"
-    daemons = testbed_folder(cluster.testbed) / "run"
+    daemons = folder_of(cluster.testbed) / "run"
     for name in ("slurmctld", "slurmdbd"):
         os.kill(int((daemons / f"{name}.pid").read_text()), signal.SIGKILL)
     away.touch()
@@ -357,7 +357,7 @@ def comes_into_the_gap(cluster, number):
     job = testbed.hpcdist("submit", *after, "--", *command, cwd=project)
     assert job.code == 0, job.err
     eventually(lambda: "JobState=RUNNING" in testbed.run("scontrol", "show", "job", before))
-    controller = psutil.Process(int((testbed_folder(testbed) / "run" / "slurmctld.pid").read_text()))
+    controller = psutil.Process(int((folder_of(testbed) / "run" / "slurmctld.pid").read_text()))
     controller.terminate()
     controller.wait(30)
     with subprocess.Popen([REPOSITORY / "testbed/up"], stdout=subprocess.DEVNULL, env=testbed.env):
