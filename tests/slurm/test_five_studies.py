@@ -1,6 +1,7 @@
 """The five write-ups' studies at their small scale: each from one command to an HTML report, in under five minutes.
 
-Minutes each, so only `make soak` runs them; the files themselves are read by tests/test_study_scale.py.
+A minute or two each, so only when asked: `SOAK=1 pytest -s tests/slurm/test_five_studies.py`. `make studies` runs them
+too, and the other four; the files themselves are read by tests/test_study_scale.py.
 """
 
 import html
@@ -17,7 +18,7 @@ FIVE = ("mnist-layouts", "instance-survey", "svhn-allreduce-vs-ps", "cifar10-fiv
 REFUSED = {"instance-survey": {"1x1 type-5", "1x1 type-6"}}
 LONGEST_S = 300.0
 
-pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(700)]
 
 
 def run_small(testbed, project, name):
