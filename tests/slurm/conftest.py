@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import REPOSITORY, run_hpcdist
@@ -30,6 +31,21 @@ class Testbed:
         for line in exports.splitlines():
             name, _, value = line.removeprefix("export ").partition("=")
             self.env[name] = shlex.split(value)[0]
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return Path(self.env["SLURM_CONF"]).parents[1]
+
+    def pid_of(self, daemon):
+        """The process of slurmctld, slurmdbd or a node's slurmd, as in slurmd.n1."""
+        return int((self.folder / "run" / f"{daemon}.pid").read_text())
+
+    def stop_controller(self):
+        """As an administrator does: killed outright it forgets the jobs and the ends of jobs of its last seconds."""
+        controller = psutil.Process(self.pid_of("slurmctld"))
+        controller.terminate()
+        controller.wait(30)
 
     def run(self, *command, **kwargs):
         """Runs one of Slurm's commands and returns what it printed."""

@@ -4,10 +4,7 @@ import random
 import subprocess
 import threading
 import time
-from pathlib import Path
 from typing import NamedTuple
-
-import psutil
 
 from tests.conftest import REPOSITORY
 from tests.slurm.waiting import eventually
@@ -85,12 +82,8 @@ class Cluster:
         self.testbed.run(REPOSITORY / "testbed" / "heal-node", node)
 
     def restart_controller(self):
-        """As an administrator does: killed outright it forgets the jobs and the ends of jobs of its last seconds."""
-        daemons = Path(self.testbed.env["SLURM_CONF"]).parents[1] / "run"
         with self.nodes, self.controller:
-            process = psutil.Process(int((daemons / "slurmctld.pid").read_text()))
-            process.terminate()
-            process.wait(30)
+            self.testbed.stop_controller()
             time.sleep(1)
             self.testbed.run(REPOSITORY / "testbed" / "up")
 

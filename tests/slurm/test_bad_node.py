@@ -18,7 +18,7 @@ def other_code_on_n2(testbed, tmp_path):
     file = Path(hpcdist.__file__).with_name("printable.py")
     other = tmp_path / "printable.py"
     other.write_text(file.read_text() + "# another release\n")
-    pid = (Path(testbed.env["SLURM_CONF"]).parents[1] / "run" / "slurmd.n2.pid").read_text().strip()
+    pid = testbed.pid_of("slurmd.n2")
     inside = ("nsenter", f"--mount=/proc/{pid}/ns/mnt")
     subprocess.run([*inside, "mount", "--bind", other, file], check=True)
     yield

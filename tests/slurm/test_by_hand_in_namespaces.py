@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ NODES = ("n1", "n2", "n3")
 
 def inside(testbed, node, *command):
     """The command on a node: its network, its host name and its /etc/hosts are those of the node's slurmd."""
-    pid = (Path(testbed.env["SLURM_CONF"]).parents[1] / "run" / f"slurmd.{node}.pid").read_text().strip()
+    pid = testbed.pid_of(f"slurmd.{node}")
     return [
         "nsenter",
         f"--net=/proc/{pid}/ns/net",

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.conftest import REPOSITORY
@@ -43,10 +42,6 @@ def cluster(testbed, tmp_path_factory, mnist_dir, lanes):
     yield cluster
     for job in cluster.jobs:
         subprocess.run(["scancel", job.id], env=testbed.env)
-
-
-def folder_of(testbed):
-    return Path(testbed.env["SLURM_CONF"]).parents[1]
 
 
 def preempt(testbed, job):
@@ -130,7 +125,7 @@ def a_node_dies(cluster):
 @contextmanager
 def small_disk(testbed, folder, options="size=4m"):
     """A file system of 4 MB over a folder as n1 sees it; yields how to run a command there."""
-    pid = (folder_of(testbed) / "run" / "slurmd.n1.pid").read_text().strip()
+    pid = testbed.pid_of("slurmd.n1")
 
     def run(*command):
         inside = ("nsenter", f"--mount=/proc/{pid}/ns/mnt", *command)
@@ -200,7 +195,7 @@ def sent_again_by_hand_it_begins_anew(cluster):
 def held_by_slurm_it_is_released(cluster):
     """Where a node can't start it: there slurmd writes the script down."""
     testbed, project = cluster.testbed, cluster.project()
-    with small_disk(testbed, folder_of(testbed) / "spool" / "n1", "ro"):
+    with small_disk(testbed, testbed.folder / "spool" / "n1", "ro"):
         job = testbed.hpcdist("submit", "--nodelist", "n1", "--gpus", 0, "--", "true", cwd=project).out.strip()
         held = "Reason=launch_failed_requeued_held"
         eventually(lambda: held in testbed.run("scontrol", "show", "job", job), 60)
@@ -328,9 +323,8 @@ def test_controller_and_accounting_are_away_for_half_a_minute(cluster):
     begins = cluster.submit("--max-steps", 5, "--setup", setup, *SECOND_HALF)
     job.wait_for_step(10)
     assert begins.field("JobState") == "RUNNING"
-    daemons = folder_of(cluster.testbed) / "run"
     for name in ("slurmctld", "slurmdbd"):
-        os.kill(int((daemons / f"{name}.pid").read_text()), signal.SIGKILL)
+        os.kill(cluster.testbed.pid_of(name), signal.SIGKILL)
     away.touch()
     time.sleep(30)
     cluster.testbed.run(REPOSITORY / "testbed/up")
@@ -365,9 +359,7 @@ def comes_into_the_gap(cluster, number):
     job = testbed.hpcdist("submit", *after, "--", *command, cwd=project)
     assert job.code == 0, job.err
     eventually(lambda: "JobState=RUNNING" in testbed.run("scontrol", "show", "job", before))
-    controller = psutil.Process(int((folder_of(testbed) / "run" / "slurmctld.pid").read_text()))
-    controller.terminate()
-    controller.wait(30)
+    testbed.stop_controller()
     with subprocess.Popen([REPOSITORY / "testbed/up"], stdout=subprocess.DEVNULL, env=testbed.env):
         ping = ["scontrol", "ping"]
         eventually(lambda: subprocess.run(ping, env=testbed.env, capture_output=True).returncode == 0, 30, 0.1)
