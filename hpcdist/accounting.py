@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal
 from hpcdist.backends import slurm
 from hpcdist.backends.asking import Answer, ask_jobs
 from hpcdist.errors import NotFoundError, NotReadyError, UsageError
+from hpcdist.job_status import JobStatus
 from hpcdist.kinds import RANK_GATHERING, name_kinds
 from hpcdist.live import complete, iter_complete, read_gathering
 from hpcdist.printable import printable
-from hpcdist.record import Efficiency, Gathering, JobStatus, RankUsage
+from hpcdist.record import Efficiency, Gathering, RankUsage
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import batch_job_ids, expand_job_id
 

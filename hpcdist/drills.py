@@ -12,11 +12,12 @@ from hpcdist.backends import breaking, slurm
 from hpcdist.cause import Cause, Verdict
 from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
 from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.job_status import CONTINUED_STATES, JobStatus
 from hpcdist.jobs import ACCOUNTING_LAG_S, Job
 from hpcdist.merging import merge_options
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.project import Project
-from hpcdist.record import CONTINUED_STATES, RESTART_LINE, JobStatus, RankUsage
+from hpcdist.record import RESTART_LINE, RankUsage
 from hpcdist.spec import build_job
 from hpcdist.store import new_run_name
 from hpcdist.submitting import submit_prepared

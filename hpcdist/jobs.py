@@ -12,9 +12,10 @@ from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
 from hpcdist.ending import Ending
 from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError
+from hpcdist.job_status import JobStatus, Progress
 from hpcdist.joined import JobRecord
 from hpcdist.project import find_project
-from hpcdist.record import Efficiency, JobStatus, Progress
+from hpcdist.record import Efficiency
 from hpcdist.run_files import RunRecord
 from hpcdist.sacct import check_job_id
 from hpcdist.slurm_rules import has_launch_failed

@@ -5,7 +5,8 @@ from typing import Literal
 import msgspec
 
 from hpcdist.cause import Cause
-from hpcdist.record import Efficiency, JobStatus, RankUsage
+from hpcdist.job_status import JobStatus
+from hpcdist.record import Efficiency, RankUsage
 
 
 class Timeline(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from hpcdist.comparison import Comparison, Fit, TrialRow, VariantRow
-from hpcdist.record import ENDED_STATES
+from hpcdist.job_status import ENDED_STATES
 from hpcdist.report_cells import (
     Cell,
     Heading,

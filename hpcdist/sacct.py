@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from hpcdist.job_status import CONTINUED_STATES
 from hpcdist.printable import printable
-from hpcdist.record import CONTINUED_STATES, Efficiency, Gathering
+from hpcdist.record import Efficiency, Gathering
 from hpcdist.sacct_job import fold_rows, iter_runs
 from hpcdist.sacct_question import (
     ASKED_FIELDS,

@@ -4,26 +4,25 @@ Source of the fields: sacct(1) and `src/sacct/print.c` of Slurm 20.11 to 26.05, 
 of the folding: seff of Slurm 24.11.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
-from functools import lru_cache
-from typing import Literal, NamedTuple
 
 from hpcdist.errors import ParseError
 from hpcdist.kinds import name_kinds
 from hpcdist.printable import printable
 from hpcdist.record import Efficiency, Gathering
+from hpcdist.sacct_cells import (
+    UNSET,
+    parse_amount,
+    parse_count,
+    parse_request,
+    parse_seconds,
+    parse_time,
+    parse_time_limit,
+)
 from hpcdist.sacct_rows import Row, iter_rows
 from hpcdist.units import parse_elapsed, parse_size
 
-# Before Slurm 21.08 ReqMem is per node or per CPU, and says so with a letter: "4Gn", "2000Mc".
-_REQUESTED = re.compile(r"([0-9.]{1,24}[KMGTPE]?)([nc]?)")
-# NO_VAL64 and INFINITE64, 2^64 - 2 and 2^64 - 1, or that in floating point: a number that was not set. A job that was
-# just submitted has ReqMem=18446744073709551616.00M [run with 22.05.8].
-_UNSET = "184467440737095516"
 _USUAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "RUNNING", "PENDING", "OUT_OF_MEMORY"})
-_NOT_YET = frozenset({"", "Unknown", "None"})
 _SINGLE_TASK = (".batch", ".extern", ".interactive")
 _IMBALANCE = "The task which had the largest memory consumption"
 
@@ -103,12 +102,12 @@ class _Job:
         """
         try:
             usage = row.usage
-            total = _amount(usage, "mem")
-            if total is not None and not total.startswith(_UNSET):
+            total = parse_amount(usage, "mem")
+            if total is not None and not total.startswith(UNSET):
                 memory, is_estimate = parse_size(total), False
                 self.gathered = True
             else:
-                tasks = _count(row.tasks) or 1
+                tasks = parse_count(row.tasks) or 1
                 if not row.tasks and not row.job_id.endswith(_SINGLE_TASK):
                     # Asked without NTasks: the largest task's memory, and nobody knows how many there were.
                     self.tasks_are_known = False
@@ -132,7 +131,7 @@ class _Job:
             self.extra[_IMBALANCE] = differs
 
     def _add_gpu(self, usage: str) -> None:
-        memory, peak = _amount(usage, "gres/gpumem"), _amount(usage, "gres/gpuutil")
+        memory, peak = parse_amount(usage, "gres/gpumem"), parse_amount(usage, "gres/gpuutil")
         if memory is not None:
             self.gpu_memory_bytes = max(self.gpu_memory_bytes, parse_size(memory))
         if peak is not None:
@@ -157,14 +156,14 @@ class _Job:
         state = row.state if row.state in _USUAL_STATES else _read_state(row.state)
         # What was allocated; for a job that never got anything, what it asked for.
         tres = row.allocated_tres or row.requested_tres
-        nodes, cores, gpus, requested, memory_per = _read_request(tres, row.requested_memory, row.nodes, row.cpus)
-        wall_s = None if state == "PENDING" else _elapsed(row.elapsed)
+        nodes, cores, gpus, requested, memory_per = parse_request(tres, row.requested_memory, row.nodes, row.cpus)
+        wall_s = None if state == "PENDING" else parse_seconds(row.elapsed)
         core_walltime_s = cores * wall_s if cores is not None and wall_s is not None else None
         cpu_s = parse_elapsed(row.total_cpu) if row.total_cpu else None
         if cpu_s == 0 and not self.gathered:
             cpu_s = None  # a zero that nobody measured
         used = self.memory_bytes if self.tasks_are_known and self.memory_bytes else None
-        ended_at_s = _time(row.end)
+        ended_at_s = parse_time(row.end)
         # A job cancelled while pending has a start, its end, and no node.
         never_ran = not row.allocated_tres and wall_s == 0
         exit_code, signal = "0", ""
@@ -183,7 +182,7 @@ class _Job:
             user=user or None,
             group=group_name(row.group) or None,
             state=state,
-            exit_code=None if state in {"PENDING", "RUNNING"} else _count(exit_code),
+            exit_code=None if state in {"PENDING", "RUNNING"} else parse_count(exit_code),
             nodes=nodes,
             cores=cores,
             cores_per_node=cores // nodes if cores is not None and nodes is not None else None,
@@ -198,12 +197,12 @@ class _Job:
             memory_per=memory_per,
             gpus=gpus,
             gpu_memory_used_bytes=self.gpu_memory_bytes or None,
-            time_limit_s=_time_limit(row.time_limit),
+            time_limit_s=parse_time_limit(row.time_limit),
             name=name or None,
             partition=partition or None,
             node_list=None if node_list in {"None assigned", ""} else node_list,
-            submitted_at_s=_time(row.submit),
-            started_at_s=None if never_ran else _time(row.start),
+            submitted_at_s=parse_time(row.submit),
+            started_at_s=None if never_ran else parse_time(row.start),
             ended_at_s=ended_at_s,
             source="sacct",
             kinds=name_kinds(
@@ -231,107 +230,3 @@ def _printable(*texts: str) -> Sequence[str]:
     if together.isascii() and together.isprintable() and " " not in together:
         return texts
     return [printable(text) for text in texts]
-
-
-class _Request(NamedTuple):
-    nodes: int | None
-    cores: int | None
-    gpus: int | None
-    memory_bytes: int | None
-    memory_per: Literal["node", "core"] | None
-
-
-# A cluster's jobs ask for the same few things over and over; a memory of them is bounded, and changes no answer.
-@lru_cache(maxsize=256)
-def _read_request(tres: str, requested_memory: str, node_count: str, core_count: str) -> _Request:
-    nodes = _count(node_count or _amount(tres, "node") or "") or None
-    cores = _count(core_count or _amount(tres, "cpu") or "") or None
-    return _Request(nodes, cores, _gpus(tres), *_requested_memory(requested_memory, tres, nodes, cores))
-
-
-def _requested_memory(
-    requested_memory: str, tres: str, nodes: int | None, cores: int | None
-) -> tuple[int | None, Literal["node", "core"] | None]:
-    """Memory of the whole job in bytes, and per what it was asked for, which sacct says only before Slurm 21.08.
-
-    What was allocated counts, as in seff since 23.02: `--mem=0` asks for 0 and gets all of a node's.
-    """
-    letter = requested_memory[-1:]
-    per: Literal["node", "core"] | None = "node" if letter == "n" else "core" if letter == "c" else None
-    allocated = _amount(tres, "mem")
-    if allocated is not None:
-        return _size(allocated), per
-    match = _REQUESTED.fullmatch(requested_memory)
-    if match is None:
-        return None, per
-    parts = {"n": nodes, "c": cores}.get(match[2], 1)
-    size = _size(match[1])
-    return (size * parts if size is not None and parts is not None else None), per
-
-
-def _size(text: str) -> int | None:
-    """Bytes; None for 0, and for what was not set.
-
-    Raises:
-        ParseError: The text is no size.
-    """
-    return None if text.startswith(_UNSET) else parse_size(text) or None
-
-
-def _amount(tres: str, name: str) -> str | None:
-    """How much of a resource there is in `cpu=4,gres/gpu=2,mem=1600M`; None when it is not named."""
-    _, found, rest = f",{tres}".partition(f",{name}=")
-    return rest.partition(",")[0] if found else None
-
-
-def _gpus(tres: str) -> int | None:
-    """GPUs of all types; None without any, since a cluster need not track them."""
-    if "gres/gpu" not in tres:
-        return None
-    total = _amount(tres, "gres/gpu")
-    if total is not None:
-        return _count(total)
-    parts = [part.partition("=") for part in tres.split(",")]
-    typed = [_count(amount) or 0 for name, _, amount in parts if name.startswith("gres/gpu:")]
-    return sum(typed) if typed else None
-
-
-def _elapsed(text: str) -> int | None:
-    """Seconds of `ElapsedRaw` or `Elapsed`.
-
-    Raises:
-        ParseError: The text is no duration.
-    """
-    return int(parse_elapsed(text)) if ":" in text else _count(text)
-
-
-def _time_limit(text: str) -> float | None:
-    """Seconds of `TimelimitRaw`, which are minutes, or of `Timelimit`; None without a limit.
-
-    Raises:
-        ParseError: The text is no duration.
-    """
-    if ":" in text:
-        return parse_elapsed(text)
-    minutes = _count(text)
-    return minutes * 60 if minutes is not None else None
-
-
-def _count(text: str) -> int | None:
-    return int(text) if len(text) <= 15 and text.isascii() and text.isdigit() else None
-
-
-def _time(text: str) -> float | None:
-    """Seconds since the epoch; a time without `TIME_ENVIRONMENT` is taken in this machine's time zone.
-
-    Raises:
-        ParseError: The text is no time.
-    """
-    if len(text) <= 15 and text.isascii() and text.isdigit():
-        return float(text)
-    if text in _NOT_YET:
-        return None
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (ValueError, OverflowError, OSError):
-        raise ParseError(f"{text[:60]!a} is not a time") from None

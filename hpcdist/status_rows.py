@@ -12,7 +12,7 @@ import msgspec
 
 from hpcdist.ending import Ending, Step
 from hpcdist.errors import ParseError
-from hpcdist.record import CONTINUED_STATES, ENDED_STATES, JobStatus
+from hpcdist.job_status import CONTINUED_STATES, ENDED_STATES, JobStatus
 from hpcdist.units import parse_elapsed
 
 SEPARATOR = "\x1f"

@@ -7,7 +7,7 @@ import msgspec
 
 from hpcdist.backends import local, slurm
 from hpcdist.errors import HpcdistError
-from hpcdist.record import JobStatus
+from hpcdist.job_status import JobStatus
 from hpcdist.store import Run
 
 

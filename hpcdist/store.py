@@ -13,7 +13,8 @@ import msgspec
 from hpcdist.counter import Counter
 from hpcdist.disk import lock_file, write_atomically
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
-from hpcdist.record import Progress, RankUsage
+from hpcdist.job_status import Progress
+from hpcdist.record import RankUsage
 from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.spec import RUN_NAME, JobSpec, check_run_name
 from hpcdist.usage_curve import UsageCurve

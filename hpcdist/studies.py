@@ -12,10 +12,10 @@ import msgspec
 
 from hpcdist.batches import Batch, jobs_to_wait_for
 from hpcdist.errors import HpcdistError, SubmitError
+from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.project import Project
-from hpcdist.record import JobStatus, Progress
 from hpcdist.spec import Backend, JobSpec
 from hpcdist.store import Run, Store
 from hpcdist.study import Study, Trial

@@ -7,13 +7,13 @@ from itertools import chain
 
 from hpcdist.cluster_checks import PLACE_WORDS
 from hpcdist.errors import HpcdistError
+from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import ACCOUNTING_LAG_S, Job
 from hpcdist.machine import fit_to_machine
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.probes import write_probe
 from hpcdist.project import Project
 from hpcdist.provenance import read_versions
-from hpcdist.record import JobStatus, Progress
 from hpcdist.render import task_command
 from hpcdist.site_checks import Partition, choose_partition
 from hpcdist.spec import Backend, build_job

@@ -8,9 +8,10 @@ import msgspec
 from hpcdist import accounting, statuses
 from hpcdist.backends import tasks
 from hpcdist.errors import HpcdistError
+from hpcdist.job_status import JobStatus
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
-from hpcdist.record import Efficiency, JobStatus
+from hpcdist.record import Efficiency
 from hpcdist.run_files import RunRecord
 from hpcdist.store import Run, Store
 from hpcdist.study import Trial

@@ -16,11 +16,12 @@ from hpcdist.cause import Attempt, Verdict
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError
 from hpcdist.evidence import Evidence, Log
+from hpcdist.job_status import JobStatus
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
 from hpcdist.printable import printable, printable_line
 from hpcdist.privacy import known_secrets, mask
-from hpcdist.record import RESTART_LINE, Efficiency, JobStatus, RankUsage
+from hpcdist.record import RESTART_LINE, Efficiency, RankUsage
 from hpcdist.spec import JobSpec
 from hpcdist.store import Run
 

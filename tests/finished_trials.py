@@ -2,9 +2,10 @@
 
 from hpcdist.audit import audit_job
 from hpcdist.cause import Cause
+from hpcdist.job_status import JobStatus
 from hpcdist.joined import JobRecord, Timeline
 from hpcdist.probe import AllReduce
-from hpcdist.record import Efficiency, JobStatus, RankUsage, StepSplit, TestResult, TrainingMetrics
+from hpcdist.record import Efficiency, RankUsage, StepSplit, TestResult, TrainingMetrics
 from hpcdist.report import compare
 from hpcdist.spec import JobSpec, Layout
 from hpcdist.study import Study, Trial, Variant

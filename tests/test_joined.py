@@ -1,8 +1,9 @@
 """The joined record as people see it: the block at a job's end, and TensorBoard's page."""
 
 from hpcdist.cli.joined import format_joined
+from hpcdist.job_status import JobStatus
 from hpcdist.joined import Audit, Disagreement, Finding, JobRecord, Timeline
-from hpcdist.record import Efficiency, JobStatus, RankUsage, StepSplit, TrainingMetrics
+from hpcdist.record import Efficiency, RankUsage, StepSplit, TrainingMetrics
 
 TIMELINE = Timeline(
     queued_s=2.0,

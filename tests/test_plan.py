@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from hpcdist.comparison import Prediction, Spread
+from hpcdist.job_status import JobStatus
 from hpcdist.joined import JobRecord
 from hpcdist.plan import make_plan, measured_walls, parse_start, price_of
-from hpcdist.record import Efficiency, JobStatus
+from hpcdist.record import Efficiency
 from hpcdist.spec import build_job
 from hpcdist.study import Prices
 from hpcdist.study_file import parse_study

@@ -6,7 +6,7 @@ import pytest
 
 from hpcdist.backends import sbatch, slurm
 from hpcdist.errors import NotReadyError, SubmitError
-from hpcdist.record import ENDED_STATES
+from hpcdist.job_status import ENDED_STATES
 
 
 def test_inside_a_job_what_slurm_set_is_dropped_and_what_the_user_set_is_kept():
@@ -148,3 +148,14 @@ def test_usage_of_running_steps_is_read_as_far_as_it_is_allowed(stand_in):
 def test_without_sstat_nothing_is_known(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert slurm.read_live(["--jobs=7"]) == ""
+
+
+def test_where_srun_itself_fails_nothing_is_known_of_its_options(stand_in):
+    stand_in("srun", "echo 'srun: fatal: Could not establish a configuration source' >&2; exit 1")
+    sbatch.check_srun({"label": ""})
+
+
+def test_where_there_is_no_srun_nothing_is_known_of_its_options(monkeypatch, tmp_path):
+    (tmp_path / "env").symlink_to("/usr/bin/env")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sbatch.check_srun({"label": ""})

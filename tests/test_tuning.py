@@ -7,8 +7,9 @@ import pytest
 from hpcdist.attempts import build_attempt, find_memory_share
 from hpcdist.cause import Cause
 from hpcdist.errors import UsageError
+from hpcdist.job_status import JobStatus
 from hpcdist.joined import JobRecord
-from hpcdist.record import JobStatus, RankUsage, StepSplit, TrainingMetrics
+from hpcdist.record import RankUsage, StepSplit, TrainingMetrics
 from hpcdist.spec import JobSpec, Layout, Training
 from hpcdist.tune import begin_search
 from hpcdist.tuned_file import check_writable, set_options

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from hpcdist.backends import slurm
-from hpcdist.record import JobStatus, RankUsage
+from hpcdist.job_status import JobStatus
+from hpcdist.record import RankUsage
 from hpcdist.status_rows import parse_endings
 from hpcdist.store import Run
 from hpcdist.why import LOG_TAIL_BYTES, LONGEST_LINE, explain, read_logs

@@ -12,7 +12,7 @@ from pathlib import Path
 from hpcdist.backends.lines import CommandLines
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
-from hpcdist.record import JobStatus
+from hpcdist.job_status import JobStatus
 from hpcdist.sacct_question import TIME_ENVIRONMENT
 from hpcdist.status_rows import (
     ACCOUNTING_FIELDS,

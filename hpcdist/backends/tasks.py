@@ -7,7 +7,7 @@ import msgspec
 from hpcdist.backends import slurm
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError
-from hpcdist.record import JobStatus
+from hpcdist.job_status import JobStatus
 from hpcdist.sacct_question import TIME_ENVIRONMENT, batch_job_ids, expand_job_id
 from hpcdist.status_rows import (
     ACCOUNTING_FIELDS,

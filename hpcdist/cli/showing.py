@@ -16,7 +16,8 @@ from hpcdist.cli.figures import iter_figures
 from hpcdist.cli.request import Request
 from hpcdist.columns import choose_columns, find_column, sort_jobs
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
-from hpcdist.record import ENDED_STATES, Efficiency, RankUsage
+from hpcdist.job_status import ENDED_STATES
+from hpcdist.record import Efficiency, RankUsage
 from hpcdist.selection import parse_since, parse_states
 from hpcdist.table import format_jobs, format_parsable_header, parsable_formatter
 

@@ -16,9 +16,9 @@ from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
 from hpcdist.errors import UsageError
+from hpcdist.job_status import JobStatus
 from hpcdist.printable import printable_line
 from hpcdist.project import Project, find_project
-from hpcdist.record import JobStatus
 from hpcdist.report import has_prices
 from hpcdist.studies import cancel_study, prepare_batches, run_study
 from hpcdist.study import Scale, Study, Trial

@@ -10,9 +10,9 @@ import click
 
 from hpcdist.batches import Batch
 from hpcdist.cli.following import describe, warn_of_exposed_secret, warn_of_missing_data
+from hpcdist.job_status import JobStatus, Progress
 from hpcdist.prepare import Prepared
 from hpcdist.printable import printable_line
-from hpcdist.record import JobStatus, Progress
 from hpcdist.studies import Watch
 from hpcdist.study import Trial
 from hpcdist.study_state import StudyState

@@ -15,10 +15,10 @@ from hpcdist.cli.study import read_study
 from hpcdist.cli.study_progress import RunWatch
 from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.job_status import JobStatus, Progress
 from hpcdist.merging import merge_options
 from hpcdist.printable import printable_line
 from hpcdist.project import Project
-from hpcdist.record import JobStatus, Progress
 from hpcdist.study import Trial
 from hpcdist.submitting import choose_backend
 from hpcdist.tune import Tuned, tune

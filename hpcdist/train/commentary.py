@@ -8,7 +8,7 @@ import msgspec
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.disk import write_atomically
-from hpcdist.record import Progress
+from hpcdist.job_status import Progress
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.pace import count_steps_done, find_epoch
 from hpcdist.train.recorder import Recorder
