@@ -84,11 +84,12 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
     options |= {"name": "doctor", "time": "1", "nodes": 1, "command": ("true",)}
     bare = Project(root=project.root, config=project.config, site=project.site, defaults={})
     try:
-        script = prepare(options, bare, backend="slurm", run=None).script
+        prepared = prepare(options, bare, backend="slurm", run=None)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "script.sbatch")
-            path.write_text(script)
+            path.write_text(prepared.script)
             words = sbatch.test_only(path)
+        sbatch.check_srun(prepared.spec.srun)
     except HpcdistError as error:
         sentence = f"Slurm would refuse a job with this project's settings: {error.message}"
         hint = error.hint or "hpcdist submit --dry-run shows what is asked for"

@@ -102,6 +102,7 @@ def _send_held(
 def _submit_new(
     prepared: Prepared, run: Run, record: RunRecord, config: Mapping[str, str], after: Sequence[str]
 ) -> str:
+    sbatch.check_srun(prepared.spec.srun)
     job_id = sbatch.submit(
         run.name,
         run.path,

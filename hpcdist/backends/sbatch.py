@@ -95,6 +95,44 @@ def find_by_run(run: str, workdir: str) -> str | None:
     return find_marked(listed, run, workdir)
 
 
+def check_srun(options: Mapping[str, str]) -> None:
+    """Has srun read options that a script hands it; the job would wait in the queue and fail at them only then.
+
+    srun takes its options in turn, and ends at `--version`, which comes last. Where that alone fails, or there is no
+    srun here, nothing is known.
+
+    Args:
+        options: Their values by their names; "" of a flag.
+
+    Raises:
+        SubmitError: srun does not know one, or not its value.
+    """
+    if not options:
+        return
+    complaint = _ask_srun([f"--{key}={value}" if value else f"--{key}" for key, value in options.items()])
+    if complaint and not _ask_srun([]):
+        words = complaint.removeprefix("srun: ").removeprefix("error: ")
+        raise SubmitError(f"srun would refuse its options: {words}", "srun --help lists them; --srun KEY=VALUE")
+
+
+def _ask_srun(options: Sequence[str]) -> str:
+    """The first line of its complaint; empty without one."""
+    drop = [word for name in nested_variables(os.environ) for word in ("-u", name)]
+    try:
+        done = subprocess.run(
+            ["env", *drop, "srun", *options, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=slurm.COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return "no answer"
+    return next(iter(done.stderr.splitlines()), f"exit status {done.returncode}") if done.returncode else ""
+
+
 def test_only(script: Path) -> str:
     """Slurm's estimate of when and where a script would start, in sbatch's words (it writes them on stderr).
 

@@ -15,10 +15,10 @@ from hpcdist.cli.joined import format_joined
 from hpcdist.cli.output import format_cause, format_efficiency, print_json
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.exposure import find_exposed
+from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared
-from hpcdist.record import JobStatus, Progress
 
 LINE_INTERVAL_S = 10.0
 
@@ -59,7 +59,9 @@ def show_dry_run(prepared: Prepared) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "script.sbatch")
             path.write_text(prepared.script)
-            click.echo(sbatch.test_only(path), err=True)
+            words = sbatch.test_only(path)
+        sbatch.check_srun(prepared.spec.srun)
+        click.echo(words, err=True)
 
 
 def announce(job: Job, *, as_json: bool) -> None:

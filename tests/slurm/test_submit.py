@@ -193,6 +193,30 @@ def test_slurm_s_own_words_are_shown_when_it_refuses(submit, option, value, word
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["submit", "dry-run"])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("bogus=1", "unrecognized option '--bogus=1'"),
+        ("mem=plenty", "Invalid --mem specification"),
+        ("nodes=x; touch hacked", "touch hacked"),
+    ],
+)
+def test_options_that_srun_refuses_are_refused_before_the_job_waits(submit, project, option, words, dry_run):
+    outcome = submit("--srun", option, *dry_run, "--", "true")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: srun would refuse its options: ")
+    assert words in outcome.err
+    assert not list(project.rglob("hacked"))
+
+
+def test_options_that_srun_takes_reach_it(submit, project):
+    outcome = submit("--srun", "chdir=/", "--srun", "unbuffered", "--wait", "--", "pwd")
+    assert outcome.code == 0, outcome.err
+    (log,) = only_run(project).glob("logs/*_0_log.out")
+    assert log.read_text() == "/\n"
+
+
 def test_a_refused_run_says_so(submit, testbed, project):
     submit("--partition", "nowhere", "--", "true")
     outcome = testbed.hpcdist("status", cwd=project)
