@@ -202,6 +202,23 @@ def test_srun_is_asked_again_only_where_it_began_no_rank(stand_in, tmp_path, sta
     assert (tmp_path / "slept").read_text() == "10\n" * again if again else not (tmp_path / "slept").exists()
 
 
+@pytest.mark.parametrize(("env_blocks", "end"), [(True, 75), (False, 0)], ids=["coreutils 8.31", "before"])
+def test_a_signal_while_python_starts_ends_no_rank(stand_in, tmp_path, env_blocks, end):
+    """It is heard late, or never: the program is asked to stop, or ends by itself."""
+    if not env_blocks:
+        stand_in("env", """case "$1" in --*) exit 125 ;; esac; exec /usr/bin/env "$@" """)
+    stand_in("slow-python", f'kill -USR2 $$; exec {sys.executable} "$@"')
+    script = render_case("2x1")
+    hold = script[script.index("hold=(") : script.index("\n\n", script.index("hold=("))]
+    program = """sh -c 'sleep 1; [ ! -e "$HPCDIST_STOP_FILE" ] || exit 75'"""
+    shell = f'set -eu\n{hold}\n"${{hold[@]}}" slow-python -m hpcdist.rank --max-requeues 1 -- {program}'
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "HPCDIST_"))}
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, env=clean | {"HPCDIST_RUN_DIR": str(tmp_path)}
+    )
+    assert done.returncode == end, done.stderr
+
+
 # What scontrol of Slurm 22.05 said of a job that started while a restarted controller did not know the node yet.
 WITHOUT_GPUS = "   JOB_GRES=gpu:fake:0\n     Nodes=n1 CPU_IDs=2-3 Mem=2000 GRES=gpu:fake:0(IDX:)\n   MinCPUsNode=1"
 WITH_GPUS = WITHOUT_GPUS.replace(":0(IDX:)", ":1(IDX:0)")

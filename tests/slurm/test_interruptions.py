@@ -78,6 +78,28 @@ def preempted_three_times(cluster):
     assert job.log().count("goes on after step") == 3
 
 
+# Python starts slowly: in the first attempt what stages the data, in the second the ranks' watcher.
+SLOW_START = """\
+import os, pathlib, sys, time
+attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+if sys.orig_argv[2:3] == [{"0": "hpcdist.stage", "1": "hpcdist.rank"}.get(attempt)]:
+    pathlib.Path(__file__).with_name(f"starts-{attempt}").touch()
+    time.sleep(4)
+"""
+
+
+def preempted_before_it_trains(cluster):
+    slow = cluster.project()
+    (slow / "sitecustomize.py").write_text(SLOW_START)
+    job = cluster.submit("--stage-data", "--setup", f"export PYTHONPATH={slow}", *FIRST_HALF)
+    for attempt in range(2):
+        eventually((slow / f"starts-{attempt}").exists, 60)
+        preempt(cluster.testbed, job)
+        eventually(lambda restarts=attempt + 1: job.field("Restarts") == str(restarts), 60)
+    cluster.assert_ends_untouched(job)
+    assert eventually(lambda: job.rows()[-1] == "COMPLETED" and job.rows()) == ["PREEMPTED"] * 2 + ["COMPLETED"]
+
+
 def four_ranks_on_two_nodes_are_preempted(cluster):
     shape = ("--gpus", 2, *FIRST_HALF)
     untouched = cluster.submit(*shape)
@@ -287,7 +309,7 @@ LANES = (
         cancelled_by_its_owner_it_stays_cancelled,
         sent_again_by_hand_it_begins_anew,
         held_by_slurm_it_is_released,
-        *((four_ranks_on_two_nodes_are_preempted,) if LONG else ()),
+        *((four_ranks_on_two_nodes_are_preempted, preempted_before_it_trains) if LONG else ()),
     ),
     (
         its_time_limit_is_near,
