@@ -1,7 +1,7 @@
 """`jobs/mnist-layouts.toml` from one command, and every figure of its report from Slurm's rows and the ranks' files.
 
-`make soak` runs the file as it is: four layouts, three repeats, three epochs. Here are three of its layouts, twice
-each, with fewer steps, and prices.
+`SOAK=1 pytest tests/slurm/test_report_recomputed.py` runs the file as it is: four layouts, three repeats, three epochs.
+Without SOAK it is three of its layouts, twice each, with fewer steps, and prices.
 """
 
 import json
@@ -22,7 +22,7 @@ PER_GPU_HOUR = None if LONG else 1.5
 NAMES = {"repeat", "run", "job_id", "state", "reason"}
 ASKED = {"label", "layout", "settings", "ranks_asked", "trials"}
 
-pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(900 if LONG else 290)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900 if LONG else 290)]
 
 
 @pytest.fixture(scope="module")
