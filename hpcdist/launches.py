@@ -29,6 +29,7 @@ MOST_CHARACTERS = 50_000
 MOST_WORDS = 1_000
 MOST_SPENT = 200_000
 _WHOLE_ARRAY = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\[@\]\}")
+_SHELL_TEXT = re.compile(r"-[a-z]*c")
 _PYTHON = re.compile(r"(python[0-9.]*|ipython|pypy3?)")
 
 
@@ -147,7 +148,7 @@ def _inner_text(program: Program, command: Command) -> str | None:
     if program.name not in SHELLS:
         return None
     for at, word in enumerate(program.words):
-        if re.fullmatch(r"-[a-z]*c", word.text):
+        if _SHELL_TEXT.fullmatch(word.text):
             return program.words[at + 1].text if at + 1 < len(program.words) else None
         if not word.text.startswith("-"):
             return None
@@ -229,6 +230,12 @@ def _own_end(name: str, texts: Sequence[str]) -> int | None:
         return _skip(texts, verb + 1, CONTAINER_VALUED) + 1
     if name in RUNNERS and texts[1:2] == ["run"]:
         return _skip(texts, 2, RUNNER_VALUED)
+    if name in SHELLS:
+        at = next((at for at, text in enumerate(texts[:6]) if at and _SHELL_TEXT.fullmatch(text)), len(texts))
+        # `bash -c 'cd x; exec "$@"' NAME PROGRAM ...`
+        return at + 3 if len(texts) > at + 3 and texts[at + 1].rstrip().endswith('exec "$@"') else None
+    if _WHOLE_ARRAY.fullmatch(name) and len(texts) > 1 and not texts[1].startswith("-"):
+        return 1  # words that are not known before a program
     if is_python(name) and texts[1:3] == ["-m", "hpcdist.rank"] and "--" in texts and "--torchrun" not in texts:
         return texts.index("--") + 1
     return None

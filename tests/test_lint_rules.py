@@ -183,6 +183,8 @@ def test_every_rule_has_its_two_scripts_and_its_source():
         ("tee-hides-death", False, "", "A=$(python t.py | tail -n 1)"),
         ("signal-target", True, "--signal=USR1@60", "trap 'x' USR1\nsrun python t.py"),
         ("signal-target", False, "--signal=USR1@60", "srun python t.py"),
+        ("signal-target", False, "--signal=USR1@60", 'trap "" USR1\nsrun python t.py'),
+        ("signal-target", False, "--signal=USR1@60", 'srun sh -c \'trap "" USR1; exec "$@"\' sh python t.py'),
         ("signal-target", True, "--signal=B:SIGUSR1@60", "trap 'x' USR1\nsrun python t.py"),
         ("requeue-loop", True, "", "python t.py\nsbatch $0"),
         ("requeue-loop", False, "", "python t.py || sbatch $0"),

@@ -141,6 +141,9 @@ def test_what_is_asked_for(options, nodes, tasks, node_tasks, node_gpus):
         ("L='accelerate launch'\nsrun $L t.py", ["srun", "accelerate"]),
         ("srun bash -c 'cd x && torchrun t.py'", ["srun", "bash", "torchrun"]),
         ("srun bash <<'E'\ntorchrun t.py\nE", ["srun", "bash", "torchrun"]),
+        ("srun sh -c 'umask 077; exec \"$@\"' sh torchrun t.py", ["srun", "sh", "torchrun"]),
+        ('a=(x)\nc && a=(y -z)\nsrun "${a[@]}" torchrun t.py', ["srun", "${a[@]}", "torchrun"]),
+        ('a=(x)\nc && a=(y -z)\n"${a[@]}" --lr 1', ["${a[@]}"]),
         ("ssh -p 22 n1 'cd x; torchrun t.py'", ["ssh", "torchrun"]),
     ],
 )

@@ -156,16 +156,19 @@ def signal_target(script: Script, _: Surroundings) -> Iterator[Hit]:
     if directive is None or found is None:
         return
     to_shell, name = "B" in (found[1] or ""), found[2].upper()
-    trapped = any(
-        launch.last.name == "trap" and any(word.text.upper().removeprefix("SIG") == name for word in launch.last.words)
+    traps = [
+        launch.last.words
         for launch in script.launches
-    )
+        if launch.last.name == "trap"
+        and any(word.text.upper().removeprefix("SIG") == name for word in launch.last.words)
+    ]
+    handled = any(words[0].text for words in traps)  # empty, the signal is ignored
     work = [launch.command for launch in _work(script)]
-    if to_shell and not trapped:
+    if to_shell and not traps:
         yield Hit(directive.start, f"--signal={directive.value} reaches only the shell, which has no trap for {name}")
     elif to_shell and work and not any(command.background for command in work):
         yield Hit(directive.start, f"the trap for {name} runs only when the command in the foreground is over")
-    elif not to_shell and trapped and b"trap '' " not in script.data:
+    elif not to_shell and handled:
         yield Hit(directive.start, f"--signal={directive.value} without B: never reaches the script's own trap")
 
 
