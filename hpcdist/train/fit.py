@@ -5,7 +5,6 @@ import os
 import re
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -86,8 +85,7 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
         if rank.rank == 0:
             _introduce(options, device, threads, count_steps(options, data.train_batches.steps_per_epoch))
             print("".join(f"{sentence}\n" for sentence in rank.slowdown.sentences()), end="", flush=True)
-        with watching(options.hang_timeout_s, rank, last_words) as watchdog:
-            fit(options, rank, data, device=device, outcome=outcome, last_words=last_words, watchdog=watchdog)
+        fit(options, rank, data, device=device, outcome=outcome, last_words=last_words)
     if dist.is_initialized():
         dist.destroy_process_group()
     if rank.rank == 0:
@@ -102,7 +100,6 @@ def fit(
     device: torch.device,
     outcome: Outcome,
     last_words: LastWords,
-    watchdog: Watchdog,
 ) -> None:
     """Trains and tests on data that is there, in a process group that stands.
 
@@ -111,6 +108,20 @@ def fit(
         StoppedError: It was asked to stop.
         UsageError: The checkpoint to go on from is of another training.
     """
+    with watching(options.hang_timeout_s, rank, last_words) as watchdog:
+        _fit(options, rank, data, device=device, outcome=outcome, last_words=last_words, watchdog=watchdog)
+
+
+def _fit(
+    options: Options,
+    rank: RankEnvironment,
+    data: ImageData,
+    *,
+    device: torch.device,
+    outcome: Outcome,
+    last_words: LastWords,
+    watchdog: Watchdog,
+) -> None:
     steps = count_steps(options, data.train_batches.steps_per_epoch)
     module = build_module(options, rank, data, outcome)
     checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome, steps)
@@ -120,8 +131,9 @@ def fit(
     outcome.learn(steps=done, epochs=done // data.train_batches.steps_per_epoch or None)
     if begin and rank.rank == 0:
         print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
-        if module.rates.schedule != "constant":
-            _tell_of_longer(content, steps)
+        before = content[OWN_KEY].get("steps") if content else None  # those of release 0.1 do not say it
+        if before not in (None, steps) and module.rates.schedule != "constant":
+            print(f"the learning rate goes on as in a training of {steps} steps; that one had {before}", flush=True)
     logger = open_loggers(options, rank, done + 1)
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
     goal = Goal(options.training.target_accuracy, outcome, rank.started_at_s)
@@ -165,12 +177,6 @@ def fit(
     outcome.learn(finished=True)
     if logger:
         logger.log_summary(outcome.metrics())
-
-
-def _tell_of_longer(content: dict[str, Any] | None, steps: int) -> None:
-    before = content[OWN_KEY].get("steps") if content else None  # those of release 0.1 do not say it
-    if before not in (None, steps):
-        print(f"the learning rate goes on as in a training of {steps} steps; that one had {before}", flush=True)
 
 
 def build_trainer(
