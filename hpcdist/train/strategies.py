@@ -26,12 +26,14 @@ class PolledStrategy(DDPStrategy):
 
     Args:
         rank: This rank.
+        is_rounded: Whether gradients are rounded to bfloat16 before they are sent and added up.
     """
 
-    def __init__(self, rank: RankEnvironment) -> None:
+    def __init__(self, rank: RankEnvironment, *, is_rounded: bool) -> None:
         # Gradients live in the all-reduce's buckets: two copies less in each step.
         super().__init__(gradient_as_bucket_view=True)
         self._rank = rank
+        self.is_rounded = is_rounded
         self.exchange: Exchange | None = None
 
     def configure_ddp(self) -> None:
@@ -41,19 +43,21 @@ class PolledStrategy(DDPStrategy):
             self.exchange = connect(self._rank)
             if self.exchange is None and self._rank.rank == 0:
                 print("the ranks open no ports to each other: all gradients go through gloo", flush=True)
-            self.model.register_comm_hook(self.exchange, reduce_and_poll)
+            self.model.register_comm_hook(self, reduce_and_poll)
 
 
-def reduce_and_poll(exchange: Exchange | None, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
-    """The mean of the ranks' gradients, as DDP has it.
+def reduce_and_poll(strategy: PolledStrategy, bucket: dist.GradBucket) -> Future[Tensor]:  # type: ignore[name-defined]
+    """The mean of the ranks' gradients, as DDP has it; rounded as PyTorch's `bf16_compress_hook` does it.
 
     Only the last bucket is polled for: at the others the backward pass goes on meanwhile.
     """
-    values = bucket.buffer().div_(dist.get_world_size())
-    if exchange is not None and bucket.is_last() and exchange.fits(values):
-        exchange.all_reduce(values)
+    gradients = bucket.buffer()
+    values = gradients.to(torch.bfloat16) if strategy.is_rounded else gradients
+    values.div_(dist.get_world_size())
+    if strategy.exchange is not None and bucket.is_last() and strategy.exchange.fits(values):
+        strategy.exchange.all_reduce(values)
         done: Future[Tensor] = Future()
-        done.set_result(values)
+        done.set_result(gradients.copy_(values))  # copies nothing where they are the same
         return done
     work = dist.all_reduce(values, async_op=True)
     if work is None:
@@ -62,7 +66,7 @@ def reduce_and_poll(exchange: Exchange | None, bucket: dist.GradBucket) -> Futur
         deadline = time.perf_counter() + POLL_S
         while not work.is_completed() and time.perf_counter() < deadline:
             os.sched_yield()
-    return work.get_future().then(lambda future: future.value()[0])
+    return work.get_future().then(lambda future: gradients.copy_(future.value()[0]))
 
 
 def all_reduce(strategy: Strategy, values: Tensor, *, is_largest: bool = False) -> None:
@@ -75,29 +79,22 @@ def all_reduce(strategy: Strategy, values: Tensor, *, is_largest: bool = False) 
 
 
 class CompressedStrategy(DDPStrategy):
-    """All-reduce of gradients rounded to bfloat16: half the bytes, 8 bits of precision."""
+    """All-reduce between GPUs of gradients rounded to bfloat16: half the bytes, 8 bits of precision."""
 
     def __init__(self) -> None:
         super().__init__(gradient_as_bucket_view=True, ddp_comm_hook=bf16_compress_hook)
-
-    def configure_ddp(self) -> None:
-        """Registers the hook on CPUs too: Lightning 2.6.6 leaves it out there without a word."""
-        super().configure_ddp()
-        if self.root_device.type == "cpu" and isinstance(self.model, DistributedDataParallel):
-            self.model.register_comm_hook(None, bf16_compress_hook)
 
 
 def build_strategy(options: Options, rank: RankEnvironment, device: torch.device) -> Strategy:
     """The strategy of `Training.strategy`; a single rank has nobody to share with."""
     if rank.world_size == 1:
         return SingleDeviceStrategy(device=device)
-    match options.training.strategy:
-        case "parameter-server":
-            return AsyncServer(device, rank) if options.is_async else SyncServer(device, rank)
-        case "ddp-bf16":
-            return CompressedStrategy()
-        case _:
-            return PolledStrategy(rank) if device.type == "cpu" else DDPStrategy(gradient_as_bucket_view=True)
+    if options.training.strategy == "parameter-server":
+        return AsyncServer(device, rank) if options.is_async else SyncServer(device, rank)
+    is_rounded = options.training.strategy == "ddp-bf16"
+    if device.type == "cpu":
+        return PolledStrategy(rank, is_rounded=is_rounded)
+    return CompressedStrategy() if is_rounded else DDPStrategy(gradient_as_bucket_view=True)
 
 
 def count_bytes(strategy: Strategy, network: nn.Module) -> int:
@@ -108,6 +105,6 @@ def count_bytes(strategy: Strategy, network: nn.Module) -> int:
         return 2 * gradient_bytes + sum(one.numel() * one.element_size() for one in list_statistics(network))
     if isinstance(strategy, AsyncServer):
         return 2 * gradient_bytes
-    if isinstance(strategy, CompressedStrategy):
+    if isinstance(strategy, CompressedStrategy) or (isinstance(strategy, PolledStrategy) and strategy.is_rounded):
         return BF16_BYTES * sum(one.numel() for one in weights)
     return gradient_bytes if isinstance(strategy, DDPStrategy) else 0
