@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -53,11 +53,17 @@ class Job:
         try:
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            # Slurm wakes it up itself before TERM, and it may have ended since.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def asked(self):
-        """Whether its ranks are asked to stop."""
+        """Whether its ranks are asked to stop; the file of the request is gone once they stopped."""
         return (self.folder / "ranks" / "0.stop").exists()
+
+    def asked_or_requeued(self, restarts):
+        """Whether its ranks are asked to stop, or did and it came into the queue again."""
+        return self.asked() or self.field("Restarts") == str(restarts)
 
     def train_until_asked(self):
         """Until its ranks are asked to stop; where the machine is slow, Slurm asks before the tenth step."""

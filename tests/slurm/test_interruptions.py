@@ -71,7 +71,7 @@ def preempted_three_times(cluster):
         job.wait_for_step(10)
         with job.held(), site:
             preempt(cluster.testbed, job)
-            eventually(job.asked)
+            eventually(lambda restarts=attempt + 1: job.asked_or_requeued(restarts))
         eventually(lambda restarts=attempt + 1: job.field("Restarts") == str(restarts), 60)
     cluster.assert_ends_untouched(job)
     assert eventually(lambda: job.rows()[-1] == "COMPLETED" and job.rows()) == ["PREEMPTED"] * 3 + ["COMPLETED"]
@@ -108,7 +108,7 @@ def four_ranks_on_two_nodes_are_preempted(cluster):
     job.wait_for_step(10)
     with job.held():
         preempt(cluster.testbed, job)
-        eventually(job.asked)
+        eventually(lambda: job.asked_or_requeued(1))
     eventually(lambda: job.field("Restarts") == "1", 60)
     job.assert_ends_as(untouched)
     assert job.log().count("goes on after step") == 1
