@@ -65,5 +65,4 @@ def kill_node(command: str, node: str) -> None:
 
 
 def _run(arguments: Sequence[str]) -> str:
-    drop = [word for name in sbatch.nested_variables(os.environ) for word in ("-u", name)]
-    return slurm.run_command([*(["env", *drop] if drop else []), *arguments])
+    return slurm.run_command([*sbatch.outside_of_a_job(os.environ), *arguments])

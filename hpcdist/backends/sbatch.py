@@ -33,17 +33,22 @@ def nested_variables(env: Mapping[str, str]) -> list[str]:
     return sorted(name for name in env if name not in USERS_OWN and (name in by_slurm or name.startswith(prefixes)))
 
 
+def outside_of_a_job(env: Mapping[str, str]) -> list[str]:
+    """What stands before a command so that it runs as outside of any job; nothing where we are."""
+    drop = [word for name in nested_variables(env) for word in ("-u", name)]
+    return ["env", *drop] if drop else []
+
+
 def sbatch_command(run_dir: Path, env: Mapping[str, str], *, array: bool, after: Sequence[str] = ()) -> list[str]:
     """Sbatch with the options that submission adds to the script: where the batch log goes, what to wait for.
 
     The jobs to wait for are no part of the script, which stays the same when they are other ones.
     """
     log = "%A_%a_batch.out" if array else "%j_batch.out"
-    drop = [word for name in nested_variables(env) for word in ("-u", name)]
     # A percent sign of the path itself would be taken for a pattern.
     output = f"{str(run_dir / 'logs').replace('%', '%%')}/{log}"
     wait = [f"--dependency=afterany:{':'.join(after)}"] if after else []
-    return [*(["env", *drop] if drop else []), "sbatch", f"--output={output}", *wait]
+    return [*outside_of_a_job(env), "sbatch", f"--output={output}", *wait]
 
 
 def submit(
@@ -117,10 +122,9 @@ def check_srun(options: Mapping[str, str]) -> None:
 
 def _ask_srun(options: Sequence[str]) -> str:
     """The first line of its complaint; empty without one."""
-    drop = [word for name in nested_variables(os.environ) for word in ("-u", name)]
     try:
         done = subprocess.run(
-            ["env", *drop, "srun", *options, "--version"],
+            [*outside_of_a_job(os.environ), "srun", *options, "--version"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -128,7 +132,7 @@ def _ask_srun(options: Sequence[str]) -> str:
             timeout=slurm.COMMAND_TIMEOUT_S,
             check=False,
         )
-    except subprocess.TimeoutExpired:
+    except (OSError, subprocess.TimeoutExpired):
         return "no answer"
     return next(iter(done.stderr.splitlines()), f"exit status {done.returncode}") if done.returncode else ""
 
@@ -140,10 +144,11 @@ def test_only(script: Path) -> str:
         SubmitError: sbatch would refuse the script.
         NotReadyError: It did not answer.
     """
-    drop = [word for name in nested_variables(os.environ) for word in ("-u", name)]
-    command = ["env", *drop, "sbatch", "--test-only", str(script)]
+    command = [*outside_of_a_job(os.environ), "sbatch", "--test-only", str(script)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.COMMAND_TIMEOUT_S, check=False)
+    except FileNotFoundError:
+        raise NotReadyError("sbatch is not on PATH", "load Slurm's module (module load slurm)") from None
     except subprocess.TimeoutExpired:
         raise NotReadyError(f"sbatch did not answer within {slurm.COMMAND_TIMEOUT_S:.0f} s", "try again") from None
     words = done.stderr.strip().removeprefix("sbatch: ")
