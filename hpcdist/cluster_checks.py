@@ -1,8 +1,6 @@
 """What Slurm says: whether it is there, accounts for jobs, and would take the jobs of this project."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hpcdist.backends import sbatch, site, slurm
@@ -85,10 +83,7 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
     bare = Project(root=project.root, config=project.config, site=project.site, defaults={})
     try:
         prepared = prepare(options, bare, backend="slurm", run=None)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "script.sbatch")
-            path.write_text(prepared.script)
-            words = sbatch.test_only(path)
+        words = sbatch.test_only(prepared.script)
         sbatch.check_srun(prepared.spec.srun)
     except HpcdistError as error:
         sentence = f"Slurm would refuse a job with this project's settings: {error.message}"

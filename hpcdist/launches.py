@@ -147,10 +147,10 @@ def _inner_text(program: Program, command: Command) -> str | None:
         return " ".join(texts[_skip(texts, 0, SSH_VALUED) + 1 :]) or None
     if program.name not in SHELLS:
         return None
-    for at, word in enumerate(program.words):
-        if _SHELL_TEXT.fullmatch(word.text):
-            return program.words[at + 1].text if at + 1 < len(program.words) else None
-        if not word.text.startswith("-"):
+    for at, text in enumerate(texts):
+        if _SHELL_TEXT.fullmatch(text):
+            return texts[at + 1] if at + 1 < len(texts) else None
+        if not text.startswith("-"):
             return None
     return command.heredoc
 

@@ -2,9 +2,7 @@
 
 import getpass
 import re
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import msgspec
 
@@ -74,13 +72,10 @@ def try_request(options: Iterable[tuple[str, str]]) -> str | None:
         NotReadyError: It did not answer.
     """
     lines = "".join(f"#SBATCH --{key}={quote_sbatch(value)}\n" for key, value in options)
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder, "init.sbatch")
-        script.write_text(f"#!/bin/bash\n#SBATCH --job-name=hpcdist-init\n{lines}srun true\n")
-        try:
-            sbatch.test_only(script)
-        except HpcdistError as error:
-            if error.exit_code != 1:
-                raise
-            return re.sub(r"^(sbatch: )?(error: )?", "", error.message.splitlines()[-1])
+    try:
+        sbatch.test_only(f"#!/bin/bash\n#SBATCH --job-name=hpcdist-init\n{lines}srun true\n")
+    except HpcdistError as error:
+        if error.exit_code != 1:
+            raise
+        return re.sub(r"^(sbatch: )?(error: )?", "", error.message.splitlines()[-1])
     return None

@@ -137,20 +137,26 @@ def _ask_srun(options: Sequence[str]) -> str:
     return next(iter(done.stderr.splitlines()), f"exit status {done.returncode}") if done.returncode else ""
 
 
-def test_only(script: Path) -> str:
-    """Slurm's estimate of when and where a script would start, in sbatch's words (it writes them on stderr).
+def test_only(script: str) -> str:
+    """Slurm's estimate of when and where a script's text would start, in sbatch's words (it writes them on stderr).
 
     Raises:
         SubmitError: sbatch would refuse the script.
         NotReadyError: It did not answer.
+        OSError: The script can't be written to a temporary file.
     """
-    command = [*outside_of_a_job(os.environ), "sbatch", "--test-only", str(script)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.COMMAND_TIMEOUT_S, check=False)
-    except FileNotFoundError:
-        raise NotReadyError("sbatch is not on PATH", "load Slurm's module (module load slurm)") from None
-    except subprocess.TimeoutExpired:
-        raise NotReadyError(f"sbatch did not answer within {slurm.COMMAND_TIMEOUT_S:.0f} s", "try again") from None
+    import tempfile  # most commands try nothing
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "script.sbatch")
+        path.write_text(script)
+        command = [*outside_of_a_job(os.environ), "sbatch", "--test-only", str(path)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.COMMAND_TIMEOUT_S, check=False)
+        except FileNotFoundError:
+            raise NotReadyError("sbatch is not on PATH", "load Slurm's module (module load slurm)") from None
+        except subprocess.TimeoutExpired:
+            raise NotReadyError(f"sbatch did not answer within {slurm.COMMAND_TIMEOUT_S:.0f} s", "try again") from None
     words = done.stderr.strip().removeprefix("sbatch: ")
     if done.returncode != 0:
         raise SubmitError(words or f"sbatch --test-only: exit status {done.returncode}", find_hint(words))

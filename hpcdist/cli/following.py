@@ -53,13 +53,7 @@ def show_dry_run(prepared: Prepared) -> None:
     """The script on standard output, Slurm's estimate on standard error."""
     click.echo(prepared.script, nl=False)
     if prepared.backend == "slurm":
-        import tempfile
-        from pathlib import Path
-
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "script.sbatch")
-            path.write_text(prepared.script)
-            words = sbatch.test_only(path)
+        words = sbatch.test_only(prepared.script)
         sbatch.check_srun(prepared.spec.srun)
         click.echo(words, err=True)
 

@@ -1,6 +1,5 @@
 """hpcdist plan."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,14 +89,11 @@ def _ask_slurm(
     for batch in make_batches(study, variants, first, largest_array=len(first)):
         alone = {key: value for key, value in batch.options.items() if key not in ("array", "tasks", "task_env")}
         script = prepare(alone, project, backend="slurm", run=None).script
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "script.sbatch")
-            path.write_text(script)
-            answer: tuple[str | None, str | None]
-            try:
-                answer = (parse_start(sbatch.test_only(path)), None)
-            except SubmitError as error:
-                answer = (None, error.message)
+        answer: tuple[str | None, str | None]
+        try:
+            answer = (parse_start(sbatch.test_only(script)), None)
+        except SubmitError as error:
+            answer = (None, error.message)
         found |= {trial.variant: answer for trial in batch.trials}
     return found
 
