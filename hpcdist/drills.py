@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hpcdist.backends import breaking, slurm
+from hpcdist.backends.tasks import ACCOUNTING_LAG_S
 from hpcdist.cause import Cause, Verdict
 from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.job_status import CONTINUED_STATES, JobStatus
-from hpcdist.jobs import ACCOUNTING_LAG_S, Job
+from hpcdist.jobs import Job
 from hpcdist.merging import merge_options
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.project import Project

@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from hpcdist import accounting, statuses, why
 from hpcdist.audit import audit_job
-from hpcdist.backends import local, slurm
+from hpcdist.backends import local, slurm, tasks
 from hpcdist.cause import Verdict
 from hpcdist.ending import Ending
-from hpcdist.errors import AccountingOffError, HpcdistError, NotFoundError, NotReadyError
+from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.joined import JobRecord
 from hpcdist.project import find_project
@@ -24,7 +25,6 @@ from hpcdist.store import Run, Store
 from hpcdist.timeline import build_timeline, find_disagreements
 
 POLL_INTERVAL_S = 1.0
-ACCOUNTING_LAG_S = 5.0
 MOST_RELEASES = 3
 
 
@@ -82,7 +82,7 @@ class Job:
     def wait(
         self, on_change: Callable[[JobStatus, Progress | None], None] | None = None, timeout_s: float | None = None
     ) -> JobStatus:
-        """Waits until the job is over; one that Slurm holds because a node did not start it is released, three times.
+        """Waits until the job is over, in accounting too; one that Slurm could not start is released, three times.
 
         Args:
             on_change: Called about once a second with the status and how far the training is; its reason says what
@@ -95,13 +95,17 @@ class Job:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         releases = 0
         while True:
-            status = self.status()
+            found = self.statuses()
+            status = statuses.furthest(found)
             if has_launch_failed(status.state, status.reason) and releases < MOST_RELEASES:
                 releases += 1
                 status = _release(status)
             if on_change:
                 on_change(status, self.folder.progress())
-            if status.is_over or (deadline is not None and time.monotonic() > deadline):
+            if status.is_over:
+                self._settle(found)
+                return status
+            if deadline is not None and time.monotonic() > deadline:
                 return status
             time.sleep(POLL_INTERVAL_S)
 
@@ -139,7 +143,9 @@ class Job:
     def record(self) -> JobRecord:
         """What happened to the job, Slurm's figures and the ranks' on one clock; also written to `record.json`."""
         status = self.status()
-        efficiency = self._settled_efficiency() if status.is_over else self._efficiency_or_none(None)
+        if status.is_over:
+            self._settle([status])
+        efficiency = self._efficiency_or_none(None)
         self._await_ranks(status)
         record = self.join(efficiency, status)
         self.folder.write("record.json", record)
@@ -190,22 +196,14 @@ class Job:
             count = self.run.record().job.layout.world_size
         except HpcdistError:
             return
-        self.folder.wait_for_ranks(count, ACCOUNTING_LAG_S)
+        self.folder.wait_for_ranks(count)
 
-    def _settled_efficiency(self) -> Efficiency | None:
-        """The efficiency of a job that is over; Slurm's database may learn of the end a moment later than we."""
-        deadline = time.monotonic() + ACCOUNTING_LAG_S
-        while True:
-            found = None
-            try:
-                found = self.efficiency()
-            except AccountingOffError:
-                return None
-            except HpcdistError:
-                pass
-            if (found is not None and not found.live) or time.monotonic() > deadline:
-                return found
-            time.sleep(POLL_INTERVAL_S / 2)
+    def _settle(self, ended: Sequence[JobStatus]) -> None:
+        """Waits until Slurm's figures of what has ended are there."""
+        ids = [status.job_id for status in ended if status.job_id]
+        if ids and not self.run.is_local:
+            with suppress(HpcdistError):
+                tasks.query_tasks(ids, settled=True)
 
     def _efficiency_or_none(self, source: accounting.Source | None) -> Efficiency | None:
         try:

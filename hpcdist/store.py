@@ -22,6 +22,8 @@ from hpcdist.usage_curve import UsageCurve
 T = TypeVar("T")
 
 VISIBLE_INTERVAL_S = 0.25
+# So long a shared disk may not show what a node wrote.
+RANKS_LAG_S = 5.0
 
 
 class Run:
@@ -113,7 +115,7 @@ class Run:
         others = sorted(self.path.glob("local.*.json"), key=lambda path: (len(path.name), path.name))
         return next((state for path in others if (state := read_json(path, LocalState))), None)
 
-    def wait_for_ranks(self, count: int, timeout_s: float) -> None:
+    def wait_for_ranks(self, count: int, timeout_s: float = RANKS_LAG_S) -> None:
         """Waits until that many ranks have written how they ended: a shared disk may show a node's file late."""
         deadline = time.monotonic() + timeout_s
         while sum(usage.ended_at_s is not None for usage in self.ranks()) < count and time.monotonic() < deadline:

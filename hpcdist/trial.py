@@ -8,7 +8,7 @@ from itertools import chain
 from hpcdist.cluster_checks import PLACE_WORDS
 from hpcdist.errors import HpcdistError
 from hpcdist.job_status import JobStatus, Progress
-from hpcdist.jobs import ACCOUNTING_LAG_S, Job
+from hpcdist.jobs import Job
 from hpcdist.machine import fit_to_machine
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.probes import write_probe
@@ -107,7 +107,7 @@ def choose_shape(partition: str | None, partitions: Sequence[Partition], wanted_
 def _sum_up(job: Job, status: JobStatus, prepared: Prepared) -> Trial:
     layout = prepared.spec.layout
     if status.state == "COMPLETED":
-        job.run.wait_for_ranks(layout.world_size, ACCOUNTING_LAG_S)
+        job.run.wait_for_ranks(layout.world_size)
     ranks = tuple(job.run.ranks())
     fault = next((one.training.fault for one in ranks if one.training and one.training.fault), None)
     trouble, hint = (fault.sentence, fault.hint) if fault else ("", "")

@@ -61,18 +61,22 @@ def find_runs(state: StudyState, trials: Sequence[Trial] | None = None) -> dict[
     return found
 
 
-def query_trials(state: StudyState, runs: dict[str, KnownRun] | None = None) -> list[tuple[Trial, JobStatus]]:
+def query_trials(
+    state: StudyState, runs: dict[str, KnownRun] | None = None, *, settled: bool = False
+) -> list[tuple[Trial, JobStatus]]:
     """Where each trial is; one that no job was made for is `NOT SUBMITTED`, or `REFUSED` with Slurm's words.
 
     Args:
         state: The study.
         runs: Its runs, where they were read already.
+        settled: Whether to wait until accounting knows of all that are over.
     """
     runs = find_runs(state) if runs is None else runs
     ids = [_id(trial, runs) for trial in state.trials]
     silence = None
     try:
-        answers = tasks.query_tasks([job_id for job_id in ids if job_id and not job_id.startswith("local-")])
+        asked = [job_id for job_id in ids if job_id and not job_id.startswith("local-")]
+        answers = tasks.query_tasks(asked, settled=settled)
     except HpcdistError as error:
         answers, silence = {}, error.message.splitlines()[0]
     found = []
@@ -100,8 +104,8 @@ def _id(trial: Trial, runs: dict[str, KnownRun]) -> str | None:
 def read_records(state: StudyState) -> list[tuple[Trial, JobRecord | None]]:
     """What happened to each trial; None of one that was never sent. Nothing is written."""
     runs = find_runs(state)
-    found = query_trials(state, runs)
-    figures = read_figures(state, runs)
+    found = query_trials(state, runs, settled=True)
+    figures = read_figures(runs)
     failed = [
         status.job_id
         for _, status in found
@@ -120,9 +124,8 @@ def read_records(state: StudyState) -> list[tuple[Trial, JobRecord | None]]:
     return records
 
 
-def read_figures(state: StudyState, runs: dict[str, KnownRun] | None = None) -> dict[str, Efficiency]:
-    """What the jobs of a study used, by their ids; those without figures are missing."""
-    runs = find_runs(state) if runs is None else runs
+def read_figures(runs: dict[str, KnownRun]) -> dict[str, Efficiency]:
+    """What the jobs of a study's runs used, by their ids; those without figures are missing."""
     found: dict[str, Efficiency] = {}
     asked = [run.job_id for run in runs.values() if run.job_id and not run.is_local]
     try:
@@ -143,7 +146,8 @@ def read_figures(state: StudyState, runs: dict[str, KnownRun] | None = None) -> 
 def iter_figures_of_trials(state: StudyState) -> Iterator[Efficiency | None]:
     """What each trial used, in their order and named after their variants; None of one without figures."""
     runs = find_runs(state)
-    figures = read_figures(state, runs)
+    query_trials(state, runs, settled=True)
+    figures = read_figures(runs)
     for trial in state.trials:
         found = figures.get(_id(trial, runs) or "")
         yield msgspec.structs.replace(found, name=trial.variant) if found else None

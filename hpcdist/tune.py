@@ -29,7 +29,6 @@ from hpcdist.tuning import (
 )
 
 POLL_INTERVAL_S = 2.0
-RANKS_LAG_S = 5.0
 DEFAULT_BATCH_SIZE = 512
 # Together in the queue, since each wait there may be long.
 AT_ONCE_ON_SLURM = 4
@@ -224,7 +223,7 @@ class _Bench:
         for name, run in find_runs(state).items():
             for trial in state.trials:
                 if trial.run == name:
-                    run.task(trial.task).wait_for_ranks(self._job.layout.world_size, RANKS_LAG_S)
+                    run.task(trial.task).wait_for_ranks(self._job.layout.world_size)
 
     def _read(self, state: StudyState, values: list[int], common: dict[str, Any], swept: str) -> list[Attempt]:
         runs = find_runs(state)

@@ -2,7 +2,8 @@
 
 Its folder, $FAKE_SLURM, holds `jobs.json` (what sbatch was given, by job id), `states.json` (states of jobs and array
 tasks, by id; PENDING without one) and, for faults, `kill-before` or `kill-after` (the number of the submission that
-kills its parent before or after the job exists) and `refuse` (a word: scripts that hold it are refused).
+kills its parent before or after the job exists), `refuse` (a word: scripts that hold it are refused) and `behind` (jobs
+and tasks, by how often accounting is still asked in vain; the queue shows them at their end too).
 """
 
 import fcntl
@@ -70,7 +71,7 @@ def tasks_of(job_id, job):
 
 
 def squeue(arguments):
-    jobs, states = read("jobs.json", {}), read("states.json", {})
+    jobs, states, behind = read("jobs.json", {}), read("states.json", {}), read("behind", {})
     if "-u" in arguments:
         for job_id, job in jobs.items():
             print("\x1f".join((job_id, job["workdir"], job["comment"])))
@@ -78,7 +79,7 @@ def squeue(arguments):
     for job_id in arguments[arguments.index("-j") + 1].split(","):
         for task in tasks_of(job_id, jobs[job_id]):
             state = states.get(task, "PENDING")
-            if state in ("PENDING", "RUNNING"):
+            if state in ("PENDING", "RUNNING") or task in behind:
                 print("\x1f".join((task, state, "None", "0:00", "", jobs[job_id]["name"])))
     return 0
 
@@ -91,16 +92,19 @@ def sacct(arguments):
         words["jobs"] = arguments[arguments.index("-j") + 1]
     if "jobs" not in words:
         return 0
+    behind = read("behind", {})
+    (FOLDER / "behind").write_text(json.dumps({name: left - 1 for name, left in behind.items()}))
     began = int(time.time()) - 100
     for asked in words["jobs"].split(","):
         job_id = asked.partition("_")[0]
         for task in [asked] if "_" in asked else tasks_of(job_id, jobs[job_id]):
+            number = task.partition("_")[2]
             state = states.get(task, "PENDING")
-            if state == "PENDING":
+            if state == "PENDING" or behind.get(task, 0) > 0:
                 continue
             row = {
                 "JobID": task,
-                "JobIDRaw": job_id,
+                "JobIDRaw": f"{job_id}{int(number) + 1:04}" if number else job_id,
                 "State": state,
                 "ExitCode": "0:0" if state == "COMPLETED" else "1:0",
                 "Submit": str(began - 10),

@@ -12,7 +12,9 @@ import pytest
 from msgspec.structs import replace
 
 from hpcdist import batches
+from hpcdist.backends import tasks
 from hpcdist.errors import NotReadyError, UsageError
+from hpcdist.jobs import Job
 from hpcdist.project import find_project
 from hpcdist.spec import build_job
 from hpcdist.studies import run_study
@@ -377,6 +379,34 @@ def test_figures_of_a_study_are_a_table(slurm):
     assert "4 trial(s) have no figures yet" in done.err
     assert run_hpcdist("seff", "--study", "two", "101").code == 2
     assert run_hpcdist("seff", "--study", "nobody").code == 1
+
+
+def test_figures_that_accounting_does_not_have_yet_are_waited_for(slurm):
+    """Of two arrays of three tasks each, sacct had four rows a moment after all had left the queue [22.05.8]."""
+    state = run_here(TWO)
+    slurm.set(**{f"j{job}_{task}": "COMPLETED" for job in (101, 102) for task in range(3)})
+    slurm.write("behind", {"101_2": 2, "102_1": 3})
+    done = run_hpcdist("seff", "--study", "two", "--json")
+    assert (done.code, done.err, len(json.loads(done.out))) == (0, "", 6)
+    slurm.write("behind", {"101_2": 2, "102_1": 3})
+    assert all(record.efficiency.wall_time_s == 60 for _, record in read_records(state))
+    slurm.write("behind", {"101_2": 2, "102_1": 3})
+    assert study_run(TWO, "--wait").code == 0
+    assert len(json.loads(run_hpcdist("seff", "101", "102", "--json").out)) == 6
+    slurm.write("behind", {"101_0": 2})
+    assert Job.find("101").wait().state == "COMPLETED"
+    assert len(json.loads(run_hpcdist("seff", "101", "--source", "sacct", "--json").out)) == 3
+
+
+def test_figures_that_accounting_never_has_are_not_waited_for_long(slurm, monkeypatch):
+    monkeypatch.setattr(tasks, "ACCOUNTING_LAG_S", 0.5)
+    state = run_here(TWO)
+    slurm.set(**{f"j{job}_{task}": "COMPLETED" for job in (101, 102) for task in range(3)})
+    slurm.write("behind", {"101_2": 1000})
+    began = time.monotonic()
+    records = read_records(state)
+    assert time.monotonic() - began < 5
+    assert [record.efficiency is None for _, record in records] == [False] * 4 + [True, False]
 
 
 def test_a_study_is_no_job_and_a_job_no_study(project):

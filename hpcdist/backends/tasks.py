@@ -1,5 +1,6 @@
 """Many jobs and array tasks at once: a few of Slurm's commands, however many they are."""
 
+import time
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -22,34 +23,59 @@ from hpcdist.status_rows import (
 
 # The tasks of a row in full, where it would be cut at 64 characters (squeue(1), sacct(1)).
 WHOLE_TASK_LISTS = {"SLURM_BITSTR_LEN": "0"}
+# Slurm's database learns of an end later than its queue.
+ACCOUNTING_LAG_S = 10.0
+ACCOUNTING_POLL_S = 0.2
 _ROWS = ["-n", "-P", f"--delimiter={SEPARATOR}"]
 
 
-def query_tasks(wanted: Sequence[str]) -> dict[str, JobStatus]:
+def query_tasks(wanted: Sequence[str], *, settled: bool = False) -> dict[str, JobStatus]:
     """Where jobs and array tasks are, by their own ids; those that nobody knows are missing.
 
     Unlike `slurm.query`, which is about whole jobs, an array's tasks are found also when they left the queue before
     the others.
 
+    Args:
+        wanted: The ids.
+        settled: Whether to wait until accounting knows of all that are over, so that there are figures of them. For up
+            to a second after an array left the queue it has no row of some tasks [seen with 22.05.8]. Where it is off,
+            or does not learn of them, nothing more is waited for.
+
     Raises:
         HpcdistError: Slurm does not answer.
     """
+    deadline = time.monotonic() + ACCOUNTING_LAG_S
+    while True:
+        found, accounted = _query_once(wanted)
+        behind = accounted is not None and any(
+            status.is_over and not (job_id in accounted and accounted[job_id].is_over)
+            for job_id, status in found.items()
+        )
+        if not (settled and behind) or time.monotonic() > deadline:
+            return found
+        time.sleep(ACCOUNTING_POLL_S)
+
+
+def _query_once(wanted: Sequence[str]) -> tuple[dict[str, JobStatus], dict[str, JobStatus] | None]:
+    """Where jobs and tasks are, and what accounting has of them; None where it is off."""
     jobs = list(dict.fromkeys(job_id.partition("_")[0] for job_id in wanted))
-    queued: dict[str, JobStatus] = {}
-    accounted: dict[str, JobStatus] = {}
-    for batch in batch_job_ids(jobs):
-        queued |= _by_task(_query_queue(batch))
-        accounted |= _by_task(_query_accounting(batch))
+    batches = list(batch_job_ids(jobs))
+    queued = _by_task(row for batch in batches for row in _query_queue(batch))
+    accounted: dict[str, JobStatus] | None
+    try:
+        accounted = _by_task(row for batch in batches for row in _query_accounting(batch))
+    except HpcdistError:
+        accounted = None
     found = {}
     for job_id in wanted:
-        status = _settle(queued.get(job_id), accounted.get(job_id))
+        status = _settle(queued.get(job_id), (accounted or {}).get(job_id))
         if status is not None:
             found[job_id] = status
     for job in dict.fromkeys(job_id.partition("_")[0] for job_id in wanted if job_id not in found):
         # Accounting is off, or behind: for a moment it shows an array as one job.
         told = _by_task(_query_controller(job))
         found |= {job_id: told[job_id] for job_id in wanted if job_id not in found and job_id in told}
-    return found
+    return found, accounted
 
 
 def _settle(queued: JobStatus | None, accounted: JobStatus | None) -> JobStatus | None:
@@ -85,11 +111,8 @@ def _query_queue(jobs: Sequence[str]) -> list[JobStatus]:
 
 
 def _query_accounting(jobs: Sequence[str]) -> list[JobStatus]:
-    try:
-        arguments = ["sacct", "-X", *_ROWS, f"--format={ACCOUNTING_FIELDS}", "-j", ",".join(jobs)]
-        return parse_accounting(slurm.run_command(arguments, WHOLE_TASK_LISTS))
-    except HpcdistError:
-        return []  # accounting is off
+    arguments = ["sacct", "-X", *_ROWS, f"--format={ACCOUNTING_FIELDS}", "-j", ",".join(jobs)]
+    return parse_accounting(slurm.run_command(arguments, WHOLE_TASK_LISTS))
 
 
 def _query_controller(job: str) -> list[JobStatus]:

@@ -124,7 +124,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 
 def wait_for(state: StudyState) -> list[tuple[Trial, JobStatus]]:
-    """Follows a study's jobs to their end; Ctrl-C leaves them running."""
+    """Follows a study's jobs to their end, in accounting too; Ctrl-C leaves them running."""
     line = OneLine()
     try:
         while True:
@@ -133,7 +133,7 @@ def wait_for(state: StudyState) -> list[tuple[Trial, JobStatus]]:
             text = f"{state.study.name}: {describe_counts(counts)}"
             line.show(text, text)
             if not counts["running"] and not counts["pending"]:
-                return statuses
+                return query_trials(state, settled=True)
             time.sleep(POLL_INTERVAL_S)
     except KeyboardInterrupt:
         line.close()
