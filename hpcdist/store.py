@@ -115,9 +115,9 @@ class Run:
         others = sorted(self.path.glob("local.*.json"), key=lambda path: (len(path.name), path.name))
         return next((state for path in others if (state := read_json(path, LocalState))), None)
 
-    def wait_for_ranks(self, count: int, timeout_s: float = RANKS_LAG_S) -> None:
+    def wait_for_ranks(self, count: int, timeout_s: float | None = None) -> None:
         """Waits until that many ranks have written how they ended: a shared disk may show a node's file late."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + (RANKS_LAG_S if timeout_s is None else timeout_s)
         while sum(usage.ended_at_s is not None for usage in self.ranks()) < count and time.monotonic() < deadline:
             time.sleep(VISIBLE_INTERVAL_S)
 

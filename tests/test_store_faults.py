@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist import jobs, submitting
+from hpcdist import store, submitting
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
 from hpcdist.machine_checks import check_folder
@@ -118,7 +118,7 @@ class TestLateFiles:
         assert record.ranks[1].ended_at_s == 9.0
 
     def test_a_rank_that_never_appears_is_given_up(self, project, monkeypatch):
-        monkeypatch.setattr(jobs, "ACCOUNTING_LAG_S", 0.4)
+        monkeypatch.setattr(store, "RANKS_LAG_S", 0.4)
         run = make_run(project)
         end(run)
         write_rank(run, 0)
@@ -127,7 +127,7 @@ class TestLateFiles:
         assert time.monotonic() - started < 5
 
     def test_a_failure_that_is_told_already_is_not_waited_for(self, project, monkeypatch):
-        monkeypatch.setattr(jobs, "ACCOUNTING_LAG_S", 60.0)
+        monkeypatch.setattr(store, "RANKS_LAG_S", 60.0)
         run = make_run(project)
         end(run, "FAILED", 7)
         write_rank(run, 0, exit_code=7)  # its peer was killed, and may never write
