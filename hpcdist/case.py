@@ -125,6 +125,17 @@ class Case:
             return f"hpcdist rerun {self.evidence.run} --set {option}={value}"
         return f"submit it again with --{option.replace('_', '-')}={value}"
 
+    def go_on(self) -> str:
+        """The command with which a run goes on from its checkpoints; of one that has none, that runs it again."""
+        run, job = self.name, self.evidence.job
+        if not (job and job.goes_on and self.evidence.ranks):
+            return f"hpcdist rerun {run}" if self.evidence.run else ""
+        if not job.command:
+            return f"hpcdist rerun --resume {run}"
+        # A program of the user's own looks for its checkpoints in its run's folder, and a new run has another.
+        old, new = f"jobs/runs/{run}", f"jobs/runs/{run}-on"
+        return f"mkdir -p -m 700 {new} && cp -r {old}/checkpoints {new}/ && hpcdist rerun --run {run}-on {run}"
+
     def more_memory(self) -> str:
         """What to do against too little memory, with the figure: what `advise` says of it too."""
         pool = self.pool

@@ -12,6 +12,7 @@ Kind = Literal[
     "full-disk",
     "hang",
     "killed",
+    "lost",
     "lost-peer",
     "missing-data",
     "missing-module",

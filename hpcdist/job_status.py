@@ -4,7 +4,8 @@ import msgspec
 
 # The states of a run after which Slurm may have run the job again.
 CONTINUED_STATES = frozenset({"REQUEUED", "PREEMPTED", "NODE_FAIL"})
-# The states a job does not leave by itself (man squeue, JOB STATE CODES), and ours for a job Slurm did not take.
+# The states a job does not leave by itself (man squeue, JOB STATE CODES), and ours for a job that Slurm did not take or
+# has lost.
 ENDED_STATES = frozenset(
     {
         "BOOT_FAIL",
@@ -12,6 +13,7 @@ ENDED_STATES = frozenset(
         "COMPLETED",
         "DEADLINE",
         "FAILED",
+        "LOST",
         "NODE_FAIL",
         "OUT_OF_MEMORY",
         "PREEMPTED",
@@ -50,8 +52,9 @@ class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         job_id: Slurm job id (`123_4` for an array's task) or `local-N`; None before the job exists.
         run: Name of the run; None for a job that hpcdist did not submit.
-        state: Slurm's word (`PENDING`, `RUNNING`, `COMPLETED`, ...); `REFUSED` when sbatch did not take it, `UNKNOWN`
-            when nobody tells.
+        state: Slurm's word (`PENDING`, `RUNNING`, `COMPLETED`, ...); `REFUSED` when sbatch did not take it, `LOST`
+            when the controller has forgotten it and accounting never learned of its end (what Slurm calls a runaway
+            job), `UNKNOWN` when nobody tells.
         reason: Why it waits or ended, in Slurm's words.
         elapsed_s: Seconds since it started.
         nodes: Names of its nodes, in Slurm's short form.

@@ -39,6 +39,7 @@ class Job:
     def __init__(self, run: Run, task: str | None = None) -> None:
         self.run = run
         self.task = task
+        self._is_settled = False
 
     @classmethod
     def find(cls, token: str, root: Path | None = None) -> "Job":
@@ -102,8 +103,7 @@ class Job:
                 status = _release(status)
             if on_change:
                 on_change(status, self.folder.progress())
-            if status.is_over:
-                self._settle(found)
+            if status.is_over and (status := self._settle(found)).is_over:
                 return status
             if deadline is not None and time.monotonic() > deadline:
                 return status
@@ -144,7 +144,7 @@ class Job:
         """What happened to the job, Slurm's figures and the ranks' on one clock; also written to `record.json`."""
         status = self.status()
         if status.is_over:
-            self._settle([status])
+            status = self._settle([status])
         efficiency = self._efficiency_or_none(None)
         self._await_ranks(status)
         record = self.join(efficiency, status)
@@ -198,12 +198,15 @@ class Job:
             return
         self.folder.wait_for_ranks(count)
 
-    def _settle(self, ended: Sequence[JobStatus]) -> None:
-        """Waits until Slurm's figures of what has ended are there."""
+    def _settle(self, ended: Sequence[JobStatus]) -> JobStatus:
+        """Where the job is when accounting knows of what has ended, too; that is waited for once."""
         ids = [status.job_id for status in ended if status.job_id]
-        if ids and not self.run.is_local:
-            with suppress(HpcdistError):
-                tasks.query_tasks(ids, settled=True)
+        if not ids or self.run.is_local or self._is_settled:
+            return statuses.furthest(ended)
+        with suppress(HpcdistError):
+            tasks.query_tasks(ids, settled=True)
+        self._is_settled = True
+        return self.status()
 
     def _efficiency_or_none(self, source: accounting.Source | None) -> Efficiency | None:
         try:

@@ -15,6 +15,7 @@ Rule = Callable[[Case], Cause | None]
 
 RULES: tuple[Rule, ...] = (
     slurm_rules.refused,
+    slurm_rules.lost,
     slurm_rules.completed,
     slurm_rules.waiting,
     slurm_rules.running,

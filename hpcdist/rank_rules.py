@@ -22,7 +22,6 @@ from hpcdist.signs import (
     find_time_out,
     is_lost_peer,
 )
-from hpcdist.spec import JobSpec
 
 # A rank that failed so long before the job's end was not ended by what ended the job.
 LONG_BEFORE_S = 60.0
@@ -67,18 +66,7 @@ def stopped(case: Case) -> Cause | None:
     by_itself = case.culprit and case.culprit.exit_code != STOPPED_STATUS
     if job is None or not job.goes_on or STOPPED_STATUS not in codes or by_itself:
         return None
-    return case.cause(
-        "stopped", "it saved its work and stopped unfinished, and was not requeued", _go_on(case.name, job)
-    )
-
-
-def _go_on(run: str, job: JobSpec) -> str:
-    """The command with which a run goes on from its checkpoints."""
-    if not job.command:
-        return f"hpcdist rerun --resume {run}"
-    # A program of the user's own looks for its checkpoints in its run's folder, and a new run has another.
-    old, new = f"jobs/runs/{run}", f"jobs/runs/{run}-on"
-    return f"mkdir -p -m 700 {new} && cp -r {old}/checkpoints {new}/ && hpcdist rerun --run {run}-on {run}"
+    return case.cause("stopped", "it saved its work and stopped unfinished, and was not requeued", case.go_on())
 
 
 def hang(case: Case) -> Cause | None:

@@ -46,6 +46,14 @@ def refused(case: Case) -> Cause | None:
     return case.cause("bad-script", f"Slurm refused the job: {words}", "mend the request and submit it again")
 
 
+def lost(case: Case) -> Cause | None:
+    """Slurm does not know it any more, and did not see it end: its controller came back without it."""
+    if case.state != "LOST":
+        return None
+    words = case.evidence.ending.reason or "the controller has forgotten it"
+    return case.cause("lost", f"Slurm lost the job: {words}", case.go_on(), "sacctmgr show runawayjobs lists such jobs")
+
+
 def completed(case: Case) -> Cause | None:
     """Nothing went wrong."""
     return case.cause("completed", "it ended well") if case.state == "COMPLETED" else None

@@ -1,7 +1,8 @@
 """Where runs are: asked of Slurm in one go, of the local supervisor, or read from what a run left."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -31,6 +32,7 @@ def query(runs: Sequence[tuple[Run, str | None]]) -> list[list[JobStatus]]:
     except HpcdistError as error:
         # A list of runs is of use without Slurm too.
         answers, silence = {}, error.message.splitlines()[0]
+    here = functools.cache(name_cluster)
     found = []
     for (run, _), job_id in zip(runs, ids, strict=True):
         if run.is_local:
@@ -39,8 +41,59 @@ def query(runs: Sequence[tuple[Run, str | None]]) -> list[list[JobStatus]]:
             statuses = [_unsent_status(run)]
         else:
             statuses = answers.get(job_id, [JobStatus(job_id=job_id, state="UNKNOWN", reason=silence)])
+            if statuses == [slurm.forgotten(job_id)]:
+                begun = sorted(int(path.name) for path in run.path.glob("[0-9]*") if path.name.isdecimal())
+                statuses = [slurm.forgotten(f"{job_id}_{task}") for task in begun] or statuses
+            statuses = [settle_forgotten(status, run, here) for status in statuses]
         found.append([_named(status, run) for status in statuses])
     return found
+
+
+def settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None]) -> JobStatus:
+    """What can be said of a job that Slurm does not know any more: what its ranks wrote, or else that it is `LOST`.
+
+    Slurm forgets a job some minutes after its end where it keeps no accounting, and one that is seconds old when its
+    controller crashes. The status of any other job stays as it is.
+
+    Args:
+        status: What Slurm said of it.
+        run: Its run.
+        here: Gives the name of the cluster that was asked.
+    """
+    if status.state != "LOST" and (status.state, status.reason) != ("UNKNOWN", slurm.FORGOTTEN):
+        return status
+    replace = functools.partial(msgspec.structs.replace, status)
+    cluster = _sent_to(run)
+    if cluster and cluster != here():
+        return replace(state="UNKNOWN", reason=f"it was sent to the cluster {cluster}, which is not this one")
+    ranks = run.task((status.job_id or "").partition("_")[2] or None).ranks()
+    ranks = [rank for rank in ranks if rank.job_id in (None, status.job_id)]
+    ends = [rank.ended_at_s for rank in ranks if rank.ended_at_s is not None]
+    if not ranks or len(ends) < max(rank.world_size for rank in ranks):
+        return replace(state="LOST")
+    failed = next((rank for rank in ranks if rank.exit_code != 0), None)
+    return replace(
+        state="FAILED" if failed else "COMPLETED",
+        reason=None,
+        exit_code=failed.exit_code if failed else 0,
+        signal=failed.signal if failed else None,
+        elapsed_s=max(ends) - min(rank.started_at_s for rank in ranks),
+    )
+
+
+def _sent_to(run: Run) -> str | None:
+    try:
+        return run.record().cluster
+    except HpcdistError:
+        return None
+
+
+def name_cluster() -> str | None:
+    """The name of the cluster that is asked; None where it does not answer."""
+    try:
+        return slurm.read_config().get("ClusterName")
+    except HpcdistError:
+        return None
 
 
 def _full_id(run: Run, task: str | None) -> str | None:

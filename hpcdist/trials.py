@@ -1,5 +1,6 @@
 """A study's trials: where they are and what happened to them, Slurm being asked a few times for all of them."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -79,6 +80,7 @@ def query_trials(
         answers = tasks.query_tasks(asked, settled=settled)
     except HpcdistError as error:
         answers, silence = {}, error.message.splitlines()[0]
+    here = functools.cache(statuses.name_cluster)
     found = []
     for trial, job_id in zip(state.trials, ids, strict=True):
         run = runs.get(trial.run or "")
@@ -89,6 +91,7 @@ def query_trials(
             status = statuses.query([(run, None)])[0][0]
         else:
             status = answers.get(job_id, JobStatus(job_id=job_id, state="UNKNOWN", reason=silence))
+            status = statuses.settle_forgotten(status, run, here)
         layout = run.record().job.layout.name if run else None
         status = msgspec.structs.replace(status, run=trial.run, name=state.study.name, layout=layout)
         found.append((trial, status))

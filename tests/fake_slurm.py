@@ -1,9 +1,10 @@
 """A stand-in for Slurm's commands that remembers what was submitted: `python fake_slurm.py COMMAND ARGS`.
 
 Its folder, $FAKE_SLURM, holds `jobs.json` (what sbatch was given, by job id), `states.json` (states of jobs and array
-tasks, by id; PENDING without one) and, for faults, `kill-before` or `kill-after` (the number of the submission that
-kills its parent before or after the job exists), `refuse` (a word: scripts that hold it are refused) and `behind` (jobs
-and tasks, by how often accounting is still asked in vain; the queue shows them at their end too).
+tasks, by id; PENDING without one, LOST where nobody knows it) and, for faults, `kill-before` or `kill-after` (the
+number of the submission that kills its parent before or after the job exists), `refuse` (a word: scripts that hold it
+are refused) and `behind` (jobs and tasks, by how often accounting is still asked in vain; the queue shows them at their
+end too).
 """
 
 import fcntl
@@ -100,7 +101,7 @@ def sacct(arguments):
         for task in [asked] if "_" in asked else tasks_of(job_id, jobs[job_id]):
             number = task.partition("_")[2]
             state = states.get(task, "PENDING")
-            if state == "PENDING" or behind.get(task, 0) > 0:
+            if state in ("PENDING", "LOST") or behind.get(task, 0) > 0:
                 continue
             row = {
                 "JobID": task,
@@ -126,6 +127,7 @@ def scontrol(arguments):
         size = (FOLDER / "MaxArraySize").read_text() if (FOLDER / "MaxArraySize").exists() else "1001"
         print(f"ClusterName = fake\nSLURM_VERSION = 23.02.1\nMaxArraySize = {size}")
         return 0
+    print("slurm_load_jobs error: Invalid job id specified", file=sys.stderr)
     return 1
 
 

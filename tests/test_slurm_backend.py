@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from hpcdist.backends import sbatch, slurm
+from hpcdist.backends import sbatch, slurm, tasks
 from hpcdist.errors import NotReadyError, SubmitError
 from hpcdist.job_status import ENDED_STATES
 
@@ -86,6 +86,39 @@ def test_an_array_that_accounting_shows_as_one_finished_job_is_not_believed(stan
     )
     stand_in("sacct", r"printf '9\x1fCOMPLETED\x1f0:0\x1f1\x1fn1\x1fNone\x1fa\n'")
     assert {status.state for status in slurm.query(["9"])["9"]} == {"COMPLETED", "RUNNING"}
+
+
+FORGOTTEN = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
+
+
+def test_a_job_that_the_controller_forgot_and_accounting_has_for_ever_is_lost(stand_in):
+    """Seen on Slurm 22.05: a controller that is killed within seconds of the submission comes back without the job."""
+    stand_in("squeue", FORGOTTEN)
+    stand_in("scontrol", FORGOTTEN)
+    stand_in("sacct", r"printf '9\x1fPENDING\x1f0:0\x1f364\x1fNone assigned\x1fNone\x1fa\n'")
+    (status,) = slurm.query(["9"])["9"]
+    assert (status.state, status.is_over) == ("LOST", True)
+    assert "accounting has it as PENDING" in status.reason
+    assert tasks.query_tasks(["9"])["9"] == status
+
+
+def test_a_job_that_a_silent_controller_may_know_is_not_lost(stand_in):
+    stand_in("squeue", FORGOTTEN)
+    stand_in("scontrol", "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    stand_in("sacct", r"printf '9\x1fRUNNING\x1f0:0\x1f12\x1fn1\x1fNone\x1fa\n'")
+    assert [status.state for status in slurm.query(["9"])["9"]] == ["RUNNING"]
+    assert tasks.query_tasks(["9"])["9"].state == "RUNNING"
+
+
+def test_tasks_that_the_controller_forgot_are_lost_and_the_others_keep_their_end(stand_in):
+    stand_in("squeue", FORGOTTEN)
+    stand_in("scontrol", FORGOTTEN)
+    row = r"\x1f0:0\x1f12\x1fn1\x1fNone\x1fa\n"
+    stand_in("sacct", rf"printf '9_0\x1fCOMPLETED{row}9_1\x1fRUNNING{row}'")
+    assert [status.state for status in slurm.query(["9"])["9"]] == ["COMPLETED", "LOST"]
+    told = tasks.query_tasks(["9_0", "9_1", "9_2"])
+    states = {name: status.state for name, status in told.items()}
+    assert states == {"9_0": "COMPLETED", "9_1": "LOST", "9_2": "UNKNOWN"}
 
 
 def test_a_job_nobody_knows_is_unknown(stand_in):

@@ -72,6 +72,17 @@ def test_a_job_that_slurm_refused():
     )
 
 
+def test_a_job_that_slurm_lost_goes_on_from_what_it_saved():
+    reason = "the controller has forgotten it, and accounting has it as RUNNING for ever"
+    cause = verdict("LOST", [rank(0), rank(1)], reason=reason)
+    assert (cause.kind, cause.sentence) == ("lost", f"Slurm lost the job: {reason}")
+    assert cause.hint == "hpcdist rerun --resume r"
+    assert "sacctmgr show runawayjobs lists such jobs" in cause.evidence
+    assert verdict("LOST", reason=reason).hint == "hpcdist rerun r"  # no rank began: it has saved nothing
+    assert verdict("LOST", [rank(0)], reason=reason, command=("true",)).hint == "hpcdist rerun r"
+    assert verdict("LOST", run=None, reason=reason).hint == ""
+
+
 def test_cancelled_says_by_whom():
     assert verdict("CANCELLED", [rank(0, signal=15)], cancelled_by="ada").sentence == "it was cancelled by ada"
     unstarted = verdict("CANCELLED", cancelled_by="ada", submitted_at_s=1.0)

@@ -398,6 +398,17 @@ def test_figures_that_accounting_does_not_have_yet_are_waited_for(slurm):
     assert len(json.loads(run_hpcdist("seff", "101", "--source", "sacct", "--json").out)) == 3
 
 
+def test_a_trial_that_slurm_lost_ends_the_waiting_and_is_run_again(slurm):
+    run_here(TWO)
+    slurm.set(**{f"j{job}_{task}": "COMPLETED" for job in (101, 102) for task in range(3)} | {"j101_1": "LOST"})
+    done = study_run(TWO, "--wait")
+    assert done.code == 1
+    assert "6 trials: 5 done, 1 failed" in done.err
+    assert "Slurm does not know it any more" in done.out
+    assert study_run(TWO, "--retry").code == 0
+    assert slurm.tasks() == 7
+
+
 def test_figures_that_accounting_never_has_are_not_waited_for_long(slurm, monkeypatch):
     monkeypatch.setattr(tasks, "ACCOUNTING_LAG_S", 0.5)
     state = run_here(TWO)

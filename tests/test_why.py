@@ -9,6 +9,7 @@ import pytest
 
 from hpcdist.backends import slurm
 from hpcdist.job_status import JobStatus
+from hpcdist.jobs import Job
 from hpcdist.record import RankUsage
 from hpcdist.status_rows import parse_endings
 from hpcdist.store import Run
@@ -290,7 +291,54 @@ def test_a_job_that_slurm_holds_after_a_failed_start_is_to_be_released(project, 
 def put_on_slurm(project):
     """Makes the project's only run one that was submitted to Slurm, as job 9."""
     record = next(project.rglob("job.json"))
-    record.write_text(record.read_text().replace('"local"', '"slurm"').replace("local-1", "9"))
+    for path in (record, *project.rglob("ranks/*.json")):
+        path.write_text(path.read_text().replace('"local"', '"slurm"').replace("local-1", "9"))
+
+
+@pytest.fixture
+def forgetful(stand_in):
+    """A Slurm that answers, and knows no job."""
+    for command in ("squeue", "scontrol"):
+        stand_in(command, "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+
+
+@pytest.mark.parametrize("accounting", ["exit 0", "echo 'Slurm accounting storage is disabled' >&2; exit 1"])
+def test_what_slurm_does_not_know_any_more_the_ranks_tell(project, stand_in, forgetful, accounting):
+    submit("r", "--", "sh", "-c", "exit 3")
+    put_on_slurm(project)
+    stand_in("sacct", accounting)
+    done = run_hpcdist("wait", "9")
+    assert done.code == 1
+    assert "9 FAILED: rank 0" in done.err
+    assert "exit code 3" in done.err
+    rank = next(project.rglob("ranks/0.json"))
+    rank.write_text(rank.read_text().replace('"exit_code": 3', '"exit_code": 0'))
+    assert run_hpcdist("wait", "9").code == 0
+
+
+def test_a_run_that_slurm_does_not_know_and_whose_ranks_did_not_end_is_lost(project, stand_in, forgetful):
+    submit("r", "--", "true")
+    put_on_slurm(project)
+    stand_in("sacct", "exit 0")
+    next(project.rglob("ranks/0.json")).unlink()
+    done = run_hpcdist("wait", "9")
+    assert done.code == 1
+    assert "9 LOST: Slurm lost the job: Slurm does not know it any more\nhint: hpcdist rerun r\n" in done.err
+    (verdict,) = json.loads(run_hpcdist("why", "9", "--json").out)
+    assert (verdict["state"], verdict["cause"]["kind"]) == ("LOST", "lost")
+
+
+def test_a_run_of_another_cluster_is_not_lost(project, stand_in, forgetful):
+    submit("r", "--", "true")
+    put_on_slurm(project)
+    stand_in("sacct", "exit 0")
+    stand_in("scontrol", 'case "$2" in config) echo "ClusterName = here";; *) echo "Invalid job id" >&2; exit 1;; esac')
+    record = next(project.rglob("job.json"))
+    record.write_text(record.read_text().replace('"cluster": null', '"cluster": "there"'))
+    (status,) = Job.find("9").statuses()
+    assert (status.state, status.reason) == ("UNKNOWN", "it was sent to the cluster there, which is not this one")
+    record.write_text(record.read_text().replace('"there"', '"here"'))
+    assert Job.find("9").status().state == "COMPLETED"
 
 
 def test_wait_releases_a_job_that_slurm_holds_after_a_failed_start(project, stand_in):

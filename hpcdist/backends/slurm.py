@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from hpcdist.backends.lines import CommandLines
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
@@ -26,6 +28,9 @@ from hpcdist.status_rows import (
 )
 
 COMMAND_TIMEOUT_S = 60.0
+FORGOTTEN = "Slurm does not know it any more"
+# In the words of squeue and scontrol (slurm_errno.h, ESLURM_INVALID_JOB_ID).
+INVALID_JOB = "Invalid job id"
 # sstat asks every node of a job, and a dead one answers nothing.
 LIVE_TIMEOUT_S = 15.0
 
@@ -107,12 +112,28 @@ def _settle(job_id: str, queued: list[JobStatus], accounted: list[JobStatus]) ->
     if queued:
         # Not accounting alone: for a moment it shows an array as one finished job.
         if not all(status.job_id in rows and rows[status.job_id].is_over for status in queued):
-            rows = {status.job_id: status for status in _query_controller(job_id)}
+            rows = {status.job_id: status for status in query_controller(job_id) or ()}
         return [rows.get(status.job_id, status) for status in queued]
     if accounted and not any(_lives(status) for status in accounted):
         return accounted
-    # Not in the queue and not over: accounting lags behind, or knows nothing.
-    return _query_controller(job_id) or accounted or [JobStatus(job_id=job_id, state="UNKNOWN")]
+    # Not in the queue and not over: accounting lags behind, or knows nothing, or Slurm has lost the job.
+    told = query_controller(job_id)
+    if told is None:
+        return accounted or [JobStatus(job_id=job_id, state="UNKNOWN", reason="Slurm's controller does not answer")]
+    return told or [as_lost(status) for status in accounted] or [forgotten(job_id)]
+
+
+def forgotten(job_id: str) -> JobStatus:
+    """The status of a job that neither the controller nor accounting knows."""
+    return JobStatus(job_id=job_id, state="UNKNOWN", reason=FORGOTTEN)
+
+
+def as_lost(status: JobStatus) -> JobStatus:
+    """What accounting has of a job that the controller does not know: one that is not over there never will be."""
+    if status.is_over:
+        return status
+    reason = f"the controller has forgotten it, and accounting has it as {status.state} for ever"
+    return msgspec.structs.replace(status, state="LOST", reason=reason)
 
 
 def _collect(wanted: Iterable[str], statuses: Iterable[JobStatus]) -> dict[str, list[JobStatus]]:
@@ -129,7 +150,7 @@ def _query_queue(job_ids: list[str]) -> list[JobStatus]:
     try:
         listed = run_command(["squeue", "-h", "-a", "-r", "-t", "all", "-j", ",".join(job_ids), "-o", QUEUE_FORMAT])
     except HpcdistError as error:
-        if "Invalid job id" in error.message:
+        if INVALID_JOB in error.message:
             return []
         raise
     return parse_queue(listed)
@@ -154,11 +175,16 @@ def query_endings(job_id: str) -> list[Ending]:
         return []
 
 
-def _query_controller(job_id: str) -> list[JobStatus]:
+def query_controller(job_id: str) -> list[JobStatus] | None:
+    """A job, or the tasks of an array, as the controller has them: none of a job it does not know.
+
+    Returns:
+        The statuses; None where the controller does not answer.
+    """
     try:
         return parse_controller(show_job(job_id), job_id)
-    except HpcdistError:
-        return []
+    except HpcdistError as error:
+        return [] if INVALID_JOB in error.message else None
 
 
 def show_job(job_id: str) -> str:

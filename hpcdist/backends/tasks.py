@@ -16,7 +16,6 @@ from hpcdist.status_rows import (
     QUEUE_FORMAT,
     SEPARATOR,
     parse_accounting,
-    parse_controller,
     parse_endings,
     parse_queue,
 )
@@ -30,7 +29,7 @@ _ROWS = ["-n", "-P", f"--delimiter={SEPARATOR}"]
 
 
 def query_tasks(wanted: Sequence[str], *, settled: bool = False) -> dict[str, JobStatus]:
-    """Where jobs and array tasks are, by their own ids; those that nobody knows are missing.
+    """Where jobs and array tasks are, by their own ids; those of which nobody tells are missing.
 
     Unlike `slurm.query`, which is about whole jobs, an array's tasks are found also when they left the queue before
     the others.
@@ -71,10 +70,17 @@ def _query_once(wanted: Sequence[str]) -> tuple[dict[str, JobStatus], dict[str, 
         status = _settle(queued.get(job_id), (accounted or {}).get(job_id))
         if status is not None:
             found[job_id] = status
-    for job in dict.fromkeys(job_id.partition("_")[0] for job_id in wanted if job_id not in found):
-        # Accounting is off, or behind: for a moment it shows an array as one job.
-        told = _by_task(_query_controller(job))
-        found |= {job_id: told[job_id] for job_id in wanted if job_id not in found and job_id in told}
+    # Not in the queue and not over: accounting is off, or behind (for a moment it shows an array as one job), or Slurm
+    # has lost the job.
+    doubtful = [one for one in wanted if one not in queued and not (one in found and found[one].is_over)]
+    for job in dict.fromkeys(one.partition("_")[0] for one in doubtful):
+        answer = slurm.query_controller(job)
+        told = _by_task(answer or ())
+        for one in doubtful:
+            if one in told:
+                found[one] = told[one]
+            elif answer == [] and one.partition("_")[0] == job:
+                found[one] = slurm.as_lost(found[one]) if one in found else slurm.forgotten(one)
     return found, accounted
 
 
@@ -105,7 +111,7 @@ def _query_queue(jobs: Sequence[str]) -> list[JobStatus]:
         arguments = ["squeue", "-h", "-a", "-r", "-t", "all", "-j", ",".join(jobs), "-o", QUEUE_FORMAT]
         return parse_queue(slurm.run_command(arguments))
     except HpcdistError as error:
-        if "Invalid job id" in error.message:
+        if slurm.INVALID_JOB in error.message:
             return []
         raise
 
@@ -113,13 +119,6 @@ def _query_queue(jobs: Sequence[str]) -> list[JobStatus]:
 def _query_accounting(jobs: Sequence[str]) -> list[JobStatus]:
     arguments = ["sacct", "-X", *_ROWS, f"--format={ACCOUNTING_FIELDS}", "-j", ",".join(jobs)]
     return parse_accounting(slurm.run_command(arguments, WHOLE_TASK_LISTS))
-
-
-def _query_controller(job: str) -> list[JobStatus]:
-    try:
-        return parse_controller(slurm.show_job(job), job)
-    except HpcdistError:
-        return []
 
 
 def query_endings(job_ids: Sequence[str]) -> dict[str, list[Ending]]:
