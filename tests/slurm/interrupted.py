@@ -12,7 +12,8 @@ import torch
 
 from tests.slurm.waiting import eventually
 
-OPTIONS = ("--nodes", 2, "--time", "10")
+LONG = "SOAK" in os.environ
+OPTIONS = ("--nodes", 2, "--time", "10", "--epochs", 3 if LONG else 2)
 
 
 class Job:

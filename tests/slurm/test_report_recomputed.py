@@ -33,7 +33,7 @@ def report(testbed, mnist_dir, tmp_path_factory):
     text = text.replace("[options]", f'[options]\ndata-dir = "{mnist_dir}"')
     if not LONG:
         text = text.replace('"2x1", "2x2"]', '"2x1"]').replace("repeat = 3", "repeat = 2")
-        text = text.replace("epochs = 3", "max-steps = 200").replace("0.98", "0.9")
+        text = text.replace("epochs = 3", "max-steps = 120").replace("0.98", "0.9")
         text += f"\n[prices]\nper-gpu-hour = {PER_GPU_HOUR}\n"
     file = project / "mnist-layouts.toml"
     file.write_text(text)

@@ -28,7 +28,7 @@ def raw_rows(testbed, job_id):
 
 @pytest.mark.parametrize(("nodes", "gpus"), LAYOUTS)
 def test_each_layout_trains_the_real_mnist(testbed, project, mnist_dir, nodes, gpus):
-    options = ("--nodes", nodes, "--gpus", gpus, "--data-dir", mnist_dir, "--wait")
+    options = ("--nodes", nodes, "--gpus", gpus, "--epochs", 2, "--data-dir", mnist_dir, "--wait")
     done = testbed.hpcdist("submit", *options, cwd=project, timeout=280)
     assert done.code == 0, done.err
     job_id = done.out.strip()
