@@ -179,8 +179,12 @@ class Soaked:
     def preempt(self, fault):
         nodes, count = self.field("NodeList"), self.field("NumNodes")
         wrap = (f"--nodes={count}", f"--nodelist={nodes}", "--exclusive", "--wrap=sleep 1")
-        self.cluster.ask("sbatch", "--partition=high", "--output=/dev/null", *wrap)
-        return self.comes_back()
+        taker = self.cluster.ask("sbatch", "--parsable", "--partition=high", "--output=/dev/null", *wrap).strip()
+        if self.comes_back():
+            return True
+        # It would preempt whatever runs there when Slurm can: one that miscounts a node's GPUs can't.
+        self.cluster.ask("scancel", taker)
+        return False
 
     def time_limit(self, fault):
         """What Slurm sends before the limit."""
