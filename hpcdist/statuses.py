@@ -64,7 +64,7 @@ def settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None]
         return status
     replace = functools.partial(msgspec.structs.replace, status)
     cluster = _sent_to(run)
-    if cluster and cluster != here():
+    if cluster and here() not in (cluster, None):
         return replace(state="UNKNOWN", reason=f"it was sent to the cluster {cluster}, which is not this one")
     ranks = run.task((status.job_id or "").partition("_")[2] or None).ranks()
     ranks = [rank for rank in ranks if rank.job_id in (None, status.job_id)]

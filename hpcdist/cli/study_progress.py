@@ -125,16 +125,18 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 def wait_for(state: StudyState) -> list[tuple[Trial, JobStatus]]:
     """Follows a study's jobs to their end, in accounting too; Ctrl-C leaves them running."""
-    line = OneLine()
+    line, over = OneLine(), False
     try:
         while True:
-            statuses = query_trials(state)
+            statuses = query_trials(state, settled=over)
             counts = count_states(statuses)
             text = f"{state.study.name}: {describe_counts(counts)}"
             line.show(text, text)
-            if not counts["running"] and not counts["pending"]:
-                return query_trials(state, settled=True)
-            time.sleep(POLL_INTERVAL_S)
+            seemed_over, over = over, not counts["running"] and not counts["pending"]
+            if over and seemed_over:
+                return statuses
+            if not over:
+                time.sleep(POLL_INTERVAL_S)
     except KeyboardInterrupt:
         line.close()
         name = state.study.name
