@@ -204,7 +204,8 @@ class Soaked:
     def cut_checkpoint(self, fault):
         if not self.requeue(fault):
             return False
-        eventually(lambda: self.field("JobState") == "PENDING", 30, 0.1)
+        # As long as a node of it is dead it is COMPLETING.
+        eventually(lambda: self.field("JobState") == "PENDING", 90, 0.1)
         newest = self.checkpoints()[-1]
         was = newest.stat()
         os.truncate(newest, was.st_size // 2)
