@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from hpcdist.backends import slurm
+from hpcdist.backends import slurm, tasks
 from hpcdist.backends.asking import Answer, ask_jobs
 from hpcdist.errors import NotFoundError, NotReadyError, UsageError
 from hpcdist.job_status import JobStatus
@@ -173,7 +173,7 @@ def _query_missing(job_ids: Sequence[str], *, alone: bool) -> Iterator[Efficienc
         NotFoundError: Slurm does not know some of them; said when the others were given out.
     """
     unknown: list[str] = []
-    for job_id, statuses in slurm.query(job_ids).items():
+    for job_id, statuses in tasks.query(job_ids).items():
         if all(status.state == "UNKNOWN" for status in statuses):
             unknown.append(job_id)
         elif alone and all(status.state == "PENDING" for status in statuses):

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from hpcdist import accounting, statuses, why
 from hpcdist.audit import audit_job
-from hpcdist.backends import local, slurm, tasks
+from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
@@ -62,13 +61,16 @@ class Job:
         """Where this job's (or array task's) ranks write."""
         return self.run.task(self.task)
 
-    def statuses(self) -> list[JobStatus]:
+    def statuses(self, *, settled: bool = False) -> list[JobStatus]:
         """Where the job is, one status per array task.
+
+        Args:
+            settled: Whether to wait until accounting knows of what is over, too.
 
         Raises:
             NotFoundError: The run's folder was deleted.
         """
-        found = statuses.query([(self.run, self.task)])[0]
+        found = statuses.query([(self.run, self.task)], settled=settled)[0]
         if not self.run.path.is_dir():
             raise NotFoundError(
                 f"the folder of run {self.run.name} was deleted: {self.run.path}",
@@ -96,14 +98,13 @@ class Job:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         releases = 0
         while True:
-            found = self.statuses()
-            status = statuses.furthest(found)
+            status = self.status()
             if has_launch_failed(status.state, status.reason) and releases < MOST_RELEASES:
                 releases += 1
                 status = _release(status)
             if on_change:
                 on_change(status, self.folder.progress())
-            if status.is_over and (status := self._settle(found)).is_over:
+            if status.is_over and (status := self._settle(status)).is_over:
                 return status
             if deadline is not None and time.monotonic() > deadline:
                 return status
@@ -144,7 +145,7 @@ class Job:
         """What happened to the job, Slurm's figures and the ranks' on one clock; also written to `record.json`."""
         status = self.status()
         if status.is_over:
-            status = self._settle([status])
+            status = self._settle(status)
         efficiency = self._efficiency_or_none(None)
         self._await_ranks(status)
         record = self.join(efficiency, status)
@@ -198,15 +199,12 @@ class Job:
             return
         self.folder.wait_for_ranks(count)
 
-    def _settle(self, ended: Sequence[JobStatus]) -> JobStatus:
-        """Where the job is when accounting knows of what has ended, too; that is waited for once."""
-        ids = [status.job_id for status in ended if status.job_id]
-        if not ids or self.run.is_local or self._is_settled:
-            return statuses.furthest(ended)
-        with suppress(HpcdistError):
-            tasks.query_tasks(ids, settled=True)
+    def _settle(self, status: JobStatus) -> JobStatus:
+        """Where a job that is over is when accounting knows of its end, too; that is waited for once."""
+        if self._is_settled:
+            return status
         self._is_settled = True
-        return self.status()
+        return statuses.furthest(self.statuses(settled=True))
 
     def _efficiency_or_none(self, source: accounting.Source | None) -> Efficiency | None:
         try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from hpcdist.backends import local, slurm
+from hpcdist.backends import local, slurm, tasks
 from hpcdist.errors import HpcdistError
 from hpcdist.job_status import JobStatus
 from hpcdist.store import Run
@@ -19,37 +19,38 @@ def furthest(statuses: Sequence[JobStatus]) -> JobStatus:
     return (alive or wrong or list(statuses))[0]
 
 
-def query(runs: Sequence[tuple[Run, str | None]]) -> list[list[JobStatus]]:
+def query(runs: Sequence[tuple[Run, str | None]], *, settled: bool = False) -> list[list[JobStatus]]:
     """Where runs are, one list each: an array gives a status per task.
 
     Args:
         runs: Runs, each with the array task (`4` of `123_4`) that is meant, or None for all of it.
+        settled: Whether to wait until accounting knows of all that are over.
     """
     ids = [_full_id(run, task) for run, task in runs]
+    asked = [job_id for (run, _), job_id in zip(runs, ids, strict=True) if job_id and not run.is_local]
     try:
-        answers = slurm.query(job_id for (run, _), job_id in zip(runs, ids, strict=True) if job_id and not run.is_local)
-        silence = None
+        answers, silence = tasks.query(asked, settled=settled), None
     except HpcdistError as error:
         # A list of runs is of use without Slurm too.
         answers, silence = {}, error.message.splitlines()[0]
-    here = functools.cache(name_cluster)
+    here = functools.cache(_name_cluster)
     found = []
-    for (run, _), job_id in zip(runs, ids, strict=True):
+    for (run, task), job_id in zip(runs, ids, strict=True):
         if run.is_local:
             statuses = [_local_status(run, job_id)]
         elif job_id is None:
             statuses = [_unsent_status(run)]
         else:
             statuses = answers.get(job_id, [JobStatus(job_id=job_id, state="UNKNOWN", reason=silence)])
-            if statuses == [slurm.forgotten(job_id)]:
+            if task is None and len(statuses) == 1 and tasks.is_forgotten(statuses[0]):
                 begun = sorted(int(path.name) for path in run.path.glob("[0-9]*") if path.name.isdecimal())
-                statuses = [slurm.forgotten(f"{job_id}_{task}") for task in begun] or statuses
-            statuses = [settle_forgotten(status, run, here) for status in statuses]
+                statuses = [msgspec.structs.replace(statuses[0], job_id=f"{job_id}_{one}") for one in begun] or statuses
+            statuses = [_settle_forgotten(status, run, here) for status in statuses]
         found.append([_named(status, run) for status in statuses])
     return found
 
 
-def settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None]) -> JobStatus:
+def _settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None]) -> JobStatus:
     """What can be said of a job that Slurm does not know any more: what its ranks wrote, or else that it is `LOST`.
 
     Slurm forgets a job some minutes after its end where it keeps no accounting, and one that is seconds old when its
@@ -60,7 +61,7 @@ def settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None]
         run: Its run.
         here: Gives the name of the cluster that was asked.
     """
-    if status.state != "LOST" and (status.state, status.reason) != ("UNKNOWN", slurm.FORGOTTEN):
+    if status.state != "LOST" and not tasks.is_forgotten(status):
         return status
     replace = functools.partial(msgspec.structs.replace, status)
     cluster = _sent_to(run)
@@ -88,7 +89,7 @@ def _sent_to(run: Run) -> str | None:
         return None
 
 
-def name_cluster() -> str | None:
+def _name_cluster() -> str | None:
     """The name of the cluster that is asked; None where it does not answer."""
     try:
         return slurm.read_config().get("ClusterName")

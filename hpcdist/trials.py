@@ -1,6 +1,5 @@
 """A study's trials: where they are and what happened to them, Slurm being asked a few times for all of them."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -73,25 +72,16 @@ def query_trials(
         settled: Whether to wait until accounting knows of all that are over.
     """
     runs = find_runs(state) if runs is None else runs
-    ids = [_id(trial, runs) for trial in state.trials]
-    silence = None
-    try:
-        asked = [job_id for job_id in ids if job_id and not job_id.startswith("local-")]
-        answers = tasks.query_tasks(asked, settled=settled)
-    except HpcdistError as error:
-        answers, silence = {}, error.message.splitlines()[0]
-    here = functools.cache(statuses.name_cluster)
+    of_trials = [runs.get(trial.run or "") for trial in state.trials]
+    sent = [(run, trial.task) for trial, run in zip(state.trials, of_trials, strict=True) if run and run.job_id]
+    answers = iter(statuses.query(sent, settled=settled))
     found = []
-    for trial, job_id in zip(state.trials, ids, strict=True):
-        run = runs.get(trial.run or "")
-        if run is None or job_id is None:
+    for trial, run in zip(state.trials, of_trials, strict=True):
+        if run and run.job_id:
+            (status,) = next(answers)
+        else:
             refused = run.record().refused if run else None
             status = JobStatus(job_id=None, state="REFUSED" if refused else NOT_SUBMITTED, reason=refused)
-        elif run.is_local:
-            status = statuses.query([(run, None)])[0][0]
-        else:
-            status = answers.get(job_id, JobStatus(job_id=job_id, state="UNKNOWN", reason=silence))
-            status = statuses.settle_forgotten(status, run, here)
         layout = run.record().job.layout.name if run else None
         status = msgspec.structs.replace(status, run=trial.run, name=state.study.name, layout=layout)
         found.append((trial, status))

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import accounting
-from hpcdist.backends import local, slurm
+from hpcdist.backends import local, tasks
 from hpcdist.cause import Attempt, Verdict
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError
@@ -101,7 +101,7 @@ def _endings(status: JobStatus, run: Run | None, known: Sequence[Ending] | None)
     if status.job_id is None or (run and run.is_local):
         state = local.query(run) if run and run.is_local else None
         return [msgspec.structs.replace(now, ended_at_s=state.ended_at_s if state else None)]
-    told = slurm.query_endings(status.job_id) if known is None else known
+    told = tasks.query_endings([status.job_id]).get(status.job_id, []) if known is None else known
     endings = [_named(ending) for ending in told]
     if not endings:
         return [now]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from hpcdist.backends import slurm
+from hpcdist.backends import tasks
 from hpcdist.job_status import JobStatus
 from hpcdist.jobs import Job
 from hpcdist.record import RankUsage
@@ -316,6 +316,22 @@ def test_what_slurm_does_not_know_any_more_the_ranks_tell(project, stand_in, for
     assert run_hpcdist("wait", "9").code == 0
 
 
+def test_of_an_array_that_slurm_does_not_know_any_more_the_ranks_of_each_task_tell(project, stand_in, forgetful):
+    submit("r", "--", "true")
+    put_on_slurm(project)
+    stand_in("sacct", "exit 0")
+    rank = next(project.rglob("ranks/0.json"))
+    for task, code in (("1", 0), ("2", 4)):
+        copy = rank.parents[1] / task / "ranks" / "0.json"
+        copy.parent.mkdir(parents=True)
+        text = rank.read_text().replace('"job_id": "9"', f'"job_id": "9_{task}"')
+        copy.write_text(text.replace('"exit_code": 0', f'"exit_code": {code}'))
+    rank.unlink()
+    states = [(status.job_id, status.state, status.exit_code) for status in Job.find("9").statuses()]
+    assert states == [("9_1", "COMPLETED", 0), ("9_2", "FAILED", 4)]
+    assert [(status.job_id, status.state) for status in Job.find("9_2").statuses()] == [("9_2", "FAILED")]
+
+
 def test_a_run_that_slurm_does_not_know_and_whose_ranks_did_not_end_is_lost(project, stand_in, forgetful):
     submit("r", "--", "true")
     put_on_slurm(project)
@@ -387,4 +403,4 @@ def test_the_logs_are_there_when_slurm_is_not(project, monkeypatch):
 
 def test_slurm_is_asked_about_attempts_only_where_it_answers(stand_in):
     stand_in("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert slurm.query_endings("9") == []
+    assert tasks.query_endings(["9"]) == {}

@@ -1,4 +1,4 @@
-"""Many jobs and array tasks at once: a few of Slurm's commands, however many they are."""
+"""Where jobs and array tasks are, and how they ended: a few of Slurm's commands, however many they are."""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -16,10 +16,14 @@ from hpcdist.status_rows import (
     QUEUE_FORMAT,
     SEPARATOR,
     parse_accounting,
+    parse_controller,
     parse_endings,
     parse_queue,
 )
 
+FORGOTTEN = "Slurm does not know it any more"
+# In the words of squeue and scontrol (slurm_errno.h, ESLURM_INVALID_JOB_ID).
+INVALID_JOB = "Invalid job id"
 # The tasks of a row in full, where it would be cut at 64 characters (squeue(1), sacct(1)).
 WHOLE_TASK_LISTS = {"SLURM_BITSTR_LEN": "0"}
 # Slurm's database learns of an end later than its queue.
@@ -28,72 +32,118 @@ ACCOUNTING_POLL_S = 0.2
 _ROWS = ["-n", "-P", f"--delimiter={SEPARATOR}"]
 
 
-def query_tasks(wanted: Sequence[str], *, settled: bool = False) -> dict[str, JobStatus]:
-    """Where jobs and array tasks are, by their own ids; those of which nobody tells are missing.
+def query(job_ids: Iterable[str], *, settled: bool = False) -> dict[str, list[JobStatus]]:
+    """Where jobs and array tasks are, by the id asked for; of an array one status per task, in their order.
 
-    Unlike `slurm.query`, which is about whole jobs, an array's tasks are found also when they left the queue before
-    the others.
+    The queue knows best about what lives; accounting knows the rest, also the tasks of an array that left the queue
+    before the others (MinJobAge after their end), and how jobs ended. Where it is off or lags behind, the controller
+    is asked.
 
     Args:
-        wanted: The ids.
+        job_ids: Jobs `123` and array tasks `123_4` or `123_[2-5]`.
         settled: Whether to wait until accounting knows of all that are over, so that there are figures of them. For up
             to a second after an array left the queue it has no row of some tasks [seen with 22.05.8]. Where it is off,
             or does not learn of them, nothing more is waited for.
 
+    Returns:
+        At least one status per id; `UNKNOWN` is one of which nobody tells, with `FORGOTTEN` for its reason where the
+        controller answered.
+
     Raises:
         HpcdistError: Slurm does not answer.
     """
+    asked = list(dict.fromkeys(job_ids))
     deadline = time.monotonic() + ACCOUNTING_LAG_S
-    while True:
-        found, accounted = _query_once(wanted)
-        behind = accounted is not None and any(
-            status.is_over and not (job_id in accounted and accounted[job_id].is_over)
-            for job_id, status in found.items()
-        )
-        if not (settled and behind) or time.monotonic() > deadline:
-            return found
+    while asked:
+        answers = _Answers(asked)
+        if not (settled and any(map(answers.is_behind, asked))) or time.monotonic() > deadline:
+            return {one: [answers.settle(name) for name in answers.names(one)] for one in asked}
         time.sleep(ACCOUNTING_POLL_S)
+    return {}
 
 
-def _query_once(wanted: Sequence[str]) -> tuple[dict[str, JobStatus], dict[str, JobStatus] | None]:
-    """Where jobs and tasks are, and what accounting has of them; None where it is off."""
-    jobs = list(dict.fromkeys(job_id.partition("_")[0] for job_id in wanted))
-    batches = list(batch_job_ids(jobs))
-    queued = _by_task(row for batch in batches for row in _query_queue(batch))
-    accounted: dict[str, JobStatus] | None
-    try:
-        accounted = _by_task(row for batch in batches for row in _query_accounting(batch))
-    except HpcdistError:
-        accounted = None
-    found = {}
-    for job_id in wanted:
-        status = _settle(queued.get(job_id), (accounted or {}).get(job_id))
+class _Answers:
+    """What Slurm says of some jobs: statuses by the ids of jobs and array tasks.
+
+    Attributes:
+        queued: What the queue has.
+        accounted: What accounting has of arrays, and of what does not live in the queue; None where it is off.
+        told: What the controller says of the jobs in doubt.
+        silent: The jobs in doubt of which it says nothing.
+    """
+
+    def __init__(self, asked: Sequence[str]) -> None:
+        jobs = list(dict.fromkeys(map(_job_of, asked)))
+        self.queued = _by_name(row for batch in batch_job_ids(jobs) for row in _query_queue(batch))
+        arrays = {_job_of(name) for name in self.queued if "_" in name}
+        self.accounted = _query_accounting([job for job in jobs if job in arrays or not self._lives(job)])
+        self.told: dict[str, JobStatus] = {}
+        self.silent: set[str] = set()
+        self._tasks = self._sort_tasks()
+        # Accounting is off, or behind (for a moment it shows an array as one job), or Slurm has lost the job.
+        doubtful = [
+            name for one in asked for name in self.names(one) if not self._lives(name) and not self._ended(name)
+        ]
+        for job in dict.fromkeys(map(_job_of, doubtful)):
+            answer = _query_controller(job)
+            if answer is None:
+                self.silent.add(job)
+            else:
+                self.told |= _by_name(answer)
+        self._tasks = self._sort_tasks()
+
+    def names(self, one: str) -> list[str]:
+        """The ids that one stands for: itself, or the tasks that are known of an array."""
+        return expand_job_id(one) if "_" in one else self._tasks.get(one, [one])
+
+    def settle(self, name: str) -> JobStatus:
+        """What to believe of a job or task: the queue while it lives, then accounting, which knows how it ended."""
+        if self._lives(name):
+            return self.queued[name]
+        accounted = (self.accounted or {}).get(name)
+        status = accounted if self._ended(name) else self.told.get(name) or self.queued.get(name)
         if status is not None:
-            found[job_id] = status
-    # Not in the queue and not over: accounting is off, or behind (for a moment it shows an array as one job), or Slurm
-    # has lost the job.
-    doubtful = [one for one in wanted if one not in queued and not (one in found and found[one].is_over)]
-    for job in dict.fromkeys(one.partition("_")[0] for one in doubtful):
-        answer = slurm.query_controller(job)
-        told = _by_task(answer or ())
-        for one in doubtful:
-            if one in told:
-                found[one] = told[one]
-            elif answer == [] and one.partition("_")[0] == job:
-                found[one] = slurm.as_lost(found[one]) if one in found else slurm.forgotten(one)
-    return found, accounted
+            return status
+        if _job_of(name) in self.silent:
+            return accounted or JobStatus(job_id=name, state="UNKNOWN", reason="Slurm's controller does not answer")
+        return _as_lost(accounted) if accounted else JobStatus(job_id=name, state="UNKNOWN", reason=FORGOTTEN)
+
+    def is_behind(self, one: str) -> bool:
+        """Whether accounting will yet learn that a job, or a task of it, is over."""
+        names = self.names(one)
+        return self.accounted is not None and any(self.settle(it).is_over and not self._ended(it) for it in names)
+
+    def _lives(self, name: str) -> bool:
+        return name in self.queued and not self.queued[name].is_over
+
+    def _ended(self, name: str) -> bool:
+        return self.accounted is not None and name in self.accounted and self.accounted[name].is_over
+
+    def _sort_tasks(self) -> dict[str, list[str]]:
+        tasks: dict[str, set[int]] = {}
+        for name in (*self.queued, *(self.accounted or ()), *self.told):
+            job, _, task = name.partition("_")
+            if task:
+                tasks.setdefault(job, set()).add(int(task))
+        return {job: [f"{job}_{number}" for number in sorted(numbers)] for job, numbers in tasks.items()}
 
 
-def _settle(queued: JobStatus | None, accounted: JobStatus | None) -> JobStatus | None:
-    """What to believe of one job: the queue while it lives, then accounting, which knows how it ended."""
-    if queued is not None and not queued.is_over:
-        return queued
-    if accounted is not None and accounted.is_over:
-        return accounted
-    return queued or accounted
+def _job_of(name: str) -> str:
+    return name.partition("_")[0]
 
 
-def _by_task(statuses: Iterable[JobStatus]) -> dict[str, JobStatus]:
+def is_forgotten(status: JobStatus) -> bool:
+    """Whether neither the controller nor accounting knows the job."""
+    return (status.state, status.reason) == ("UNKNOWN", FORGOTTEN)
+
+
+def _as_lost(status: JobStatus) -> JobStatus:
+    """What accounting has of a job that the controller does not know, and that is not over: it never will be."""
+    reason = f"the controller has forgotten it, and accounting has it as {status.state} for ever"
+    return msgspec.structs.replace(status, state="LOST", reason=reason)
+
+
+def _by_name(statuses: Iterable[JobStatus]) -> dict[str, JobStatus]:
     """Statuses by the ids of their jobs or tasks; tasks that never ran are one row, `123_[4-9]`."""
     found = {}
     for status in statuses:
@@ -111,14 +161,33 @@ def _query_queue(jobs: Sequence[str]) -> list[JobStatus]:
         arguments = ["squeue", "-h", "-a", "-r", "-t", "all", "-j", ",".join(jobs), "-o", QUEUE_FORMAT]
         return parse_queue(slurm.run_command(arguments))
     except HpcdistError as error:
-        if slurm.INVALID_JOB in error.message:
+        if INVALID_JOB in error.message:
             return []
         raise
 
 
-def _query_accounting(jobs: Sequence[str]) -> list[JobStatus]:
-    arguments = ["sacct", "-X", *_ROWS, f"--format={ACCOUNTING_FIELDS}", "-j", ",".join(jobs)]
-    return parse_accounting(slurm.run_command(arguments, WHOLE_TASK_LISTS))
+def _query_accounting(jobs: Sequence[str]) -> dict[str, JobStatus] | None:
+    """What accounting has of jobs, by their ids and those of their tasks; None where it is off."""
+    found: dict[str, JobStatus] = {}
+    for batch in batch_job_ids(jobs):
+        arguments = ["sacct", "-X", *_ROWS, f"--format={ACCOUNTING_FIELDS}", "-j", ",".join(batch)]
+        try:
+            found |= _by_name(parse_accounting(slurm.run_command(arguments, WHOLE_TASK_LISTS)))
+        except HpcdistError:
+            return None
+    return found
+
+
+def _query_controller(job_id: str) -> list[JobStatus] | None:
+    """A job, or the tasks of an array, as the controller has them: none of a job it does not know.
+
+    Returns:
+        The statuses; None where the controller does not answer.
+    """
+    try:
+        return parse_controller(slurm.show_job(job_id), job_id)
+    except HpcdistError as error:
+        return [] if INVALID_JOB in error.message else None
 
 
 def query_endings(job_ids: Sequence[str]) -> dict[str, list[Ending]]:

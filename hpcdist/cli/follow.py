@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hpcdist import statuses as where
-from hpcdist.backends import slurm
+from hpcdist.backends import tasks
 from hpcdist.cause import Cause
 from hpcdist.cli.following import follow
 from hpcdist.cli.offers import offer_jobs
@@ -57,7 +57,7 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
     ours = [job for job in found if isinstance(job, Job)]
     others = [job for job in found if isinstance(job, str)]
     statuses = [one for several in where.query([(job.run, job.task) for job in ours]) for one in several]
-    statuses += [one for several in slurm.query(others).values() for one in several]
+    statuses += [one for several in tasks.query(others).values() for one in several]
     unknown = [one.job_id for one in statuses if one.state == "UNKNOWN" and one.run is None]
     statuses = [one for one in statuses if one.state != "UNKNOWN" or one.run is not None]
     if statuses or not unknown:

@@ -2,7 +2,7 @@
 
 import click
 
-from hpcdist.backends import slurm
+from hpcdist.backends import tasks
 from hpcdist.cause import Verdict
 from hpcdist.cli.follow import find_or_id
 from hpcdist.cli.offers import offer_jobs
@@ -44,7 +44,7 @@ def examine(job: Job | str) -> list[Verdict]:
     """
     if isinstance(job, Job):
         return job.why()
-    statuses = slurm.query([job])[job]
+    statuses = tasks.query([job])[job]
     if all(status.state == "UNKNOWN" for status in statuses):
         raise NotFoundError(f"Slurm knows no job {job}", "hpcdist status lists the runs here")
     return [explain(status) for status in statuses]
