@@ -350,6 +350,21 @@ def controller_and_accounting_away(testbed):
         testbed.run(REPOSITORY / "testbed/up")
 
 
+@contextmanager
+def forgets_soon(testbed):
+    """The controller forgets a job two seconds after its end; else ten minutes, the default of Slurm being five."""
+    conf = testbed.folder / "etc" / "slurm.conf"
+    before = conf.read_text()
+    try:
+        conf.write_text(before.replace("MinJobAge=600", "MinJobAge=2"))
+        testbed.run("scontrol", "reconfigure")
+        assert "MinJobAge = 2 sec" in " ".join(testbed.run("scontrol", "show", "config").split())
+        yield
+    finally:
+        conf.write_text(before)
+        testbed.run("scontrol", "reconfigure")
+
+
 def test_controller_and_accounting_are_away(cluster):
     """The last ones: nothing else can go on without them."""
     job = cluster.submit("--checkpoint-every", "1s", *FIRST_HALF)
@@ -397,6 +412,24 @@ if LONG:
         assert job.wait().code == 0
         assert job.step() == 5
         assert any("srun began no rank" in path.read_text() for path in job.folder.glob("logs/*"))
+
+    def test_an_array_s_early_failure_counts_when_slurm_has_forgotten_the_task(cluster):
+        """Slurm forgets a task MinJobAge after its end, and looks for such ones twice a minute."""
+        testbed, project, ends = cluster.testbed, cluster.project(), cluster.folder / "ends"
+        program = f'[ $SLURM_ARRAY_TASK_ID = 1 ] || exit 3; until [ -e "{ends}" ]; do sleep 1; done'
+        with forgets_soon(testbed):
+            command = ("submit", "--gpus", 0, "--array", "0-1", "--", "sh", "-c", program)
+            job = testbed.hpcdist(*command, cwd=project).out.strip()
+            known = ("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%i %T")
+            eventually(lambda: testbed.run(*known) == f"{job}_1 RUNNING\n", 90)
+            states = [
+                one["status"]["state"] for one in json.loads(testbed.hpcdist("status", job, "--json", cwd=project).out)
+            ]
+            ends.touch()
+            done = testbed.hpcdist("wait", job, cwd=project)
+        assert states == ["FAILED", "RUNNING"]
+        assert done.code == 1
+        assert f"{job}_0 FAILED: rank 0 on n" in done.err
 
     def test_a_job_that_slurm_gives_no_gpus_is_requeued(cluster):
         """Slurm 22.05 does so where a job ends on a node, and the next starts, before a restarted controller knows it.
