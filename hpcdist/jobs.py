@@ -1,5 +1,6 @@
 """Job: a run of ours, followed, ended and measured; what the command line calls, and the Python API."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -88,14 +89,15 @@ class Job:
         """Waits until the job is over, in accounting too; one that Slurm could not start is released, three times.
 
         Args:
-            on_change: Called about once a second with the status and how far the training is; its reason says what
-                was released.
+            on_change: Called with the status and how far the training is, once a second and later less often; its
+                reason says what was released.
             timeout_s: Give up after so many seconds; None waits for ever.
 
         Returns:
             The last status seen; of a time-out, one that is not over.
         """
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        began = time.monotonic()
+        deadline = math.inf if timeout_s is None else began + timeout_s
         releases = 0
         while True:
             status = self.status()
@@ -106,9 +108,11 @@ class Job:
                 on_change(status, self.folder.progress())
             if status.is_over and (status := self._settle(status)).is_over:
                 return status
-            if deadline is not None and time.monotonic() > deadline:
+            now = time.monotonic()
+            if now >= deadline:
                 return status
-            time.sleep(POLL_INTERVAL_S)
+            pause = POLL_INTERVAL_S if self.run.is_local else statuses.pause_s(now - began, POLL_INTERVAL_S)
+            time.sleep(min(pause, deadline - now))
 
     def cancel(self) -> None:
         """Ends the job; one that is over is left alone."""

@@ -11,6 +11,16 @@ from hpcdist.errors import HpcdistError
 from hpcdist.job_status import JobStatus
 from hpcdist.store import Run
 
+LONGEST_PAUSE_S = 10.0
+
+
+def pause_s(waited_s: float, least_s: float) -> float:
+    """How long to leave Slurm alone before it is asked again: a sixtieth of what was waited so far, 10 s at most.
+
+    Its controller answers one question after the other, and there are people who wait for days.
+    """
+    return max(least_s, min(LONGEST_PAUSE_S, waited_s / 60))
+
 
 def furthest(statuses: Sequence[JobStatus]) -> JobStatus:
     """The status that speaks for several: one that is not over, else one that went wrong, else the first."""

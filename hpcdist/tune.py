@@ -13,6 +13,7 @@ from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
 from hpcdist.project import Project
 from hpcdist.spec import LAYOUT_KEYS, Backend, JobSpec, build_job
+from hpcdist.statuses import pause_s
 from hpcdist.studies import Watch, cancel_study, run_study
 from hpcdist.study import Limits, Study
 from hpcdist.study_state import StudyState, find_study
@@ -212,6 +213,7 @@ class _Bench:
 
     def _wait(self, state: StudyState) -> None:
         """Until all jobs are over; the trial that is furthest is told about."""
+        began = time.monotonic()
         while True:
             statuses = query_trials(state)
             living = [(trial, status) for trial, status in statuses if status.job_id and not status.is_over]
@@ -219,7 +221,7 @@ class _Bench:
                 break
             trial, status = next((pair for pair in living if pair[1].state != "PENDING"), living[0])
             self._watch.running(trial, len(statuses) - len(living), len(statuses), status, None)
-            time.sleep(POLL_INTERVAL_S)
+            time.sleep(pause_s(time.monotonic() - began, POLL_INTERVAL_S))
         for name, run in find_runs(state).items():
             for trial in state.trials:
                 if trial.run == name:

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
+from hpcdist import statuses
 from hpcdist.backends import tasks
 from hpcdist.job_status import JobStatus
 from hpcdist.jobs import Job
@@ -383,6 +385,29 @@ def test_wait_does_not_release_for_ever_nor_what_somebody_holds(project, stand_i
     stand_in("squeue", r"printf '9\x1fPENDING\x1fjob_requeued_in_held_state\x1f0:00\x1f\x1fa\n'")
     assert run_hpcdist("wait", "9", "--timeout", 2).code == 3
     assert "release" not in (project / "asked").read_text()
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "least_s", "pause_s"), [(0, 1, 1), (60, 1, 1), (90, 1, 1.5), (90, 2, 2), (600, 1, 10), (86400, 1, 10)]
+)
+def test_the_longer_it_was_waited_for_the_longer_slurm_is_left_alone(waited_s, least_s, pause_s):
+    assert statuses.pause_s(waited_s, least_s) == pause_s
+
+
+def test_who_follows_the_logs_asks_slurm_once_a_second(project, stand_in):
+    submit("r", "--", "true")
+    put_on_slurm(project)
+    stand_in(
+        "squeue",
+        r"""echo >> asked; state=RUNNING; [ $(wc -l < asked) -lt 5 ] || state=COMPLETED
+        printf "9\x1f$state\x1fNone\x1f0:01\x1fn1\x1fa\n" """,
+    )
+    stand_in("sacct", "exit 1")
+    stand_in("scontrol", "exit 1")
+    began = time.monotonic()
+    assert run_hpcdist("logs", "-f", "9").code == 0
+    assert time.monotonic() - began >= 4
+    assert (project / "asked").read_text().count("\n") < 8
 
 
 def test_nobody_s_job_is_an_error_of_two_lines(project, stand_in):

@@ -29,6 +29,7 @@ ONE_JOB = click.argument("job", metavar="JOB", shell_complete=offer_jobs)
 SHOWN_RUNS = 30
 SHOWN_CAUSES = 5  # each asks Slurm and reads logs; an array may have thousands
 LOG_POLL_S = 0.5
+STATUS_POLL_S = 1.0
 
 
 def find_or_id(token: str) -> Job | str:
@@ -150,8 +151,12 @@ def logs(job: str, *, following: bool, rank: int | None) -> None:
     secrets = find_secrets(found.run)
     if not following:
         _show_cause(found)
+    began, next_look, over = time.monotonic(), 0.0, not following
     while True:
-        over = not following or found.status().is_over
+        now = time.monotonic()
+        if following and now >= next_look:
+            over = found.status().is_over
+            next_look = now + where.pause_s(now - began, STATUS_POLL_S)
         paths = found.log_paths(rank)
         for path in paths:
             _copy_new(path, offsets, secrets, labelled=len(paths) > 1)

@@ -13,6 +13,7 @@ from hpcdist.cli.following import describe, warn_of_exposed_secret, warn_of_miss
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.prepare import Prepared
 from hpcdist.printable import printable_line
+from hpcdist.statuses import pause_s
 from hpcdist.studies import Watch
 from hpcdist.study import Trial
 from hpcdist.study_state import StudyState
@@ -125,7 +126,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 def wait_for(state: StudyState) -> list[tuple[Trial, JobStatus]]:
     """Follows a study's jobs to their end, in accounting too; Ctrl-C leaves them running."""
-    line, over = OneLine(), False
+    began, line, over = time.monotonic(), OneLine(), False
     try:
         while True:
             statuses = query_trials(state, settled=over)
@@ -136,7 +137,7 @@ def wait_for(state: StudyState) -> list[tuple[Trial, JobStatus]]:
             if over and seemed_over:
                 return statuses
             if not over:
-                time.sleep(POLL_INTERVAL_S)
+                time.sleep(pause_s(time.monotonic() - began, POLL_INTERVAL_S))
     except KeyboardInterrupt:
         line.close()
         name = state.study.name
