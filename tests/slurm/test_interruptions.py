@@ -27,6 +27,8 @@ FIRST_HALF, SECOND_HALF = ("--nodelist", "n1,n2"), ("--nodelist", "n3,n4")
 # Two ranks, beside one of each job of the second half.
 ON_N3 = ("--nodes", 1, "--gpus", 0, "--tasks-per-node", 2, "--nodelist", "n3")
 AWAY_S = 30 if LONG else 10
+# Slurm sends what --signal names in place of TERM (slurm.conf(5)).
+SEND_USER_SIGNAL = "SlurmctldParameters=preempt_send_user_signal"
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +57,12 @@ def preempt(testbed, job):
 
 
 @contextmanager
-def user_signal_at_preemption(testbed):
-    """Slurm sends what --signal names in place of TERM (slurm.conf(5), SlurmctldParameters)."""
+def configured(testbed, line):
+    """The controller with one line more in its configuration."""
     config = Path(testbed.env["SLURM_CONF"])
     text = config.read_text()
     try:
-        config.write_text(f"{text}SlurmctldParameters=preempt_send_user_signal\n")
+        config.write_text(f"{text}{line}\n")
         testbed.run("scontrol", "reconfigure")
         yield
     finally:
@@ -70,7 +72,7 @@ def user_signal_at_preemption(testbed):
 
 def preempted_three_times(cluster):
     job = cluster.submit(*FIRST_HALF)
-    for attempt, site in enumerate((nullcontext(), user_signal_at_preemption(cluster.testbed), nullcontext())):
+    for attempt, site in enumerate((nullcontext(), configured(cluster.testbed, SEND_USER_SIGNAL), nullcontext())):
         job.wait_for_step(10)
         with job.held(), site:
             preempt(cluster.testbed, job)
@@ -217,6 +219,12 @@ def sent_again_by_hand_it_begins_anew(cluster):
     assert "goes on" not in log.read_text()
 
 
+def a_rank_that_works_a_minute_longer_is_waited_for(cluster):
+    program = ("--cpus-per-task", 1, "--wait", "--", "sh", "-c", 'if [ "$RANK" = 0 ]; then sleep 60; fi')
+    done = cluster.testbed.hpcdist("submit", *ON_N3, *program, cwd=cluster.project(), timeout=400)
+    assert done.code == 0, done.err
+
+
 def held_by_slurm_it_is_released(cluster):
     """Where a node can't start it: there slurmd writes the script down."""
     testbed, project = cluster.testbed, cluster.project()
@@ -318,6 +326,7 @@ LANES = (
         a_killed_rank_is_not_tried_again,
         cancelled_by_its_owner_it_stays_cancelled,
         sent_again_by_hand_it_begins_anew,
+        *((a_rank_that_works_a_minute_longer_is_waited_for,) if LONG else ()),
     ),
 )
 
@@ -348,21 +357,6 @@ def controller_and_accounting_away(testbed):
         yield
     finally:
         testbed.run(REPOSITORY / "testbed/up")
-
-
-@contextmanager
-def forgets_soon(testbed):
-    """The controller forgets a job two seconds after its end; else ten minutes, the default of Slurm being five."""
-    conf = testbed.folder / "etc" / "slurm.conf"
-    before = conf.read_text()
-    try:
-        conf.write_text(before.replace("MinJobAge=600", "MinJobAge=2"))
-        testbed.run("scontrol", "reconfigure")
-        assert "MinJobAge = 2 sec" in " ".join(testbed.run("scontrol", "show", "config").split())
-        yield
-    finally:
-        conf.write_text(before)
-        testbed.run("scontrol", "reconfigure")
 
 
 def test_controller_and_accounting_are_away(cluster):
@@ -417,7 +411,7 @@ if LONG:
         """Slurm forgets a task MinJobAge after its end, and looks for such ones twice a minute."""
         testbed, project, ends = cluster.testbed, cluster.project(), cluster.folder / "ends"
         program = f'[ $SLURM_ARRAY_TASK_ID = 1 ] || exit 3; until [ -e "{ends}" ]; do sleep 1; done'
-        with forgets_soon(testbed):
+        with configured(testbed, "MinJobAge=2"):
             command = ("submit", "--gpus", 0, "--array", "0-1", "--", "sh", "-c", program)
             job = testbed.hpcdist(*command, cwd=project).out.strip()
             known = ("squeue", "-h", "-r", "-t", "all", "-j", job, "-o", "%i %T")
