@@ -17,6 +17,7 @@ from hpcdist.signs import (
     NO_MEMORY,
     NOT_BEGUN,
     TASK_END,
+    WAITING,
     find_barrier_ranks,
     find_line,
     find_time_out,
@@ -74,9 +75,24 @@ def hang(case: Case) -> Cause | None:
     sign = case.said(HANG)
     if case.culprit is None or (case.culprit.exit_code != HANG_STATUS and not sign):
         return None
-    spent = f" for {sign[1]} s" if sign else ""
-    hint = f"see what it was doing: hpcdist logs --rank {case.culprit.rank} {case.name}; py-spy dump shows it live"
-    return case.cause("hang", f"{case.who} made no step{spent}", hint)
+    made = f"made no step for {sign[1]} s" if sign else "made no step"
+    blamed, sentence = case.culprit, f"{case.who} {made}"
+    if _waited(case, blamed):
+        silent = [rank for rank in case.evidence.ranks if rank.exit_code != 0 and not _waited(case, rank)]
+        if len(silent) == 1:
+            blamed, sentence = silent[0], f"{name_rank(silent[0])} {made}: {case.who} waited for it"
+        elif silent:
+            numbers = format_ranks([rank.rank for rank in silent])
+            sentence = f"one of ranks {numbers} {made}: {case.who} waited for it"
+        else:
+            sentence = f"all ranks waited for each other: {case.who} {made}"
+    hint = f"see what it was doing: hpcdist logs --rank {blamed.rank} {case.name}; py-spy dump shows it live"
+    return case.cause("hang", sentence, hint, rank=blamed)
+
+
+def _waited(case: Case, rank: RankUsage) -> bool:
+    log = case.evidence.log_of(rank)
+    return log is not None and find_line(WAITING, log.lines) is not None
 
 
 def cuda_out_of_memory(case: Case) -> Cause | None:

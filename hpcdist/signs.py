@@ -45,6 +45,7 @@ BAD_COMMAND = re.compile(
 )
 # Lightning's check of the Trainer against the job.
 LIGHTNING_LAYOUT = re.compile(r"You set `(?:devices|num_nodes)=|You requested gpu: ")
+WAITING = re.compile(r"no step for [0-9.]+ s, and it waits for the others")
 HANG = re.compile(r"hang: no step for ([0-9.]+) s")
 ERROR = re.compile(r"^error: (.+)")
 HINT = re.compile(r"^hint: (.+)")

@@ -199,6 +199,29 @@ def test_a_program_that_can_t_go_on_saved_nothing():
 def test_a_hang():
     cause = verdict(ranks=[rank(0, 70), rank(1, signal=15)], logs={0: ["step 7", "hang: no step for 60.0 s"]})
     assert (cause.kind, cause.rank, cause.sentence) == ("hang", 0, "rank 0 on n1 made no step for 60.0 s")
+
+
+WAITED = "rank 0: no step for 60 s, and it waits for the others"
+HUNG = "hang: no step for 60 s"
+
+
+@pytest.mark.parametrize(
+    ("logs", "blamed", "sentence"),
+    [
+        ({0: [WAITED, HUNG]}, 0, "one of ranks 1-2 made no step for 60 s: rank 0 on n1 waited for it"),
+        ({0: [WAITED, HUNG], 2: [WAITED]}, 1, "rank 1 on n2 made no step for 60 s: rank 0 on n1 waited for it"),
+        (
+            {0: [WAITED, HUNG], 1: [WAITED], 2: [WAITED]},
+            0,
+            "all ranks waited for each other: rank 0 on n1 made no step for 60 s",
+        ),
+    ],
+)
+def test_of_a_hang_the_rank_is_blamed_that_the_others_waited_for(logs, blamed, sentence):
+    ranks = [rank(0, 70), rank(1, signal=15), rank(2, signal=15)]
+    cause = verdict(ranks=ranks, logs=logs)
+    assert (cause.kind, cause.rank, cause.sentence) == ("hang", blamed, sentence)
+    assert f"hpcdist logs --rank {blamed} " in cause.hint
     assert one_rank(["step 70"], 7).kind == "unknown"
 
 

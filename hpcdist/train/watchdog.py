@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.errors import HpcdistError
 from hpcdist.record import HANG_STATUS
+from hpcdist.train import exchange
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 
@@ -24,7 +25,8 @@ class HangError(HpcdistError):
 class Watchdog(Callback):
     """Ends the rank when no batch was finished for a while, and says what it was doing.
 
-    When one rank hangs, all wait: each prints its stack, and the one that is not inside an all-reduce is to blame.
+    When one rank hangs, all wait for it. One that waits says so, and leaves the one to blame some time to end first;
+    that may be past doing so, where its process was stopped.
 
     Args:
         timeout_s: The while, in seconds.
@@ -66,17 +68,47 @@ class Watchdog(Callback):
     def _alive(self) -> None:
         self._alive_at = time.monotonic()
 
+    def _idle_s(self) -> float:
+        return time.monotonic() - self._alive_at
+
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self._timeout_s / 4)):
-            idle_s = time.monotonic() - self._alive_at
-            if idle_s > self._timeout_s:
-                faulthandler.dump_traceback(file=sys.stderr)
-                self._last_words.end(
-                    HangError(
-                        f"hang: no step for {idle_s:.0f} s on rank {self._rank.rank}; its stack is above",
-                        "look for the rank whose stack is not in an all-reduce, or raise --hang-timeout",
-                    )
+        pause_s, looked_at = min(1.0, self._timeout_s / 4), time.monotonic()
+        while not self._over.wait(pause_s):
+            if time.monotonic() - looked_at > pause_s + self._timeout_s / 2:
+                self._alive()  # the whole process was stopped, as by `scontrol suspend`
+            looked_at = time.monotonic()
+            idle_s = self._idle_s()
+            if idle_s <= self._timeout_s:
+                continue
+            faulthandler.dump_traceback(file=sys.stderr)
+            name = f"rank {self._rank.rank}"
+            if self._rank.world_size > 1 and _waits_for_others():
+                print(f"{name}: no step for {idle_s:.0f} s, and it waits for the others", file=sys.stderr, flush=True)
+                # Twice what two ranks may look at their clocks apart.
+                if self._over.wait(2 * pause_s) or self._idle_s() <= self._timeout_s:
+                    continue
+            self._last_words.end(
+                HangError(
+                    f"hang: no step for {idle_s:.0f} s on {name}; its stack is above",
+                    "look for the rank whose stack is not in an all-reduce, or raise --hang-timeout",
                 )
+            )
+
+
+def _waits_for_others() -> bool:
+    """Whether the main thread exchanges something with other ranks.
+
+    What DDP sums during the backward pass is waited for within autograd's engine, which has no Python of its own.
+    """
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "_engine_run_backward" or code.co_filename == exchange.__file__:
+            return True
+        if "/torch/distributed/" in code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -1,7 +1,9 @@
-"""The built-in training, whose rank 1 raises in its fifth step."""
+"""The built-in training, whose rank 1 raises in its fifth step, or hangs there where `BROKEN` says so."""
 
 import os
+import signal
 import sys
+import time
 
 from hpcdist.train.__main__ import main
 from hpcdist.train.module import Classifier
@@ -11,7 +13,13 @@ train_step = Classifier.training_step
 
 def broken_step(self, batch, batch_idx):
     if batch_idx == 4 and os.environ["RANK"] == "1":
-        raise ValueError("broken on purpose")
+        match os.environ.get("BROKEN"):
+            case "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "asleep":
+                time.sleep(600)
+            case _:
+                raise ValueError("broken on purpose")
     return train_step(self, batch, batch_idx)
 
 

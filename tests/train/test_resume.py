@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcdist.record import HANG_STATUS, STOPPED_STATUS
+from hpcdist.record import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.train.checkpoint_files import find_checkpoint, read_step, write_checkpoint
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.data import Split, TrainBatches
@@ -18,7 +18,7 @@ from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.options import parse_options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
-from tests.train.test_train_run import read_events
+from tests.train.test_train_run import BROKEN_RANK, read_events
 
 STEPS = 30
 SHORT = ("--max-steps", STEPS, "--batch-size", 2048, "--log-every", 1)
@@ -131,6 +131,20 @@ def test_a_rank_without_a_step_for_too_long_is_ended_with_its_stack(start_ranks,
     assert ranks.wait() == [HANG_STATUS]
     assert "error: hang: no step for 0 s on rank 0" in ranks.errors(0)
     assert "File " in ranks.errors(0)
+
+
+@pytest.mark.parametrize(("how", "first"), [("asleep", 1), ("stopped", 0)])
+def test_of_a_rank_that_hangs_and_one_that_waits_for_it_the_first_ends_first(start_ranks, mnist_dir, how, first):
+    """Unless it can't: then the other one ends, and says that it waited."""
+    options = ("--data-dir", mnist_dir, "--hang-timeout", "6s")
+    ranks = start_ranks(2, *SHORT, *options, program=BROKEN_RANK, BROKEN=how)
+    assert ranks.processes[first].wait(120) == HANG_STATUS
+    assert ranks.processes[1 - first].poll() is None
+    assert "s, and it waits for the others" in ranks.errors(0)
+    assert f"on rank {first}; its stack is above" in ranks.errors(first)
+    ranks.processes[1].send_signal(signal.SIGCONT)
+    assert ranks.processes[1].wait(60) == (HANG_STATUS if first == 1 else LOST_PEER_STATUS)
+    assert "waits for" not in ranks.errors(1)
 
 
 @pytest.fixture
