@@ -68,9 +68,20 @@ def assert_predicted(report):
     assert abs(prediction["wall_s"] / prediction["measured_s"] - 1) <= 0.25
 
 
+def was_steady(report):
+    """Whether the machine was about as fast for 2x1 as for 1x2, from which its time is predicted."""
+    one, two = (next(row for row in report["rows"] if row["label"] == label) for label in ("1x2", "2x1"))
+    figures = [(row["split"]["compute_s"], row["starting_s"]["median"]) for row in (one, two)]
+    print(figures)
+    return all(2 / 3 < before / after < 3 / 2 for before, after in zip(*figures, strict=True))
+
+
 @pytest.mark.usefixtures("slow_network")
 def test_a_slow_network_is_named_and_one_node_recommended(study):
-    report = study("throttled", ["1x1", "1x2", "2x1"])
+    names = ("throttled", "throttled-again", "throttled-once-more")
+    reports = (study(name, ["1x1", "1x2", "2x1"]) for name in names)
+    report = next((one for one in reports if was_steady(one)), None)
+    assert report, "the machine's speed changed in the middle of each of three studies"
     statement = report["said"]["communication", "2x1"]
     assert "stay on one node" in statement["advice"]
     share = statement["evidence"]["communication_share"]
