@@ -219,12 +219,6 @@ def sent_again_by_hand_it_begins_anew(cluster):
     assert "goes on" not in log.read_text()
 
 
-def a_rank_that_works_a_minute_longer_is_waited_for(cluster):
-    program = ("--cpus-per-task", 1, "--wait", "--", "sh", "-c", 'if [ "$RANK" = 0 ]; then sleep 60; fi')
-    done = cluster.testbed.hpcdist("submit", *ON_N3, *program, cwd=cluster.project(), timeout=400)
-    assert done.code == 0, done.err
-
-
 def held_by_slurm_it_is_released(cluster):
     """Where a node can't start it: there slurmd writes the script down."""
     testbed, project = cluster.testbed, cluster.project()
@@ -326,7 +320,6 @@ LANES = (
         a_killed_rank_is_not_tried_again,
         cancelled_by_its_owner_it_stays_cancelled,
         sent_again_by_hand_it_begins_anew,
-        *((a_rank_that_works_a_minute_longer_is_waited_for,) if LONG else ()),
     ),
 )
 

@@ -1,6 +1,7 @@
 """Submission to a real Slurm: scripts, runs, states, failures."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -291,8 +292,10 @@ def test_a_killed_rank_ends_the_job_and_is_named(submit):
     assert re.search(r"FAILED: rank 1 on n\d ended with signal 9", outcome.err)
 
 
-def test_a_rank_that_works_longer_than_the_others_is_waited_for(submit):
-    program = 'if [ "$RANK" = 0 ]; then sleep 15; fi'
+@pytest.mark.soak
+def test_a_rank_that_works_longer_than_the_others_is_waited_for(submit, testbed):
+    seconds = "60" if os.environ.get("SOAK") else "15"
+    program = f'if [ "$RANK" = 0 ]; then sleep {seconds}; fi'
     outcome = submit("--nodes", "2", "--gpus", "2", "--wait", "--", "sh", "-c", program)
     assert outcome.code == 0, outcome.err
 
