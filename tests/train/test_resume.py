@@ -147,6 +147,19 @@ def test_of_a_rank_that_hangs_and_one_that_waits_for_it_the_first_ends_first(sta
     assert "waits for" not in ranks.errors(1)
 
 
+def test_ranks_that_were_all_stopped_for_longer_than_that_go_on(start_ranks, mnist_dir):
+    """As `scontrol suspend` and `resume` do."""
+    ranks = start_ranks(2, "--data-dir", mnist_dir, "--hang-timeout", "6s")
+    ranks.wait_for_progress()
+    for sent in (signal.SIGSTOP, signal.SIGCONT):
+        assert [process.poll() for process in ranks.processes] == [None, None]
+        for process in ranks.processes:
+            process.send_signal(sent)
+        if sent == signal.SIGSTOP:
+            time.sleep(9)
+    assert ranks.wait() == [0, 0], ranks.errors(0) + ranks.errors(1)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system with room for one checkpoint of the built-in network (0.7 MB) and not for two."""
