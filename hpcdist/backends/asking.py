@@ -10,9 +10,6 @@ from hpcdist.backends.lines import CommandLines
 from hpcdist.sacct_question import DELIMITER, TIME_ENVIRONMENT, sacct_arguments, sacct_period_arguments
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-# What TZ means where it is not set (tzset(3)). Said aloud, the C library looks at that file once, not for every time
-# that sacct prints, which halves sacct's own work [run with 22.05.8: 0.07 s to 0.04 s for 6,000 rows].
-DEFAULT_ZONE = {"TZ": ":/etc/localtime"}
 
 
 class Answer:
@@ -25,8 +22,7 @@ class Answer:
 
     def __init__(self, delimiter: str, arguments: Sequence[str]) -> None:
         self.delimiter = delimiter
-        env = TIME_ENVIRONMENT if "TZ" in os.environ else TIME_ENVIRONMENT | DEFAULT_ZONE
-        self.lines = CommandLines(["sacct", *arguments], env)
+        self.lines = CommandLines(["sacct", *arguments], TIME_ENVIRONMENT)
 
 
 def ask_jobs(job_ids: Sequence[str]) -> Answer:
