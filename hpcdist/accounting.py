@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from hpcdist.backends import slurm, tasks
-from hpcdist.backends.asking import Answer, ask_jobs
+from hpcdist.backends.asking import ask_jobs, ask_period
 from hpcdist.errors import NotFoundError, NotReadyError, UsageError
 from hpcdist.job_status import JobStatus
 from hpcdist.kinds import RANK_GATHERING, name_kinds
@@ -71,16 +71,13 @@ def _read_seff(job_ids: Sequence[str]) -> tuple[list[Efficiency], list[str]]:
     return [one for job_id, text in texts.items() if job_id not in missing for one in parse_seff(text)], missing
 
 
-def iter_slurm(
-    job_ids: Sequence[str], first: Answer | None = None, *, missing_ok: bool = False
-) -> Iterator[Efficiency]:
+def iter_slurm(job_ids: Sequence[str], *, missing_ok: bool = False) -> Iterator[Efficiency]:
     """What Slurm accounted for jobs, as sacct prints it; for any number of jobs, for none is kept.
 
     Jobs that still run come after the others, and after them those that accounting does not know yet.
 
     Args:
         job_ids: The jobs.
-        first: The answer about the first batch of them, where it was asked for already.
         missing_ok: Whether a job that accounting does not know is passed over.
 
     Raises:
@@ -91,19 +88,17 @@ def iter_slurm(
         return
     unseen: list[str] = []
     gathering = read_gathering()
-    yield from iter_complete(_iter_accounted(job_ids, first, unseen, gathering), gathering)
+    yield from iter_complete(_iter_accounted(job_ids, unseen, gathering), gathering)
     if not missing_ok:
         yield from _query_missing(unseen, alone=len(job_ids) == 1)
 
 
-def _iter_accounted(
-    job_ids: Sequence[str], first: Answer | None, unseen: list[str], gathering: Gathering
-) -> Iterator[Efficiency]:
+def _iter_accounted(job_ids: Sequence[str], unseen: list[str], gathering: Gathering) -> Iterator[Efficiency]:
     """The jobs that accounting knows; the ids of the others are added to `unseen`."""
     groups = GroupNames()
     for batch in batch_job_ids(job_ids):
         left = set().union(*map(names_asked, batch))
-        answer, first = first or ask_jobs(batch), None
+        answer = ask_jobs(batch)
         for one in iter_sacct(answer.lines, answer.delimiter, groups, gathering):
             if left:
                 left -= names_of(one)
@@ -112,13 +107,14 @@ def _iter_accounted(
             unseen += [name for one in batch for name in sorted(names_asked(one)) if name in left]
 
 
-def iter_answer(answer: Answer) -> Iterator[Efficiency]:
-    """The jobs in sacct's answer about a time, as it prints them.
+def iter_period(since: str, users: Sequence[str] = ()) -> Iterator[Efficiency]:
+    """As `iter_slurm`, for the jobs since a time (`selection.parse_since`), of some users or of whom sacct lists.
 
     Raises:
         NotReadyError: Accounting is off.
     """
     gathering = read_gathering()
+    answer = ask_period(since, users)
     return iter_complete(iter_sacct(answer.lines, answer.delimiter, GroupNames(), gathering), gathering)
 
 

@@ -1,7 +1,4 @@
-"""The question to sacct: its arguments, and which job ids may be among them. Pure.
-
-Nothing else is imported here: sacct is started while the rest of the program is still being loaded.
-"""
+"""The question to sacct: its arguments, and which job ids may be among them. Pure."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

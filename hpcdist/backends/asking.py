@@ -1,7 +1,4 @@
-"""sacct, asked for many jobs at once and read while it answers.
-
-Little is imported here: a command starts sacct first and loads the rest of itself while the database works.
-"""
+"""sacct, asked for many jobs at once and read while it answers."""
 
 import os
 from collections.abc import Sequence

@@ -56,12 +56,6 @@ class CommandLines:
             said = b"".join(self.words).decode(errors="replace").strip()
             raise self._failure(said or f"exit status {self.process.returncode}")
 
-    def close(self) -> None:
-        """Stops the command if it still runs."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
     def _failure(self, said: str) -> HpcdistError:
         if "accounting storage is disabled" in said.lower() or "slurmdbd" in said.lower():
             return AccountingOffError(f"{self.name}: {said}", "hpcdist status follows the job without accounting")

@@ -1,6 +1,6 @@
 """Slurm's commands: how they are run, and what is done to a job.
 
-Jobs are sent by `sbatch`; where they are is asked in `tasks`, what they used in `asking`, which starts sacct early.
+Jobs are sent by `sbatch`; where they are is asked in `tasks`, what they used in `asking`.
 """
 
 import os

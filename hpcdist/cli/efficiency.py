@@ -38,16 +38,9 @@ def seff(jobs: tuple[str, ...], **options: object) -> None:
     One JOB, a run's name or a job id, is shown as `seff` shows it; several in a table; without JOB: this project's
     runs. Also written beside the job's TensorBoard run, when it is one of this project's.
     """
-    from hpcdist.cli.request import Request, start
+    from hpcdist.cli.request import Request
+    from hpcdist.cli.showing import show
 
     request = Request(jobs=jobs, **options)  # type: ignore[arg-type]
     request.check()
-    answer = start(request)
-    try:
-        # Only now: sacct works while this is loaded.
-        from hpcdist.cli.showing import show
-
-        show(request, answer)
-    finally:
-        if answer is not None:
-            answer.lines.close()
+    show(request)

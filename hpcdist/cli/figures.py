@@ -10,25 +10,23 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import msgspec
 
-from hpcdist.cli.request import Request, ask
+from hpcdist.cli.request import Request
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, ParseError, UsageError
 from hpcdist.record import Efficiency
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import DELIMITER, FIELDS, check_job_id, expand_job_id
-from hpcdist.selection import parse_states, parse_users
+from hpcdist.selection import parse_since, parse_states, parse_users
 
 if TYPE_CHECKING:
     from hpcdist.accounting import Source
-    from hpcdist.backends.asking import Answer
     from hpcdist.jobs import Job
 
 
-def iter_figures(request: Request, answer: "Answer | None" = None) -> Iterator[Efficiency]:
-    """The figures that were asked for, as they come.
+DEFAULT_SINCE = "7d"
 
-    Args:
-        request: What was asked for.
-        answer: What `start` returned for it.
+
+def iter_figures(request: Request) -> Iterator[Efficiency]:
+    """The figures that were asked for, as they come.
 
     Raises:
         NotFoundError: Nobody knows some of the jobs; said when the others were given out.
@@ -44,10 +42,11 @@ def iter_figures(request: Request, answer: "Answer | None" = None) -> Iterator[E
     elif request.is_by_time:
         from hpcdist import accounting
 
-        found = accounting.iter_answer(answer or ask(request))
+        users = parse_users(request.user) if request.user is not None else ()
+        found = accounting.iter_period(parse_since(request.since or DEFAULT_SINCE), users)
         request = request._replace(user=None)
     elif request.jobs:
-        found = _iter_named(request, answer)
+        found = _iter_named(request)
     else:
         found = _iter_project()
     if request.state is None and request.user is None:
@@ -60,7 +59,7 @@ def iter_figures(request: Request, answer: "Answer | None" = None) -> Iterator[E
             yield one
 
 
-def _iter_named(request: Request, answer: "Answer | None") -> Iterator[Efficiency]:
+def _iter_named(request: Request) -> Iterator[Efficiency]:
     """Runs' figures from their ranks first, then what Slurm has of all others.
 
     Raises:
@@ -83,7 +82,7 @@ def _iter_named(request: Request, answer: "Answer | None") -> Iterator[Efficienc
             ids += found
     try:
         if ids and request.is_streamed and request.source != "seff":
-            yield from accounting.iter_slurm(ids, answer)
+            yield from accounting.iter_slurm(ids)
         elif ids:
             yield from accounting.iter_known(ids, cast("Source", request.source or "sacct"))
     except NotFoundError as error:

@@ -1,13 +1,8 @@
-"""What `hpcdist seff` was asked, and sacct started for it. Little is imported here, so that sacct starts at once."""
+"""What `hpcdist seff` was asked."""
 
 from typing import NamedTuple
 
-from hpcdist.backends.asking import Answer, ask_jobs, ask_period
 from hpcdist.errors import UsageError
-from hpcdist.sacct_question import batch_job_ids, check_job_id, expand_job_id
-from hpcdist.selection import parse_since, parse_users
-
-DEFAULT_SINCE = "7d"
 
 
 class Request(NamedTuple):
@@ -62,38 +57,3 @@ class Request(NamedTuple):
             raise UsageError(f"{' and '.join(chosen)} exclude each other", "choose one of them")
         if self.watch and (self.text or self.sacct_file):
             raise UsageError(f"{given[0]} and --watch exclude each other", "a file's jobs do not change")
-
-
-def start(request: Request) -> Answer | None:
-    """Starts sacct where the request says all that has to be known for it; None where it does not.
-
-    Raises:
-        UsageError: A word of the request can't be used.
-        NotReadyError: There is no sacct.
-    """
-    if (
-        not request.is_streamed
-        or request.text
-        or request.sacct_file
-        or request.study
-        or request.source in {"seff", "ranks"}
-    ):
-        return None
-    if request.is_by_time:
-        return ask(request)
-    try:
-        ids = [one for token in request.jobs for one in expand_job_id(check_job_id(token))]
-    except UsageError:
-        return None  # names of runs
-    return ask_jobs(next(batch_job_ids(ids))) if ids else None
-
-
-def ask(request: Request) -> Answer:
-    """Asks for the jobs of a time.
-
-    Raises:
-        UsageError: The time or the users can't be.
-        NotReadyError: There is no sacct.
-    """
-    users = parse_users(request.user) if request.user is not None else ()
-    return ask_period(parse_since(request.since or DEFAULT_SINCE), users)

@@ -23,7 +23,6 @@ from hpcdist.table import format_jobs, format_parsable_header, parsable_formatte
 
 if TYPE_CHECKING:
     from hpcdist.accounting import Source
-    from hpcdist.backends.asking import Answer
     from hpcdist.jobs import Job
 
 WIDEST = 10_000
@@ -31,12 +30,8 @@ WIDEST = 10_000
 PATIENCE_S = 30.0
 
 
-def show(request: Request, answer: "Answer | None" = None) -> None:
+def show(request: Request) -> None:
     """Prints what was asked for.
-
-    Args:
-        request: What was asked for.
-        answer: What `start` returned for it.
 
     Raises:
         HpcdistError: A word can't be used, or there are no figures.
@@ -45,9 +40,9 @@ def show(request: Request, answer: "Answer | None" = None) -> None:
     if request.watch is not None:
         _watch(request, request.watch)
     elif request.jsonl:
-        _print_lines(_sorted(request, answer))
+        _print_lines(_sorted(request))
     elif request.parsable:
-        _print_parsable(request, _sorted(request, answer))
+        _print_parsable(request, _sorted(request))
     elif len(request.jobs) == 1 and "[" not in request.jobs[0] and not _is_table(request):
         _show_job(request)
     else:
@@ -75,8 +70,8 @@ def _check_words(request: Request) -> None:
         parse_states(request.state)
 
 
-def _sorted(request: Request, answer: "Answer | None" = None) -> Iterable[Efficiency]:
-    found = iter_figures(request, answer)
+def _sorted(request: Request) -> Iterable[Efficiency]:
+    found = iter_figures(request)
     return found if request.sort is None else _sort(found, request.sort)
 
 
