@@ -7,16 +7,10 @@ from hpcdist.backends import sbatch, site, slurm
 from hpcdist.check import SLURM, Check
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.kinds import parse_gathering
+from hpcdist.partitions import Partition
 from hpcdist.prepare import prepare
 from hpcdist.project import Project
-from hpcdist.site_checks import (
-    Partition,
-    judge_accounting,
-    judge_clock,
-    judge_partition,
-    parse_clock,
-    parse_partitions,
-)
+from hpcdist.site_checks import judge_accounting, judge_clock, judge_partition, parse_clock
 
 # What only a scheduler can give: a project whose settings name it needs Slurm.
 SLURM_WORDS = ("partition", "account", "qos", "constraint", "reservation", "nodelist")
@@ -63,14 +57,6 @@ def check_accounting(config: Mapping[str, str]) -> Check:
     except HpcdistError as error:
         trouble = error.message.splitlines()[0]
     return judge_accounting(parse_gathering(config), config.get("AccountingStorageType"), trouble)
-
-
-def list_partitions() -> list[Partition]:
-    """The cluster's partitions; none where it does not say."""
-    try:
-        return parse_partitions(site.list_partitions())
-    except HpcdistError:
-        return []
 
 
 def check_request(project: Project, partitions: Sequence[Partition]) -> list[Check]:

@@ -6,64 +6,14 @@ Slurm 22.05), `sacctmgr --parsable2` (sacctmgr(1)).
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hpcdist.site_checks import UNUSABLE
+from hpcdist.partitions import Node, Partition, as_memory_bytes, is_usable, parse_gres, parse_limit_s
 
 _FIELD = re.compile(r"(?:^| )([A-Za-z][A-Za-z0-9_/:.-]*)=")
-_GPUS = re.compile(r"\bgpu:(?:([^:(),]+):)?([0-9]+)")
-NOTHING = ("", "(null)", "N/A", "NONE", "UNLIMITED")
-_ALL = "ALL"
-
-
-class NodeKind(msgspec.Struct, frozen=True, kw_only=True):
-    """Nodes of a partition that are alike.
-
-    Attributes:
-        cpus: CPUs that jobs may have, of each; hardware threads where Slurm counts those.
-        memory_mib: Memory that jobs may have, of each; None where Slurm was not told (1 MiB is its default).
-        gpus: GPUs of each.
-        gpu_type: Their type; None where they have none.
-        threads_per_core: Hardware threads of a core.
-        scratch_mib: Their own disk (`TmpDisk`), as the settings have it.
-        partitions: Partitions they are in.
-    """
-
-    cpus: int
-    memory_mib: int | None = None
-    gpus: int = 0
-    gpu_type: str | None = None
-    threads_per_core: int = 1
-    scratch_mib: int = 0
-    partitions: tuple[str, ...] = ()
-
-
-class PartitionFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A partition as scontrol has it.
-
-    Attributes:
-        name: Its name.
-        is_default: Whether jobs that name none go there.
-        is_up: Whether it starts jobs.
-        max_time: The longest time limit, in Slurm's words; None is no limit.
-        default_time: The limit of a job that names none; None is the longest.
-        max_mem_per_cpu_mib: The most memory per CPU; None is no limit.
-        accounts: Accounts that may use it; empty is all.
-        denied_accounts: Accounts that may not.
-        qos: QOS that it takes; empty is all.
-    """
-
-    name: str
-    is_default: bool = False
-    is_up: bool = True
-    max_time: str | None = None
-    default_time: str | None = None
-    max_mem_per_cpu_mib: int | None = None
-    accounts: tuple[str, ...] = ()
-    denied_accounts: tuple[str, ...] = ()
-    qos: tuple[str, ...] = ()
+_NO_NAMES = ("", "(null)", "N/A", "NONE", "UNLIMITED", "ALL")
 
 
 class Association(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,51 +39,54 @@ def parse_fields(line: str) -> dict[str, str]:
     return {match[1]: line[match.end() : end].strip() for match, end in zip(found, ends, strict=True)}
 
 
-def parse_nodes(listed: str) -> list[tuple[NodeKind, int]]:
-    """Kinds of usable nodes and how many there are of each, the most frequent first."""
-    kinds: Counter[NodeKind] = Counter()
-    for line in listed.splitlines():
+def parse_scontrol(partitions: str, nodes: str) -> tuple[Partition, ...]:
+    """The partitions with their usable nodes, the most frequent kind of node first.
+
+    Args:
+        partitions: `scontrol --oneliner show partition`.
+        nodes: `scontrol --oneliner show node`.
+    """
+    kinds: Counter[tuple[Node, tuple[str, ...]]] = Counter()
+    for line in nodes.splitlines():
         node = parse_fields(line.strip())
-        if "NodeName" not in node or node.get("State", "").lower().startswith(UNUSABLE):
-            continue
-        memory = _number(node.get("RealMemory")) - _number(node.get("MemSpecLimit"))
-        found = _GPUS.findall(node.get("Gres", ""))
-        kinds[
-            NodeKind(
-                # CPUEfctv leaves out what is kept for the system; new in 22.05.
-                cpus=_number(node.get("CPUEfctv")) or _number(node.get("CPUTot")),
-                memory_mib=memory if memory > 1 else None,
-                gpus=sum(int(count) for _, count in found),
-                gpu_type=next((kind for kind, _ in found if kind), None),
-                threads_per_core=_number(node.get("ThreadsPerCore")) or 1,
-                scratch_mib=_number(node.get("TmpDisk")),
-                partitions=_names(node.get("Partitions")),
-            )
-        ] += 1
-    return kinds.most_common()
-
-
-def parse_partition_facts(listed: str) -> list[PartitionFacts]:
-    """The partitions, one a line."""
+        if "NodeName" in node and is_usable(node.get("State", "")):
+            kinds[_read_node(node), _names(node.get("Partitions"))] += 1
     found = []
-    for line in listed.splitlines():
+    for line in partitions.splitlines():
         fields = parse_fields(line.strip())
         if "PartitionName" not in fields:
             continue
+        name = fields["PartitionName"]
+        own = [(node, count) for (node, names), count in kinds.most_common() if name in names]
         found.append(
-            PartitionFacts(
-                name=fields["PartitionName"],
+            Partition(
+                name=name,
+                nodes=tuple(msgspec.structs.replace(node, count=count) for node, count in own),
+                time_limit_s=parse_limit_s(fields.get("MaxTime", "")),
+                default_time_s=parse_limit_s(fields.get("DefaultTime", "")),
                 is_default=fields.get("Default") == "YES",
                 is_up=fields.get("State", "UP") == "UP",
-                max_time=_text(fields.get("MaxTime")),
-                default_time=_text(fields.get("DefaultTime")),
                 max_mem_per_cpu_mib=_number(fields.get("MaxMemPerCPU")) or None,
                 accounts=_names(fields.get("AllowAccounts")),
                 denied_accounts=_names(fields.get("DenyAccounts")),
                 qos=_names(fields.get("AllowQos")),
             )
         )
-    return found
+    return tuple(found)
+
+
+def _read_node(fields: Mapping[str, str]) -> Node:
+    gpus, gpu_type = parse_gres(fields.get("Gres", ""))
+    return Node(
+        count=1,
+        # CPUEfctv leaves out what is kept for the system; new in 22.05.
+        cpus=_number(fields.get("CPUEfctv")) or _number(fields.get("CPUTot")),
+        memory_bytes=as_memory_bytes(_number(fields.get("RealMemory")) - _number(fields.get("MemSpecLimit"))),
+        gpus=gpus,
+        gpu_type=gpu_type,
+        threads_per_core=_number(fields.get("ThreadsPerCore")) or 1,
+        scratch_mib=_number(fields.get("TmpDisk")),
+    )
 
 
 def parse_associations(listed: str) -> list[Association]:
@@ -175,12 +128,8 @@ def parse_modules(listed: str) -> list[str]:
 
 
 def order_partitions(
-    partitions: Sequence[PartitionFacts],
-    kinds: Iterable[tuple[NodeKind, int]],
-    mine: Association | None = None,
-    *,
-    gpus: bool,
-) -> list[PartitionFacts]:
+    partitions: Sequence[Partition], mine: Association | None = None, *, gpus: bool
+) -> list[Partition]:
     """Partitions that are up and have what is wanted, the likeliest first: the default one, then the largest.
 
     Those that seem closed to the user go last, and are not left out: in later releases an account that is listed
@@ -188,24 +137,15 @@ def order_partitions(
 
     Args:
         partitions: The cluster's.
-        kinds: Its nodes.
         mine: What the user charges.
         gpus: Whether GPUs are wanted; else partitions without any go first.
     """
-    sizes: Counter[str] = Counter()
-    with_gpus = set()
-    for kind, count in kinds:
-        for name in kind.partitions:
-            if kind.gpus or not gpus:
-                sizes[name] += count
-            if kind.gpus:
-                with_gpus.add(name)
-    fitting = [one for one in partitions if one.is_up and sizes[one.name]]
+    sizes = {one.name: sum(node.count for node in one.nodes if node.gpus or not gpus) for one in partitions}
     return sorted(
-        fitting,
+        (one for one in partitions if one.is_up and sizes[one.name]),
         key=lambda one: (
             is_closed(one, mine),
-            not gpus and one.name in with_gpus,
+            not gpus and one.has_gpus,
             not one.is_default,
             -sizes[one.name],
             one.name,
@@ -213,7 +153,7 @@ def order_partitions(
     )
 
 
-def is_closed(partition: PartitionFacts, mine: Association | None) -> bool:
+def is_closed(partition: Partition, mine: Association | None) -> bool:
     """Whether a partition's own lists leave the user out.
 
     `sbatch --test-only` does not tell where EnforcePartLimits is NO, the default: it takes the job, which would wait
@@ -226,7 +166,7 @@ def is_closed(partition: PartitionFacts, mine: Association | None) -> bool:
     return bool(partition.qos and mine.qos) and not set(partition.qos) & set(mine.qos)
 
 
-def list_qos_to_try(partition: PartitionFacts, mine: Association | None) -> list[str | None]:
+def list_qos_to_try(partition: Partition, mine: Association | None) -> list[str | None]:
     """QOS to ask for there, the likeliest first; None is what Slurm takes by itself."""
     if mine is None:
         return [None]
@@ -236,11 +176,7 @@ def list_qos_to_try(partition: PartitionFacts, mine: Association | None) -> list
 
 
 def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(one for one in (text or "").split(",") if one not in (*NOTHING, _ALL))
-
-
-def _text(value: str | None) -> str | None:
-    return None if value is None or value in NOTHING else value
+    return tuple(one for one in (text or "").split(",") if one not in _NO_NAMES)
 
 
 def _number(text: str | None) -> int:

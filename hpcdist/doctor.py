@@ -9,10 +9,10 @@ from hpcdist.backends import site
 from hpcdist.check import SLURM, Check
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.here import open_project
+from hpcdist.partitions import Partition
 from hpcdist.project import Project, find_nearest
 from hpcdist.registry import Problem, find_problems, judge_runs
 from hpcdist.repair import Repair, repair
-from hpcdist.site_checks import Partition
 from hpcdist.spec import Backend, Site
 from hpcdist.status_rows import Mark
 from hpcdist.store import Store
@@ -48,7 +48,7 @@ class Doctor:
             self._fault = Check(name="settings", status="error", sentence=error.message, hint=error.hint)
             self.project = Project(root=find_nearest(start) or start, config=None, site=Site(), defaults={})
         self._config: dict[str, str] | None = None
-        self._partitions: list[Partition] = []
+        self._partitions: tuple[Partition, ...] = ()
         self._is_accounted = False
         self._slurm_is_away = False
 
@@ -78,7 +78,7 @@ class Doctor:
         accounting = cluster_checks.check_accounting(self._config)
         self._is_accounted = accounting.status == "ok"
         yield accounting
-        self._partitions = cluster_checks.list_partitions()
+        self._partitions = site.list_partitions()
         if self._fault is None:
             yield from cluster_checks.check_request(self.project, self._partitions)
         yield cluster_checks.check_clock()

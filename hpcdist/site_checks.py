@@ -1,6 +1,6 @@
 """What a cluster says of itself, judged: partitions, accounting, its clock. Pure.
 
-Sources: sinfo(1) `--format`, `scontrol show config`, run with Slurm 22.05.8.
+Source: `scontrol show config`, run with Slurm 22.05.8.
 """
 
 import difflib
@@ -8,58 +8,14 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-import msgspec
-
 from hpcdist.check import Check
+from hpcdist.partitions import Partition
 from hpcdist.record import Gathering
 
-# Words that sinfo's %T begins with for a node that takes no job (sinfo(1), NODE STATE CODES).
-UNUSABLE = ("down", "drain", "fail", "future", "inval", "maint", "no_resp", "perfctrs", "reboot", "unk")
 # munge refuses a credential that is older than five minutes (munged(8), --max-ttl is an hour, the default 300 s).
 REFUSED_SKEW_S = 300.0
 WARN_SKEW_S = 5.0
 _CLOCK = re.compile(r"Configuration data as of (\S+)")
-
-
-class Partition(msgspec.Struct, frozen=True, kw_only=True):
-    """A partition as sinfo has it.
-
-    Attributes:
-        name: Its name.
-        is_default: Whether jobs that name none go there.
-        is_up: Whether it starts jobs.
-        nodes: Its nodes.
-        usable_nodes: Those that take jobs, now or when they are free.
-        has_gpus: Whether usable nodes have GPUs to ask for.
-    """
-
-    name: str
-    is_default: bool = False
-    is_up: bool = True
-    nodes: int = 0
-    usable_nodes: int = 0
-    has_gpus: bool = False
-
-
-def parse_partitions(listed: str) -> list[Partition]:
-    """The partitions in sinfo's rows `%P|%a|%D|%T|%G`, one for each state and kind of node."""
-    found: dict[str, Partition] = {}
-    for line in listed.splitlines():
-        words = line.strip().split("|", 4)
-        if len(words) < 5 or not words[2].isdecimal():
-            continue
-        name = words[0].removesuffix("*")
-        so_far = found.get(name, Partition(name=name))
-        usable = not words[3].lower().startswith(UNUSABLE)
-        found[name] = msgspec.structs.replace(
-            so_far,
-            is_default=words[0].endswith("*"),
-            is_up=words[1].startswith("up"),
-            nodes=so_far.nodes + int(words[2]),
-            usable_nodes=so_far.usable_nodes + (int(words[2]) if usable else 0),
-            has_gpus=so_far.has_gpus or (usable and re.search(r"\bgpu\b", words[4]) is not None),
-        )
-    return list(found.values())
 
 
 def choose_partition(asked: str | None, partitions: Sequence[Partition]) -> Partition | None:
@@ -83,7 +39,8 @@ def judge_partition(asked: str | None, partitions: Sequence[Partition]) -> Check
         sentence = "no partition is named in hpcdist.toml, and the cluster has no default one"
         hint = f'put partition = "{names[0]}" into hpcdist.toml' if names else "sinfo lists them"
         return Check(name="partition", status="error", sentence=sentence, hint=hint)
-    said = f"partition {chosen.name}: {chosen.usable_nodes} of {chosen.nodes} node(s) usable"
+    count = sum(node.count for node in chosen.nodes)
+    said = f"partition {chosen.name}: {chosen.usable_nodes} of {count} node(s) usable"
     said += ", with GPUs" if chosen.has_gpus else ", no GPUs"
     if not chosen.is_up or chosen.usable_nodes == 0:
         sentence = said if chosen.is_up else f"partition {chosen.name} is not up: it starts no jobs"

@@ -15,17 +15,15 @@ import msgspec
 from hpcdist.backends import discovery
 from hpcdist.cluster_facts import (
     Association,
-    NodeKind,
-    PartitionFacts,
     list_qos_to_try,
     order_partitions,
     parse_associations,
     parse_modules,
-    parse_nodes,
-    parse_partition_facts,
     parse_qos_limits,
+    parse_scontrol,
 )
 from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.partitions import Partition
 from hpcdist.project import CONFIG_NAME, read_options
 from hpcdist.site_proposal import (
     Accepted,
@@ -69,30 +67,30 @@ def look_at_cluster() -> Found:
         HpcdistError: Slurm does not answer.
     """
     answers = discovery.ask()
-    partitions, kinds = parse_partition_facts(answers.partitions), parse_nodes(answers.nodes)
+    partitions = parse_scontrol(answers.partitions, answers.nodes)
     associations = parse_associations(answers.accounts)
     mine = find_association(associations, answers.default_account.strip())
     named = {one.name: one for one in partitions}
     refused: list[str] = []
     gpu, cpu = (
-        _try_partitions(order_partitions(partitions, kinds, mine, gpus=gpus), kinds, mine, refused, gpus=gpus)
+        _try_partitions(order_partitions(partitions, mine, gpus=gpus), mine, refused, gpus=gpus)
         for gpus in (True, False)
     )
     # None where nothing was taken with it.
     account = mine.account if mine and (gpu or cpu) else None
-    share = find_share(named[gpu.partition], kinds) if gpu else None
+    share = find_share(named[gpu.partition]) if gpu else None
     if gpu and share:
         share = _try_share(gpu, share, account)
     settings = [
         *propose_identity(answers.config),
         *propose_account(associations, account, parse_qos_limits(answers.qos)),
         *propose_requests(gpu, cpu, named, share, refused),
-        *propose_accelerator(gpu, kinds),
+        *propose_accelerator(named[gpu.partition] if gpu else None),
         *propose_surroundings(
             modules=parse_modules(read_modules()),
             programs=[name for name in PROGRAMS if shutil.which(name)],
             srun_help=answers.srun_help,
-            scratch=_find_scratch(answers.config, kinds),
+            scratch=_find_scratch(answers.config, partitions),
             has_hyperpod=HYPERPOD.exists(),
         ),
         _describe_accounting(answers.config),
@@ -112,15 +110,15 @@ def _describe_accounting(config: Mapping[str, str]) -> Setting:
     return Setting(source=f"accounting: {told}, usage by {gathered or '?'} (scontrol show config)")
 
 
-def _find_scratch(config: Mapping[str, str], kinds: Sequence[tuple[NodeKind, int]]) -> str | None:
+def _find_scratch(config: Mapping[str, str], partitions: Sequence[Partition]) -> str | None:
     """The nodes' own folder, where the settings say that there is room in it."""
     folder = config.get("TmpFS", "")
-    return folder if folder.startswith("/") and any(kind.scratch_mib > 0 for kind, _ in kinds) else None
+    has_room = any(node.scratch_mib > 0 for one in partitions for node in one.nodes)
+    return folder if folder.startswith("/") and has_room else None
 
 
 def _try_partitions(
-    candidates: Sequence[PartitionFacts],
-    kinds: Sequence[tuple[NodeKind, int]],
+    candidates: Sequence[Partition],
     mine: Association | None,
     refused: list[str],
     *,
@@ -130,13 +128,12 @@ def _try_partitions(
 
     Args:
         candidates: The partitions, the likeliest first.
-        kinds: The cluster's nodes.
         mine: What the user charges.
         refused: What was refused, and why, is added here.
         gpus: Whether a GPU is wanted.
     """
     for partition in candidates[:MOST_PARTITIONS]:
-        types = {kind.gpu_type for kind, _ in kinds if kind.gpu_type and partition.name in kind.partitions}
+        types = {node.gpu_type for node in partition.nodes if node.gpu_type}
         for flag, gpu_type in _ways(sorted(types)) if gpus else [(None, None)]:
             for qos in list_qos_to_try(partition, mine):
                 wanted = Accepted(partition=partition.name, gpu_flag=flag, gpu_type=gpu_type, qos=qos)

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hpcdist.cluster_facts import Association, NodeKind, PartitionFacts
+from hpcdist.cluster_facts import Association
+from hpcdist.partitions import Partition
+from hpcdist.units import format_duration
 
 # As many modules as anybody reads; those that trainings load go first.
 _MOST_MODULES = 12
@@ -58,20 +60,21 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
-def find_share(partition: PartitionFacts, kinds: Sequence[tuple[NodeKind, int]]) -> Share | None:
+def find_share(partition: Partition) -> Share | None:
     """A GPU's part of the partition's most frequent nodes with GPUs; None where they have none."""
-    fitting = [(kind, count) for kind, count in kinds if kind.gpus and partition.name in kind.partitions]
-    if not fitting:
+    node = next((node for node in partition.nodes if node.gpus), None)
+    if node is None:
         return None
-    kind, count = fitting[0]
-    cpus = max(1, kind.cpus // kind.gpus)
+    cpus = max(1, node.cpus // node.gpus)
     # Whole cores: half a core is not given to anybody else.
-    cpus = max(kind.threads_per_core, cpus - cpus % kind.threads_per_core)
-    memory = None if kind.memory_mib is None else kind.memory_mib // kind.gpus // cpus
+    cpus = max(node.threads_per_core, cpus - cpus % node.threads_per_core)
+    node_mib = None if node.memory_bytes is None else node.memory_bytes // 1024**2
+    memory = None if node_mib is None else node_mib // node.gpus // cpus
     if memory is not None and partition.max_mem_per_cpu_mib is not None:
         memory = min(memory, partition.max_mem_per_cpu_mib)
-    told = f"{kind.cpus} CPUs, {kind.memory_mib or '?'} MiB and {kind.gpus} GPU(s)"
-    return Share(cpus=cpus, mem_per_cpu_mib=memory, source=f"{told} on {count} node(s) of partition {partition.name}")
+    told = f"{node.cpus} CPUs, {node_mib or '?'} MiB and {node.gpus} GPU(s)"
+    source = f"{told} on {node.count} node(s) of partition {partition.name}"
+    return Share(cpus=cpus, mem_per_cpu_mib=memory, source=source)
 
 
 def propose_identity(config: Mapping[str, str]) -> list[Setting]:
@@ -104,7 +107,7 @@ def propose_account(
 def propose_requests(
     gpu: Accepted | None,
     cpu: Accepted | None,
-    partitions: Mapping[str, PartitionFacts],
+    partitions: Mapping[str, Partition],
     share: Share | None,
     refused: Sequence[str],
 ) -> list[Setting]:
@@ -115,9 +118,9 @@ def propose_requests(
         source = "sinfo's partitions, of which sbatch --test-only takes a job there"
         found.append(Setting(key="partitions", value=chosen, source=source))
     for name in dict.fromkeys(chosen.values()):
-        facts = partitions[name]
-        longest = facts.max_time or "without limit"
-        usual = f", {facts.default_time} where none is asked for" if facts.default_time else ""
+        limit_s, usual_s = partitions[name].time_limit_s, partitions[name].default_time_s
+        longest = format_duration(limit_s) if limit_s else "without limit"
+        usual = f", {format_duration(usual_s)} where none is asked for" if usual_s else ""
         found.append(Setting(source=f"partition {name}: time limit {longest}{usual}"))
     found += propose_qos(gpu, cpu)
     found += [Setting(source=f"refused here: {one}") for one in dict.fromkeys(refused)]
@@ -152,10 +155,9 @@ def propose_qos(gpu: Accepted | None, cpu: Accepted | None) -> list[Setting]:
     ]
 
 
-def propose_accelerator(gpu: Accepted | None, kinds: Sequence[tuple[NodeKind, int]]) -> list[Setting]:
-    """CPUs to train on, where the GPUs are none; nothing where they are real."""
-    types = {kind.gpu_type for kind, _ in kinds if gpu and kind.gpus and gpu.partition in kind.partitions}
-    if types != {FAKE_GPU}:
+def propose_accelerator(partition: Partition | None) -> list[Setting]:
+    """CPUs to train on, where a partition's GPUs are none; nothing where they are real."""
+    if {node.gpu_type for node in (partition.nodes if partition else ()) if node.gpus} != {FAKE_GPU}:
         return []
     source = f"GPUs of type {FAKE_GPU} schedule, and do not compute (docs/testbed.md)"
     return [Setting(key="accelerator", value="cpu", source=source)]

@@ -10,12 +10,13 @@ from hpcdist.errors import HpcdistError
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.machine import fit_to_machine
+from hpcdist.partitions import Partition
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.probes import write_probe
 from hpcdist.project import Project
 from hpcdist.provenance import read_versions
 from hpcdist.render import task_command
-from hpcdist.site_checks import Partition, choose_partition
+from hpcdist.site_checks import choose_partition
 from hpcdist.spec import Backend, build_job
 from hpcdist.store import new_run_name
 from hpcdist.submitting import submit_prepared

@@ -32,7 +32,7 @@ else exit 1; fi"""
 def cluster(project, stand_in):
     """A healthy cluster without jobs; its commands can be written anew."""
     stand_in("scontrol", CONFIG)
-    stand_in("sinfo", r"printf 'main*|up|2|idle|gpu:2\n'")
+    stand_in("sinfo", r"printf 'main*|infinite|2|4|8000|gpu:2|up|idle\n'")
     stand_in("sacct", "exit 0")
     stand_in("squeue", "exit 0")
     stand_in("sbatch", "echo 'sbatch: Job 7 to start at 2026-11-21T00:00:00 using 2 processors on nodes n1' >&2")

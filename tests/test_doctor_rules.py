@@ -7,19 +7,18 @@ import pytest
 
 from hpcdist.check import Check, find_exit_status
 from hpcdist.machine_checks import find_filesystem
+from hpcdist.partitions import Node, Partition, parse_sinfo
 from hpcdist.probe import AllReduce, NodeFacts
 from hpcdist.probes import find_probe as find_kept
 from hpcdist.probes import read_probes, write_probe
 from hpcdist.record import Gathering, RankUsage, TrainingMetrics
 from hpcdist.room_checks import GIB, Quota, Room, judge_quota, judge_room, parse_quota
 from hpcdist.site_checks import (
-    Partition,
     choose_partition,
     judge_accounting,
     judge_clock,
     judge_partition,
     parse_clock,
-    parse_partitions,
 )
 from hpcdist.trial import choose_shape
 from hpcdist.trial_checks import Trial, find_probe, judge_cuda, judge_network, judge_trial
@@ -147,20 +146,21 @@ srv:/home  1000 0 0 0 7 0 10 0
         assert find_filesystem(Path("/opt"), mounts) == "ext4"
 
 
-# As sinfo prints `%P|%a|%D|%T|%G`: a row for each state and kind of node.
-SINFO = """main*|up|2|idle|gpu:2
-main*|up|1|mixed|gpu:2
-main*|up|1|down*|gpu:2
-cpu|up|3|allocated|(null)
-old|inact|4|idle|(null)
-sick|up|2|drained|gpu:a100:4
+# As sinfo prints `%P|%l|%D|%c|%m|%G|%a|%T`: a row for each state and kind of node.
+SINFO = """main*|infinite|2|4|8000|gpu:2|up|idle
+main*|infinite|1|4|8000|gpu:2|up|mixed
+main*|infinite|1|4|8000|gpu:2|up|down*
+cpu|1-00:00:00|3|4|8000|(null)|up|allocated
+old|1-00:00:00|4|4|8000|(null)|inact|idle
+sick|1-00:00:00|2|4|8000|gpu:a100:4|up|drained
 """
 
 
 class TestCluster:
     def test_partitions_are_read(self):
-        main, cpu, old, sick = parse_partitions(SINFO)
-        assert main == Partition(name="main", is_default=True, nodes=4, usable_nodes=3, has_gpus=True)
+        main, cpu, old, sick = parse_sinfo(SINFO)
+        assert (main.name, main.is_default, main.is_up) == ("main", True, True)
+        assert (sum(node.count for node in main.nodes), main.usable_nodes, main.has_gpus) == (4, 3, True)
         assert (cpu.has_gpus, cpu.is_default, old.is_up) == (False, False, False)
         assert (sick.usable_nodes, sick.has_gpus) == (0, False)
 
@@ -176,24 +176,24 @@ class TestCluster:
         ],
     )
     def test_the_partition_is_judged(self, asked, status, words):
-        found = judge_partition(asked, parse_partitions(SINFO))
+        found = judge_partition(asked, parse_sinfo(SINFO))
         assert found.status == status
         assert words in found.sentence
 
     def test_the_nearest_name_is_proposed(self):
-        assert "did you mean 'main'?" in judge_partition("mian", parse_partitions(SINFO)).hint
+        assert "did you mean 'main'?" in judge_partition("mian", parse_sinfo(SINFO)).hint
 
     def test_without_a_default_partition_one_must_be_named(self):
-        found = judge_partition(None, [Partition(name="gpu", nodes=1, usable_nodes=1)])
+        found = judge_partition(None, [Partition(name="gpu", nodes=(Node(count=1, cpus=4),))])
         assert (found.status, found.hint) == ("error", 'put partition = "gpu" into hpcdist.toml')
 
     def test_a_trial_takes_two_nodes_with_a_gpu_where_there_are_such(self):
-        partitions = parse_partitions(SINFO)
+        partitions = parse_sinfo(SINFO)
         assert choose_shape(None, partitions, None) == (2, 1)
         assert choose_shape(None, partitions, 0) == (2, 0)
         assert choose_shape("cpu", partitions, 4) == (2, 0)
         assert choose_shape("sick", partitions, None) == (1, 0)
-        assert choose_shape("one", [Partition(name="one", nodes=1, usable_nodes=1, has_gpus=True)], 4) == (1, 1)
+        assert choose_shape("one", [Partition(name="one", nodes=(Node(count=1, cpus=4, gpus=1),))], 4) == (1, 1)
         assert choose_partition("none", partitions) is None
 
     @pytest.mark.parametrize(

@@ -10,17 +10,16 @@ import pytest
 
 from hpcdist.cluster_facts import (
     Association,
-    NodeKind,
     is_closed,
     list_qos_to_try,
     order_partitions,
     parse_associations,
     parse_fields,
     parse_modules,
-    parse_nodes,
-    parse_partition_facts,
     parse_qos_limits,
+    parse_scontrol,
 )
+from hpcdist.partitions import Node, Partition
 from hpcdist.site_proposal import Setting, find_share
 from hpcdist.site_text import format_section, format_value, merge_file
 from tests.conftest import run_hpcdist
@@ -38,24 +37,26 @@ def test_a_value_with_spaces_and_equal_signs_is_one_value():
 
 
 def test_kinds_of_nodes_are_counted_and_broken_ones_are_not():
-    kinds = parse_nodes(NODES)
+    nodes = {one.name: one.nodes for one in parse_scontrol(PARTITIONS, NODES)}
     # gpu01 and gpu02 are alike; gpu03 is in no debug partition; gpu04 is drained. 515000 - 3000 (MemSpecLimit).
-    big = {"cpus": 64, "memory_mib": 512000, "gpus": 4, "gpu_type": "a100", "scratch_mib": 900000}
-    assert dict(kinds) == {
-        NodeKind(cpus=128, memory_mib=257000, partitions=("standard",)): 2,
-        NodeKind(**big, partitions=("gpu", "staff", "debug")): 2,
-        NodeKind(**big, partitions=("gpu", "staff")): 1,
+    big = {"cpus": 64, "memory_bytes": 512000 * 1024**2, "gpus": 4, "gpu_type": "a100", "scratch_mib": 900000}
+    assert nodes == {
+        "debug": (Node(count=2, **big),),
+        "gpu": (Node(count=2, **big), Node(count=1, **big)),
+        "staff": (Node(count=2, **big), Node(count=1, **big)),
+        "standard": (Node(count=2, cpus=128, memory_bytes=257000 * 1024**2),),
+        "old": (),
     }
 
 
 def test_partitions_are_read_and_the_likeliest_goes_first():
-    partitions, kinds = parse_partition_facts(PARTITIONS), parse_nodes(NODES)
+    partitions = parse_scontrol(PARTITIONS, NODES)
     assert [one.name for one in partitions] == ["debug", "gpu", "staff", "standard", "old"]
     gpu = partitions[1]
-    assert (gpu.max_time, gpu.default_time, gpu.accounts, gpu.is_default) == ("2-00:00:00", "01:00:00", (), False)
+    assert (gpu.time_limit_s, gpu.default_time_s, gpu.accounts, gpu.is_default) == (2 * 86400, 3600, (), False)
     assert partitions[2].accounts == ("staff",)
-    assert [one.name for one in order_partitions(partitions, kinds, gpus=True)] == ["gpu", "staff", "debug"]
-    assert order_partitions(partitions, kinds, gpus=False)[0].name == "standard"
+    assert [one.name for one in order_partitions(partitions, gpus=True)] == ["gpu", "staff", "debug"]
+    assert order_partitions(partitions, gpus=False)[0].name == "standard"
 
 
 def test_accounts_limits_and_modules_are_read():
@@ -73,12 +74,11 @@ def test_accounts_limits_and_modules_are_read():
 
 
 def test_a_gpu_s_share_is_its_part_of_the_node():
-    partition = parse_partition_facts(PARTITIONS)[1]
-    share = find_share(partition, parse_nodes(NODES))
+    share = find_share(parse_scontrol(PARTITIONS, NODES)[1])
     assert (share.cpus, share.mem_per_cpu_mib) == (16, 8000)  # 64 CPUs / 4 GPUs; 512000 / 4 / 16
-    three = [(NodeKind(cpus=40, memory_mib=None, gpus=3, threads_per_core=2, partitions=("gpu",)), 1)]
-    assert (find_share(partition, three).cpus, find_share(partition, three).mem_per_cpu_mib) == (12, None)
-    assert find_share(partition, [(NodeKind(cpus=8, partitions=("gpu",)), 1)]) is None
+    three = Partition(name="gpu", nodes=(Node(count=1, cpus=40, gpus=3, threads_per_core=2),))
+    assert (find_share(three).cpus, find_share(three).mem_per_cpu_mib) == (12, None)
+    assert find_share(Partition(name="gpu", nodes=(Node(count=1, cpus=8),))) is None
 
 
 @pytest.mark.parametrize("value", ["a", 'a "b" \\ c', 16, True, {"gpu": "a", "cpu": "b c"}])
@@ -243,11 +243,11 @@ def test_a_partition_whose_lists_leave_the_user_out_goes_last():
     # `sbatch --test-only` takes jobs for them where EnforcePartLimits is NO; as Slurm 22.05.8 prints the lists.
     lists = {"a": "DenyAccounts=course", "b": "AllowAccounts=staff,root", "c": "AllowQos=long", "d": "AllowQos=course"}
     listed = "\n".join(f"PartitionName={name} AllowGroups=ALL {said} State=UP" for name, said in lists.items())
-    partitions = parse_partition_facts(listed)
+    node = f"NodeName=n State=IDLE CPUTot=4 Gres=gpu:1 Partitions={','.join(lists)}"
+    partitions = parse_scontrol(listed, node)
     mine = Association(account="course", qos=("course", "exam"), default_qos="exam")
     assert [one.name for one in partitions if is_closed(one, mine)] == ["a", "b", "c"]
-    kinds = [(NodeKind(cpus=4, gpus=1, partitions=tuple(lists)), 1)]
-    assert [one.name for one in order_partitions(partitions, kinds, mine, gpus=True)] == ["d", "a", "b", "c"]
+    assert [one.name for one in order_partitions(partitions, mine, gpus=True)] == ["d", "a", "b", "c"]
     assert list_qos_to_try(partitions[3], mine) == ["course"]  # Slurm would take exam, which d does not
 
 

@@ -192,7 +192,7 @@ def test_sinfo_is_read():
     assert gpu == Partition(
         name="gpu",
         nodes=(
-            Node(count=4, cpus=32, memory_bytes=257000 * 1024**2, gpus=4),
+            Node(count=4, cpus=32, memory_bytes=257000 * 1024**2, gpus=4, gpu_type="a100"),
             Node(count=2, cpus=64, memory_bytes=515000 * 1024**2, gpus=2),
         ),
         time_limit_s=86400,

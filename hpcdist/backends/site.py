@@ -6,20 +6,18 @@ from collections.abc import Mapping
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
+from hpcdist.partitions import SINFO_WITH_STATES, Partition, parse_sinfo
 from hpcdist.refusal import CLOSED_DOOR
 from hpcdist.sacct_question import TIME_ENVIRONMENT
 from hpcdist.status_rows import MARK_FORMAT, Mark, parse_marks
 
-PARTITION_FORMAT = "%P|%a|%D|%T|%G"
 
-
-def list_partitions() -> str:
-    """A line for each partition, state and kind of node, in `PARTITION_FORMAT`.
-
-    Raises:
-        HpcdistError: Slurm does not answer.
-    """
-    return slurm.run_command(["sinfo", "-h", "-a", "-o", PARTITION_FORMAT])
+def list_partitions() -> tuple[Partition, ...]:
+    """All partitions of the cluster; none where it does not say."""
+    try:
+        return parse_sinfo(slurm.run_command([*SINFO_WITH_STATES, "-a"]))
+    except HpcdistError:
+        return ()
 
 
 def name_partitions() -> list[str]:

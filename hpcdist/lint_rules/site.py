@@ -84,15 +84,17 @@ def _too_much(
     """The options that ask for too much, and how much there is."""
     memory = script.last("mem", component=component)
     memory_bytes = read_memory_bytes(memory.value) if memory else None
-    most = max(node.memory_bytes for node in nodes)
-    if memory and memory_bytes and memory_bytes > most:
+    sizes = [node.memory_bytes for node in nodes]
+    most = max(size or 0 for size in sizes)
+    if memory and memory_bytes and memory_bytes > most and None not in sizes:
         yield ("mem",), f"--mem={memory.value}, but no node has more than {format_bytes(most)}"
     cpus = (request.cpus_per_task or 1) * (request.tasks_per_node or 1)
-    if cpus > max(node.cpus for node in nodes):
-        yield ("cpus-per-task", "ntasks-per-node"), f"{cpus} CPUs on a node, but none has more than {_most_cpus(nodes)}"
+    most_cpus = max(node.cpus for node in nodes)
+    if cpus > most_cpus:
+        yield ("cpus-per-task", "ntasks-per-node"), f"{cpus} CPUs on a node, but none has more than {most_cpus}"
     gpus = request.node_gpus or 0
-    if gpus > max(node.gpus for node in nodes):
-        there = max(node.gpus for node in nodes)
+    there = max(node.gpus for node in nodes)
+    if gpus > there:
         yield (
             ("gpus-per-node", "gres", "gpus", "gpus-per-task"),
             f"{gpus} GPUs on a node, but none has more than {there}",
@@ -100,10 +102,6 @@ def _too_much(
     count = sum(node.count for node in nodes)
     if request.nodes and request.nodes > count:
         yield ("nodes",), f"{request.nodes} nodes, but there are {count}"
-
-
-def _most_cpus(nodes: list[Node]) -> int:
-    return max(node.cpus for node in nodes)
 
 
 RULES: tuple[Rule, ...] = (partition, time_limit, no_such_node)
