@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 # What flock(2) says on file systems that lock nothing: Lustre mounted without flock, some NFS and FUSE.
-CANNOT_LOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
+_CANNOT_LOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
@@ -33,23 +33,26 @@ def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = Tr
         temporary.unlink(missing_ok=True)
 
 
-def lock_file(descriptor: int, *, wait: bool = True) -> bool:
+def lock_file(descriptor: int, *, wait: bool = True) -> bool | None:
     """Holds an open file against other processes until it is closed.
-
-    Where the file system locks nothing it goes on all the same: without, no job could be sent from there.
 
     Args:
         descriptor: The file's.
         wait: Whether to wait while another process holds it.
 
     Returns:
-        Whether this process may go on; False only where another holds it and `wait` is off.
+        Whether it is held; False only where another process holds it and `wait` is off. None where the file system
+        locks nothing: everything goes on all the same there, since no job could be sent otherwise.
+
+    Raises:
+        OSError: It can't be locked for another reason.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in CANNOT_LOCK:
+        if error.errno not in _CANNOT_LOCK:
             raise
+        return None
     return True

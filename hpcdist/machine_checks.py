@@ -1,6 +1,5 @@
 """What this machine has: the interpreter, packages, data, the project's folder and its disk."""
 
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from hpcdist import datasets
 from hpcdist.check import Check
-from hpcdist.disk import CANNOT_LOCK
+from hpcdist.disk import lock_file
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.project import CONFIG_NAME, Project
 from hpcdist.provenance import read_versions
@@ -79,15 +78,13 @@ def check_folder(root: Path) -> Check:
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"hpcdist doctor")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            is_locked = lock_file(file.fileno())
     except OSError as error:
-        if error.errno in CANNOT_LOCK:
-            sentence = f"the disk of {folder} locks no files: one run must not be submitted from two shells at once"
-            return Check(
-                name="folder", status="warning", sentence=sentence, hint="mount it with flock, or take another"
-            )
         sentence = f"can't write to {folder}: {error.strerror}"
         return Check(name="folder", status="error", sentence=sentence, hint="change its permissions, or work elsewhere")
+    if not is_locked:
+        sentence = f"the disk of {folder} locks no files: one run must not be submitted from two shells at once"
+        return Check(name="folder", status="warning", sentence=sentence, hint="mount it with flock, or take another")
     return Check(name="folder", status="ok", sentence=f"{folder} can be written to")
 
 

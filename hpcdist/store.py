@@ -140,7 +140,7 @@ class Run:
             raise _unwritable(error, self.path) from None
         try:
             try:
-                held = lock_file(descriptor, wait=wait)
+                held = lock_file(descriptor, wait=wait) is not False
             except OSError as error:
                 raise _unwritable(error, self.path) from None
             yield held

@@ -1,15 +1,14 @@
 """`jobs/studies/<name>/`: what a study is, and which run each of its trials is or is a task of."""
 
-import fcntl
 import os
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
 
-from hpcdist.disk import write_atomically
+from hpcdist.disk import lock_file, write_atomically
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.privacy import is_secret
 from hpcdist.spec import Backend
@@ -116,31 +115,27 @@ def without_secrets(variant: Variant, listed: Collection[str]) -> Variant:
 
 @contextmanager
 def locked(name: str, root: Path) -> Iterator[None]:
-    """Holds a study against another process that runs it.
+    """Holds a study against another process that runs it; where the file system locks nothing it goes on without.
 
     Raises:
         NotReadyError: Another one is at it.
         HpcdistError: The disk is not writable.
     """
     folder = folder_of(name, root)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise HpcdistError(f"can't write {folder}: {error.strerror}", "free some space or change the folder") from None
-    with file:
-        deadline = time.monotonic() + LOCK_PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            file = stack.enter_context((folder / ".lock").open("w"))
+            deadline = time.monotonic() + LOCK_PATIENCE_S
+            while lock_file(file.fileno(), wait=False) is False:
                 if time.monotonic() > deadline:
-                    raise NotReadyError(
-                        f"another hpcdist is running {name}", f"hpcdist study status {name} shows how far it is"
-                    ) from None
-            time.sleep(0.1)
+                    hint = f"hpcdist study status {name} shows how far it is"
+                    raise NotReadyError(f"another hpcdist is running {name}", hint)
+                time.sleep(0.1)
+        except OSError as error:
+            hint = "free some space or change the folder"
+            raise HpcdistError(f"can't write {folder}: {error.strerror}", hint) from None
         yield
 
 

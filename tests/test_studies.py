@@ -1,5 +1,7 @@
 """Studies through the program as a user runs it: on a stand-in for Slurm that remembers, and on this machine."""
 
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -13,7 +15,7 @@ from msgspec.structs import replace
 
 from hpcdist import batches
 from hpcdist.backends import tasks
-from hpcdist.errors import NotReadyError, UsageError
+from hpcdist.errors import HpcdistError, NotReadyError, UsageError
 from hpcdist.jobs import Job
 from hpcdist.project import find_project
 from hpcdist.spec import build_job
@@ -171,6 +173,25 @@ def test_two_at_once_do_not_send_twice(slurm):
 def test_a_study_that_another_process_runs_is_left_alone(project, monkeypatch):
     monkeypatch.setattr("hpcdist.study_state.LOCK_PATIENCE_S", 0)
     with locked("two", project), pytest.raises(NotReadyError, match="another hpcdist"), locked("two", project):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_where_the_disk_locks_nothing_a_study_runs_all_the_same(slurm, monkeypatch, number):
+    def refuse(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run_here(TWO)
+    assert slurm.tasks() == 6
+
+
+def test_a_study_s_lock_that_fails_otherwise_is_an_error(project, monkeypatch):
+    def fail(descriptor, operation):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(HpcdistError, match="Input/output error"), locked("two", project):
         pass
 
 
