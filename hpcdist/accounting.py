@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from hpcdist.backends import slurm, tasks
 from hpcdist.backends.asking import ask_jobs, ask_period
 from hpcdist.errors import NotFoundError, NotReadyError, UsageError
-from hpcdist.job_status import JobStatus
+from hpcdist.job_status import JobStatus, split_task
 from hpcdist.kinds import RANK_GATHERING, name_kinds
 from hpcdist.live import complete, iter_complete, read_gathering
 from hpcdist.printable import printable
@@ -151,10 +151,23 @@ def names_of(efficiency: Efficiency) -> set[str]:
     """The ids a person may use for the job of a figure: its own, the array task's or component's, the whole job's."""
     array = efficiency.array_job_id or ""
     het = efficiency.het_job_id or ""
-    names = {efficiency.job_id, array, array.partition("_")[0], het, het.partition("+")[0]}
+    names = {efficiency.job_id, array, split_task(array)[0], het, het.partition("+")[0]}
     if "[" in array:  # tasks that wait are one row
         names |= names_asked(array)
     return names - {""}
+
+
+def match(job_ids: Sequence[str | None], answers: Sequence[Efficiency]) -> list[list[Efficiency]]:
+    """The answers about each job, in the order of the ids; of an array one per task, of what has no id none."""
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(answers):
+        for name in names_of(one):
+            places.setdefault(name, []).append(place)
+    found = []
+    for job_id in job_ids:
+        names = {job_id, *names_asked(job_id)} if job_id else set()
+        found.append([answers[at] for at in sorted({place for name in names for place in places.get(name, ())})])
+    return found
 
 
 def _query_missing(job_ids: Sequence[str], *, alone: bool) -> Iterator[Efficiency]:

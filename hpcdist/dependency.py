@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from hpcdist.errors import UsageError
+from hpcdist.job_status import join_task
 from hpcdist.store import Store
 
 # Slurm's own words (sbatch(1), --dependency): kinds, ids with a task or a delay, "singleton".
@@ -27,7 +28,7 @@ def resolve_dependency(text: str, root: Path) -> str:
 
 def _find_id(token: str, root: Path) -> str:
     run, task = Store(root).find(token)
-    job_id = run.job_id
+    job_id = join_task(run.job_id, task)
     if job_id is None or run.is_local:
         raise UsageError(f"dependency: run {run.name} has no Slurm job to wait for", f"hpcdist status {run.name}")
-    return f"{job_id}_{task}" if task else job_id
+    return job_id

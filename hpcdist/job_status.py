@@ -1,4 +1,4 @@
-"""Where a job is now, and how far its training is. Pure values."""
+"""Where a job is now, what its array tasks are called, and how far its training is. Pure values."""
 
 import msgspec
 
@@ -22,6 +22,17 @@ ENDED_STATES = frozenset(
         "TIMEOUT",
     }
 )
+
+
+def join_task(job_id: str | None, task: str | None) -> str | None:
+    """The id of an array's task, `123_4`; of no task the job's own, and None of no job."""
+    return f"{job_id}_{task}" if job_id and task else job_id
+
+
+def split_task(job_id: str | None) -> tuple[str, str | None]:
+    """The array's id and the task of `123_4`; of `123`, and of a local job, itself and None."""
+    job, _, task = (job_id or "").partition("_")
+    return job, task or None
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 """Job: a run of ours, followed, ended and measured; what the command line calls, and the Python API."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
-from hpcdist.job_status import JobStatus, Progress
+from hpcdist.job_status import JobStatus, Progress, join_task, split_task
 from hpcdist.joined import JobRecord
 from hpcdist.project import find_project
 from hpcdist.record import Efficiency
@@ -54,8 +55,7 @@ class Job:
     @property
     def id(self) -> str | None:
         """The job's id; None before it exists. Of a script submitted by hand it comes from what its ranks wrote."""
-        base = self.run.job_id
-        return f"{base}_{self.task}" if base and self.task else base
+        return join_task(self.run.job_id, self.task)
 
     @property
     def folder(self) -> Run:
@@ -240,23 +240,42 @@ def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | Non
         NotReadyError: The only job has not started, or accounting is off.
         NotFoundError: Slurm knows no such job.
     """
-    asked = [_id_to_ask(job, source) for job in jobs]
-    answers = accounting.query_slurm([one for one in asked if one], source) if any(asked) else []
-    places: dict[str, list[int]] = {}
-    for place, one in enumerate(answers):
-        for name in accounting.names_of(one):
-            places.setdefault(name, []).append(place)
+    ids = [_id_to_ask(job, source) for job in jobs]
+    asked = [job_id for job_id in ids if job_id]
+    answers = accounting.query_slurm(asked, source) if asked else []
     found: list[Efficiency] = []
-    for job, job_id in zip(jobs, asked, strict=True):
+    for job, job_id, own in zip(jobs, ids, accounting.match(ids, answers), strict=True):
         if isinstance(job, Job) and job_id is None:
             found.append(_efficiency_of_ranks(job))
-        elif job_id is not None:
-            names = {job_id} | accounting.names_asked(job_id)
-            matching = sorted({place for name in names for place in places.get(name, ())})
-            if not matching:
-                raise NotReadyError(f"there are no figures of job {job_id}", f"hpcdist status {job_id}")
-            found += [answers[place] for place in matching]
+        elif not own:
+            raise NotReadyError(f"there are no figures of job {job_id}", f"hpcdist status {job_id}")
+        found += own
     return found
+
+
+def read_known(jobs: Sequence[Job]) -> tuple[list[list[Efficiency]], HpcdistError | None]:
+    """What is known by now of what several jobs used; Slurm is asked once for all of them.
+
+    Returns:
+        The figures of each job in their order, of an array one per task, of a job without any none; and why Slurm's
+        are missing, where it did not answer.
+    """
+    are_local = [job.run.is_local for job in jobs]
+    ids = [None if is_local else job.id for job, is_local in zip(jobs, are_local, strict=True)]
+    asked = dict.fromkeys(split_task(job_id)[0] for job_id in ids if job_id)
+    answers: list[Efficiency] = []
+    trouble = None
+    try:
+        for one in accounting.iter_slurm(list(asked), missing_ok=True):
+            answers.append(one)  # noqa: PERF402 extend() does not promise to keep what came before an error
+    except HpcdistError as error:
+        trouble = error
+    found = accounting.match(ids, answers)
+    for job, own, is_local in zip(jobs, found, are_local, strict=True):
+        if is_local:
+            with contextlib.suppress(HpcdistError):
+                own.append(_efficiency_of_ranks(job))
+    return found, trouble
 
 
 def _id_to_ask(job: Job | str, source: accounting.Source | None) -> str | None:

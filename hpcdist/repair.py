@@ -12,6 +12,7 @@ import msgspec
 
 from hpcdist.backends import local, sbatch, site
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
+from hpcdist.job_status import split_task
 from hpcdist.registry import Problem, find_open, find_writer, judge_record
 from hpcdist.run_files import LocalState
 from hpcdist.status_rows import Mark
@@ -117,7 +118,7 @@ class _Mender:
         """Finds the job of a run whose submission was cut off."""
         record = run.record()
         ranks = run.ranks()
-        job_id = (ranks[0].job_id or "").partition("_")[0] if ranks else ""
+        job_id = split_task(ranks[0].job_id)[0] if ranks else ""
         if not job_id and self._config is None:
             return False, f"run {run.name} may have a job: Slurm has to be asked, and does not answer"
         job_id = job_id or sbatch.find_by_run(run.name, record.workdir) or ""

@@ -10,6 +10,7 @@ import msgspec
 from hpcdist.adhoc import make_study
 from hpcdist.comparison import Comparison, VariantUsage
 from hpcdist.errors import HpcdistError, NotFoundError
+from hpcdist.job_status import split_task
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.report import compare
@@ -81,7 +82,7 @@ def _find_tasks(name: str, root: Path) -> list[Job]:
         ) from None
     if job.task is not None:
         return [job]
-    tasks = [(status.job_id or "").partition("_")[2] for status in job.statuses()]
+    tasks = [split_task(status.job_id)[1] for status in job.statuses()]
     return [Job(job.run, task) for task in tasks] if tasks and all(tasks) else [job]
 
 

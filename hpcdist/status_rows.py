@@ -12,7 +12,7 @@ import msgspec
 
 from hpcdist.ending import Ending, Step
 from hpcdist.errors import ParseError
-from hpcdist.job_status import CONTINUED_STATES, ENDED_STATES, JobStatus
+from hpcdist.job_status import CONTINUED_STATES, ENDED_STATES, JobStatus, split_task
 from hpcdist.units import parse_elapsed
 
 SEPARATOR = "\x1f"
@@ -148,7 +148,7 @@ def parse_marks(listed: str) -> list[Mark]:
     for line in listed.split("\n"):
         columns = line.split(SEPARATOR, 2)
         if len(columns) == 3 and _JOB_ID.fullmatch(columns[0].strip()):
-            job_id = columns[0].strip().partition("_")[0]
+            job_id = split_task(columns[0].strip())[0]
             runs = [word.removeprefix("hpcdist:") for word in columns[2].split() if word.startswith("hpcdist:")]
             found += [Mark(job_id=job_id, workdir=columns[1], run=run) for run in runs]
     return found

@@ -8,7 +8,7 @@ import msgspec
 
 from hpcdist.backends import local, slurm, tasks
 from hpcdist.errors import HpcdistError
-from hpcdist.job_status import JobStatus
+from hpcdist.job_status import JobStatus, join_task, split_task
 from hpcdist.store import Run
 
 LONGEST_PAUSE_S = 10.0
@@ -36,7 +36,7 @@ def query(runs: Sequence[tuple[Run, str | None]], *, settled: bool = False) -> l
         runs: Runs, each with the array task (`4` of `123_4`) that is meant, or None for all of it.
         settled: Whether to wait until accounting knows of all that are over.
     """
-    ids = [_full_id(run, task) for run, task in runs]
+    ids = [join_task(run.job_id, task) for run, task in runs]
     asked = [job_id for (run, _), job_id in zip(runs, ids, strict=True) if job_id and not run.is_local]
     try:
         answers, silence = tasks.query(asked, settled=settled), None
@@ -54,7 +54,9 @@ def query(runs: Sequence[tuple[Run, str | None]], *, settled: bool = False) -> l
             statuses = answers.get(job_id, [JobStatus(job_id=job_id, state="UNKNOWN", reason=silence)])
             if task is None and len(statuses) == 1 and tasks.is_forgotten(statuses[0]):
                 begun = sorted(int(path.name) for path in run.path.glob("[0-9]*") if path.name.isdecimal())
-                statuses = [msgspec.structs.replace(statuses[0], job_id=f"{job_id}_{one}") for one in begun] or statuses
+                statuses = [
+                    msgspec.structs.replace(statuses[0], job_id=join_task(job_id, str(one))) for one in begun
+                ] or statuses
             statuses = [_settle_forgotten(status, run, here) for status in statuses]
         found.append([_named(status, run) for status in statuses])
     return found
@@ -77,7 +79,7 @@ def _settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None
     cluster = _sent_to(run)
     if cluster and here() not in (cluster, None):
         return replace(state="UNKNOWN", reason=f"it was sent to the cluster {cluster}, which is not this one")
-    ranks = run.task((status.job_id or "").partition("_")[2] or None).ranks()
+    ranks = run.task(split_task(status.job_id)[1]).ranks()
     ranks = [rank for rank in ranks if rank.job_id in (None, status.job_id)]
     ends = [rank.ended_at_s for rank in ranks if rank.ended_at_s is not None]
     if not ranks or len(ends) < max(rank.world_size for rank in ranks):
@@ -105,11 +107,6 @@ def _name_cluster() -> str | None:
         return slurm.read_config().get("ClusterName")
     except HpcdistError:
         return None
-
-
-def _full_id(run: Run, task: str | None) -> str | None:
-    job_id = run.job_id
-    return f"{job_id}_{task}" if job_id and task else job_id
 
 
 def _named(status: JobStatus, run: Run) -> JobStatus:

@@ -13,7 +13,7 @@ import msgspec
 from hpcdist.counter import Counter
 from hpcdist.disk import lock_file, write_atomically
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
-from hpcdist.job_status import Progress
+from hpcdist.job_status import Progress, split_task
 from hpcdist.record import RankUsage
 from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.spec import RUN_NAME, JobSpec, check_run_name
@@ -80,7 +80,7 @@ class Run:
         if record is not None:
             return record.job_id
         ranks = self.ranks() or [usage for path in self.path.glob("[0-9]*/") for usage in Run(path).ranks()]
-        return (ranks[0].job_id or "").partition("_")[0] or None if ranks else None
+        return split_task(ranks[0].job_id)[0] or None if ranks else None
 
     @property
     def is_local(self) -> bool:
@@ -225,7 +225,7 @@ class Store:
         """
         if RUN_NAME.fullmatch(token) and (self.runs / token).is_dir():
             return self.run(token), None
-        job_id, _, task = token.partition("_")
+        job_id, task = split_task(token)
         matches = [run for run in self if run.job_id in (job_id, token)]
         if len(matches) > 1:
             names = ", ".join(run.name for run in matches)
@@ -234,7 +234,7 @@ class Store:
             raise NotFoundError(
                 f"no run here is called {token!r}, nor had that job id", "hpcdist status lists the runs"
             )
-        return matches[0], task or None
+        return matches[0], task
 
     def next_local_id(self) -> str:
         """A new `local-N`, never given twice in this project, also when several processes ask at once.

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist import accounting, statuses
+from hpcdist import statuses
 from hpcdist.backends import tasks
 from hpcdist.errors import HpcdistError
 from hpcdist.job_status import JobStatus
-from hpcdist.jobs import Job
+from hpcdist.jobs import Job, read_known
 from hpcdist.joined import JobRecord
 from hpcdist.record import Efficiency
 from hpcdist.run_files import RunRecord
@@ -88,17 +88,11 @@ def query_trials(
     return found
 
 
-def _id(trial: Trial, runs: dict[str, KnownRun]) -> str | None:
-    run = runs.get(trial.run or "")
-    job_id = run.job_id if run else None
-    return f"{job_id}_{trial.task}" if job_id and trial.task is not None else job_id
-
-
 def read_records(state: StudyState) -> list[tuple[Trial, JobRecord | None]]:
     """What happened to each trial; None of one that was never sent. Nothing is written."""
     runs = find_runs(state)
     found = query_trials(state, runs, settled=True)
-    figures = read_figures(runs)
+    figures = _read_figures(state, runs)
     failed = [
         status.job_id
         for _, status in found
@@ -106,41 +100,35 @@ def read_records(state: StudyState) -> list[tuple[Trial, JobRecord | None]]:
     ]
     endings = tasks.query_endings(failed) if failed else {}
     records: list[tuple[Trial, JobRecord | None]] = []
-    for trial, status in found:
+    for (trial, status), used in zip(found, figures, strict=True):
         run = runs.get(trial.run or "")
         if run is None or status.state == NOT_SUBMITTED:
             records.append((trial, None))
             continue
-        job = Job(run, trial.task)
         told = None if run.is_local else endings.get(status.job_id or "", [])
-        records.append((trial, job.join(figures.get(status.job_id or ""), status, told)))
+        records.append((trial, Job(run, trial.task).join(used, status, told)))
     return records
 
 
-def read_figures(runs: dict[str, KnownRun]) -> dict[str, Efficiency]:
-    """What the jobs of a study's runs used, by their ids; those without figures are missing."""
-    found: dict[str, Efficiency] = {}
-    asked = [run.job_id for run in runs.values() if run.job_id and not run.is_local]
-    try:
-        for one in accounting.iter_slurm(asked, missing_ok=True):
-            if one.state != "PENDING":
-                found |= dict.fromkeys(accounting.names_of(one), one)
-    except HpcdistError:
-        pass  # accounting is off: what there is by now is all
-    for run in runs.values():
-        if run.is_local and run.job_id:
-            try:
-                found[run.job_id] = Job(run).efficiency()
-            except HpcdistError:
-                continue
-    return found
+def _read_figures(state: StudyState, runs: dict[str, KnownRun]) -> list[Efficiency | None]:
+    """What each trial used, in their order; None of one without figures."""
+    jobs = {
+        place: Job(run, trial.task)
+        for place, trial in enumerate(state.trials)
+        if (run := runs.get(trial.run or "")) and run.job_id
+    }
+    # Accounting may be off: what there is by now is all.
+    known, _ = read_known(list(jobs.values()))
+    found = {
+        place: next((one for one in reversed(own) if one.state != "PENDING"), None)
+        for place, own in zip(jobs, known, strict=True)
+    }
+    return [found.get(place) for place in range(len(state.trials))]
 
 
 def iter_figures_of_trials(state: StudyState) -> Iterator[Efficiency | None]:
     """What each trial used, in their order and named after their variants; None of one without figures."""
     runs = find_runs(state)
     query_trials(state, runs, settled=True)
-    figures = read_figures(runs)
-    for trial in state.trials:
-        found = figures.get(_id(trial, runs) or "")
+    for trial, found in zip(state.trials, _read_figures(state, runs), strict=True):
         yield msgspec.structs.replace(found, name=trial.variant) if found else None

@@ -16,7 +16,7 @@ from hpcdist.cause import Attempt, Verdict
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError
 from hpcdist.evidence import Evidence, Log
-from hpcdist.job_status import JobStatus
+from hpcdist.job_status import JobStatus, split_task
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
 from hpcdist.printable import printable, printable_line
@@ -60,7 +60,7 @@ def collect(
     status: JobStatus, run: Run | None, usage: Efficiency | None = None, known: Sequence[Ending] | None = None
 ) -> list[Evidence]:
     """The evidence about each attempt of a job or array task, oldest first."""
-    task = (status.job_id or "").partition("_")[2] or None
+    task = split_task(status.job_id)[1]
     job, ranks, logs = _job(run), run.task(task).ranks() if run else [], read_logs(run, task) if run else []
     endings = _endings(status, run, known)
     used = usage or (_usage(status, run, job, ranks) if known is None else None)

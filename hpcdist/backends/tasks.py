@@ -8,7 +8,7 @@ import msgspec
 from hpcdist.backends import slurm
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError
-from hpcdist.job_status import JobStatus
+from hpcdist.job_status import JobStatus, split_task
 from hpcdist.sacct_question import TIME_ENVIRONMENT, batch_job_ids, expand_job_id
 from hpcdist.status_rows import (
     ACCOUNTING_FIELDS,
@@ -122,14 +122,14 @@ class _Answers:
     def _sort_tasks(self) -> dict[str, list[str]]:
         tasks: dict[str, set[int]] = {}
         for name in (*self.queued, *(self.accounted or ()), *self.told):
-            job, _, task = name.partition("_")
+            job, task = split_task(name)
             if task:
                 tasks.setdefault(job, set()).add(int(task))
         return {job: [f"{job}_{number}" for number in sorted(numbers)] for job, numbers in tasks.items()}
 
 
 def _job_of(name: str) -> str:
-    return name.partition("_")[0]
+    return split_task(name)[0]
 
 
 def is_forgotten(status: JobStatus) -> bool:

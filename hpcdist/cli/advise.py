@@ -11,6 +11,7 @@ from hpcdist.cli.follow import find_or_id
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import print_json
 from hpcdist.errors import NotReadyError
+from hpcdist.job_status import split_task
 from hpcdist.jobs import Job, read_efficiencies
 from hpcdist.joined import Finding
 from hpcdist.observed import Observation
@@ -82,8 +83,7 @@ def observe(jobs: Sequence[Job | str]) -> list[tuple[Job | None, Observation]]:
 
 
 def _observe(job: Job, asked: RunRecord | None, efficiency: Efficiency) -> tuple[Job, Observation]:
-    task = (efficiency.array_job_id or "").partition("_")[2] or job.task
-    mine = Job(job.run, task)
+    mine = Job(job.run, split_task(efficiency.array_job_id)[1] or job.task)
     ranks = tuple(mine.folder.ranks())
     return mine, Observation(efficiency=efficiency, job=asked.job if asked else None, ranks=ranks)
 

@@ -19,7 +19,6 @@ from hpcdist.selection import parse_since, parse_states, parse_users
 
 if TYPE_CHECKING:
     from hpcdist.accounting import Source
-    from hpcdist.jobs import Job
 
 
 DEFAULT_SINCE = "7d"
@@ -141,36 +140,21 @@ def _slurm_id(token: str) -> str | None:
 
 def _iter_project() -> Iterator[Efficiency]:
     """The runs of this project, newest first; those without any figure are counted on standard error."""
-    from hpcdist import accounting
-    from hpcdist.jobs import Job
+    from hpcdist.jobs import Job, read_known
     from hpcdist.project import find_project
     from hpcdist.store import Store
 
     jobs = [Job(run) for run in Store(find_project(Path.cwd()).root)]
     if not jobs:
         click.echo("no runs here yet; hpcdist submit makes one", err=True)
-    ids = {job.run.name: job.id for job in jobs if not job.run.is_local}
-    accounted: dict[str, list[Efficiency]] = {}
-    try:
-        for one in accounting.iter_slurm([job_id for job_id in ids.values() if job_id], missing_ok=True):
-            base = (one.array_job_id or one.het_job_id or one.job_id).partition("_")[0].partition("+")[0]
-            accounted.setdefault(base, []).append(one)
-    except HpcdistError as error:
-        click.echo(f"warning: Slurm's figures are missing: {error.message.splitlines()[0]}", err=True)
-    silent = 0
-    for job in jobs:
-        found = _figures_of_ranks(job) if job.run.name not in ids else accounted.get(ids[job.run.name] or "", [])
-        silent += not found
-        yield from found
-    if silent:
+    known, trouble = read_known(jobs)
+    if trouble is not None:
+        click.echo(f"warning: Slurm's figures are missing: {trouble.message.splitlines()[0]}", err=True)
+    for job, found in zip(jobs, known, strict=True):
+        for one in found:
+            yield msgspec.structs.replace(one, name=job.run.name) if one.source == "ranks" else one
+    if silent := sum(not found for found in known):
         click.echo(f"{silent} run(s) have no figures yet; hpcdist status lists all", err=True)
-
-
-def _figures_of_ranks(job: "Job") -> list[Efficiency]:
-    try:
-        return [msgspec.structs.replace(job.efficiency(), name=job.run.name)]
-    except (NotReadyError, NotFoundError):
-        return []
 
 
 def _iter_text(name: str) -> Iterator[Efficiency]:

@@ -16,7 +16,7 @@ from hpcdist.cli.figures import iter_figures
 from hpcdist.cli.request import Request
 from hpcdist.columns import choose_columns, find_column, sort_jobs
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
-from hpcdist.job_status import ENDED_STATES
+from hpcdist.job_status import ENDED_STATES, split_task
 from hpcdist.record import Efficiency, RankUsage
 from hpcdist.selection import parse_since, parse_states
 from hpcdist.table import format_jobs, format_parsable_header, parsable_formatter
@@ -136,7 +136,7 @@ def _task(job: "Job", efficiency: Efficiency) -> "Job":
     """The array task of ours that a figure is about."""
     from hpcdist.jobs import Job
 
-    task = (efficiency.array_job_id or "").partition("_")[2]
+    task = split_task(efficiency.array_job_id)[1]
     return Job(job.run, task) if task else job
 
 
@@ -204,7 +204,7 @@ def _write_boards(jobs: Sequence[Efficiency]) -> None:
 
     store = Store(find_project(Path.cwd()).root)
     runs = {run.job_id: Job(run) for run in store} if store.runs.is_dir() else {}
-    found = [(runs.get((one.array_job_id or one.job_id).partition("_")[0]), one) for one in jobs] if runs else []
+    found = [(runs.get(split_task(one.array_job_id or one.job_id)[0]), one) for one in jobs] if runs else []
     _write([(_task(job, one), one) for job, one in found if job is not None])
 
 
