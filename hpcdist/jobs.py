@@ -19,7 +19,7 @@ from hpcdist.joined import JobRecord
 from hpcdist.project import find_project
 from hpcdist.record import Efficiency
 from hpcdist.run_files import RunRecord
-from hpcdist.sacct import check_job_id
+from hpcdist.sacct_question import check_job_id
 from hpcdist.slurm_rules import has_launch_failed
 from hpcdist.spec import Layout
 from hpcdist.store import Run, Store

@@ -12,6 +12,7 @@ from hpcdist.errors import ParseError
 
 Release = tuple[int, int]
 
+# Those that hpcdist was written for; the accounting of each is under test.
 OLDEST: Release = (20, 11)
 NEWEST: Release = (26, 5)
 # Taken where nobody says which release it is: nothing is rendered that it would not understand.

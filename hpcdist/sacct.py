@@ -1,4 +1,4 @@
-"""sacct: which question to ask, and the records in its answer. Pure: nothing here runs sacct.
+"""The records in sacct's answer. Pure: nothing here runs sacct.
 
 `sacct -P` with fixed fields works on every Slurm release, streams, and costs a quarter of `--json`.
 """
@@ -11,34 +11,9 @@ import msgspec
 from hpcdist.job_status import CONTINUED_STATES
 from hpcdist.printable import printable
 from hpcdist.record import Efficiency, Gathering
-from hpcdist.sacct_job import fold_rows, iter_runs
-from hpcdist.sacct_question import (
-    ASKED_FIELDS,
-    DELIMITER,
-    FIELDS,
-    TIME_ENVIRONMENT,
-    batch_job_ids,
-    check_job_id,
-    expand_job_id,
-    sacct_arguments,
-    sacct_period_arguments,
-)
-
-__all__ = [
-    "ASKED_FIELDS",
-    "DELIMITER",
-    "FIELDS",
-    "TIME_ENVIRONMENT",
-    "batch_job_ids",
-    "check_job_id",
-    "expand_job_id",
-    "iter_sacct",
-    "parse_sacct",
-    "sacct_arguments",
-    "sacct_period_arguments",
-    "total_cpu_time_s",
-    "total_wall_time_s",
-]
+from hpcdist.sacct_job import fold_rows
+from hpcdist.sacct_question import DELIMITER
+from hpcdist.sacct_rows import iter_rows
 
 
 def parse_sacct(
@@ -96,7 +71,7 @@ def _iter_runs(
     rest = iter(lines)
     first = next(rest, "")
     if not first.lstrip().startswith("{"):
-        yield from iter_runs(itertools.chain([first], rest), delimiter, group_name, gathering)
+        yield from fold_rows(iter_rows(itertools.chain([first], rest), delimiter), group_name, gathering)
         return
     from hpcdist.sacct_json import read_json_rows  # a dozen types that rows of text do not need
 
@@ -129,18 +104,3 @@ def _join(runs: list[Efficiency]) -> Efficiency:
     if len(runs) == 1:
         return runs[0]
     return msgspec.structs.replace(runs[-1], earlier_runs=tuple(runs[:-1]))
-
-
-def total_wall_time_s(efficiency: Efficiency) -> float | None:
-    """Seconds over all runs of a job, requeued ones included; None when any is unknown."""
-    return _total([run.wall_time_s for run in (*efficiency.earlier_runs, efficiency)])
-
-
-def total_cpu_time_s(efficiency: Efficiency) -> float | None:
-    """CPU seconds over all runs of a job, requeued ones included; None when any is unknown."""
-    return _total([run.cpu_time_s for run in (*efficiency.earlier_runs, efficiency)])
-
-
-def _total(parts: list[float | None]) -> float | None:
-    known = [part for part in parts if part is not None]
-    return sum(known) if len(known) == len(parts) else None

@@ -19,7 +19,7 @@ from hpcdist.sacct_cells import (
     parse_time,
     parse_time_limit,
 )
-from hpcdist.sacct_rows import Row, iter_rows
+from hpcdist.sacct_rows import Row
 from hpcdist.units import parse_elapsed, parse_size
 
 _USUAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "RUNNING", "PENDING", "OUT_OF_MEMORY"})
@@ -27,26 +27,12 @@ _SINGLE_TASK = (".batch", ".extern", ".interactive")
 _IMBALANCE = "The task which had the largest memory consumption"
 
 
-def iter_runs(
-    lines: Iterable[str],
-    delimiter: str,
-    group_name: Callable[[str], str] = printable,
-    gathering: Gathering | None = None,
-) -> Iterator[Efficiency]:
-    """Every run in sacct's output: a job's row and the rows of its steps, which follow it.
-
-    Raises:
-        ParseError: A line is no row of sacct's.
-    """
-    return fold_rows(iter_rows(lines, delimiter), group_name, gathering)
-
-
 def fold_rows(
     rows: Iterable[tuple[int, Row]],
     group_name: Callable[[str], str] = printable,
     gathering: Gathering | None = None,
 ) -> Iterator[Efficiency]:
-    """Every run in numbered rows.
+    """Every run in sacct's numbered rows: a job's row and the rows of its steps, which follow it.
 
     Raises:
         ParseError: A cell is not what sacct prints there, or a step has no job.

@@ -55,11 +55,6 @@ def build_timeline(efficiency: Efficiency, ranks: Sequence[RankUsage], submitted
     )
 
 
-def sum_parts(timeline: Timeline) -> float:
-    """Seconds of all known parts: queue to end."""
-    return sum(getattr(timeline, f"{name}_s") or 0.0 for name in PARTS)
-
-
 def _before(one: Efficiency, submitted_at_s: float | None) -> tuple[float | None, float | None]:
     """Seconds in the queue, and in runs that were requeued; seff knows of neither."""
     runs = (*one.earlier_runs, one)

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 
 from hpcdist.check import Check
+from hpcdist.errors import ParseError
+from hpcdist.releases import NEWEST, OLDEST, parse_release
 
-# Slurm's releases that hpcdist was written for; the accounting of each is under test.
-OLDEST_SLURM, NEWEST_SLURM = (20, 11), (26, 5)
 # torch 2.N goes with torchvision 0.(N + 15): 2.4 with 0.19, 2.9 with 0.24 (the table in torchvision's README).
 PAIR_OFFSET = 15
 NAMED = {"torch": "torch", "torchvision": "torchvision", "pytorch-lightning": "lightning"}
@@ -84,12 +84,12 @@ def judge_pair(torch: str, vision: str) -> Check:
 
 def judge_slurm_release(text: str | None) -> Check:
     """Slurm's release against those that hpcdist was written for."""
-    found = re.match(r"(\d+)\.(\d+)", text or "")
-    if not found:
+    try:
+        release = parse_release(text or "")
+    except ParseError:
         return Check(name="slurm release", status="unknown", sentence="Slurm does not say its release")
-    release = (int(found[1]), int(found[2]))
-    known = f"{_name(OLDEST_SLURM)} to {_name(NEWEST_SLURM)}"
-    if OLDEST_SLURM <= release <= NEWEST_SLURM:
+    known = " to ".join(f"{year}.{month:02}" for year, month in (OLDEST, NEWEST))
+    if OLDEST <= release <= NEWEST:
         return Check(name="slurm release", status="ok", sentence=f"Slurm {text}", evidence=(f"known: {known}",))
     return Check(
         name="slurm release",
@@ -103,7 +103,3 @@ def parse_version(text: str) -> tuple[int, ...]:
     """`2.14.1+cu130` as (2, 14, 1); what is no number ends it."""
     found = re.match(r"\d+(?:\.\d+)*", text)
     return tuple(int(part) for part in found[0].split(".")) if found else (0,)
-
-
-def _name(release: tuple[int, int]) -> str:
-    return f"{release[0]}.{release[1]:02}"

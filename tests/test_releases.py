@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from hpcdist.record import Efficiency
-from hpcdist.sacct import ASKED_FIELDS, iter_sacct, parse_sacct
+from hpcdist.sacct import iter_sacct, parse_sacct
+from hpcdist.sacct_question import ASKED_FIELDS
 
 DATA = Path(__file__).parent / "data" / "releases"
 RELEASES = ("20.11", "21.08", "22.05", "23.02", "23.11", "24.05", "24.11", "25.05", "25.11", "26.05")

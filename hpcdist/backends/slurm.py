@@ -9,7 +9,6 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hpcdist.backends.lines import CommandLines
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
 
 COMMAND_TIMEOUT_S = 60.0
@@ -110,15 +109,6 @@ def cancel(job_id: str) -> None:
         HpcdistError: Slurm refused; the message has its own words.
     """
     run_command(["scancel", job_id])
-
-
-def read_accounting(arguments: Sequence[str], env: Mapping[str, str]) -> str:
-    """All that `sacct` prints, for where it has to be in one piece (`--json`).
-
-    Raises:
-        NotReadyError: Accounting is off, or its database does not answer.
-    """
-    return "\n".join(CommandLines(["sacct", *arguments], env))
 
 
 def read_live(arguments: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from hpcdist.jobs import Job
 from hpcdist.privacy import mask
 from hpcdist.project import find_project
 from hpcdist.record import RankUsage
-from hpcdist.sacct import check_job_id
+from hpcdist.sacct_question import check_job_id
 from hpcdist.slurm_rules import is_held
 from hpcdist.store import Run, Store
 from hpcdist.units import format_duration

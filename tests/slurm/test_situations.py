@@ -17,7 +17,8 @@ import pytest
 from hpcdist.accounting import GroupNames
 from hpcdist.backends import slurm
 from hpcdist.record import Efficiency
-from hpcdist.sacct import TIME_ENVIRONMENT, parse_sacct, sacct_arguments, total_cpu_time_s, total_wall_time_s
+from hpcdist.sacct import parse_sacct
+from hpcdist.sacct_question import TIME_ENVIRONMENT, sacct_arguments
 from tests.conftest import REPOSITORY
 from tests.slurm.by_hand import memory_bytes, seconds
 
@@ -247,9 +248,10 @@ def test_totals_are_over_all_runs(jobs, raw, ours, name):
     (job_id,) = of(jobs, raw, name)
     one = msgspec.convert(ours[job_id], Efficiency)
     spans = [int(rows[0]["End"]) - int(rows[0]["Start"]) for rows in raw[job_id]]
-    assert total_wall_time_s(one) == sum(spans)
+    runs = (*one.earlier_runs, one)
+    assert sum(run.wall_time_s for run in runs) == sum(spans)
     known = [by_hand(rows)["cpu_time_s"] for rows in raw[job_id]]
-    assert total_cpu_time_s(one) == (None if None in known else pytest.approx(sum(known)))
+    assert [run.cpu_time_s for run in runs] == [figure if figure is None else pytest.approx(figure) for figure in known]
 
 
 def test_what_never_ran_has_no_usage(jobs, raw, ours):
@@ -293,9 +295,9 @@ def test_json_says_the_same_as_the_rows(jobs, monkeypatch):
     for key, value in jobs.testbed.env.items():
         monkeypatch.setenv(key, value)
     ids = list(jobs.ids.values())
-    lines = slurm.read_accounting(sacct_arguments(ids), TIME_ENVIRONMENT)
+    lines = slurm.run_command(["sacct", *sacct_arguments(ids)], TIME_ENVIRONMENT)
     rows = parse_sacct(lines, group_name=GroupNames())
-    found = parse_sacct(slurm.read_accounting(["--json", "-D", f"--jobs={','.join(ids)}"], {}))
+    found = parse_sacct(slurm.run_command(["sacct", "--json", "-D", f"--jobs={','.join(ids)}"]))
     assert len(rows) == len(found)
     by_id = {one.job_id: one for one in found}
     for one in rows:
