@@ -21,6 +21,7 @@ from hpcdist.errors import UsageError
 from hpcdist.gpu import count_gpus
 from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_start_ticks
 from hpcdist.prepare import Prepared, prepare_spec
+from hpcdist.printable import underscored
 from hpcdist.project import find_project
 from hpcdist.render import Place
 from hpcdist.rerun import find_differences
@@ -79,7 +80,7 @@ def _require_same(record: RunRecord, job: JobSpec) -> None:
     told = [
         f"{name} {then or 'unset'}, not {now or 'unset'}"
         for name, (then, now) in find_differences(record.job, job).items()
-        if name.replace("-", "_") in _OF_THE_RANKS
+        if underscored(name) in _OF_THE_RANKS
     ]
     if told:
         hint = "give the same options, or another name: --run, with torchrun HPCDIST_RUN"

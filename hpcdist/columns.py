@@ -5,8 +5,8 @@ from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from hpcdist.errors import UsageError
+from hpcdist.printable import nearest
 from hpcdist.record import Efficiency
-from hpcdist.selection import nearest
 from hpcdist.units import format_bytes, format_duration
 
 Value = str | int | float | None
@@ -120,7 +120,7 @@ def find_column(word: str) -> Column:
         if column.field == key:
             return column
     known = (*_BY_KEY, *_ALIASES)
-    meant = nearest(key, known)
+    meant = nearest(key, known, cutoff=0) or ""
     raise UsageError(
         f"there is no column {word[:60]!a}",
         f"did you mean {_ALIASES.get(meant, meant)}? There are: {', '.join(_BY_KEY)}",

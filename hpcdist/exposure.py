@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+from hpcdist.printable import underscored
 from hpcdist.privacy import is_secret
 from hpcdist.spec import JobSpec
 
@@ -33,7 +34,7 @@ def is_value(text: str) -> bool:
 
 def names_secret(name: str) -> bool:
     """Whether an option or variable such as `--api-key` is for a secret; `--eos-token` and `--token-file` are not."""
-    plain = name.lstrip("-").replace("-", "_").replace(".", "_")
+    plain = underscored(name.lstrip("-")).replace(".", "_")
     return _NAME.fullmatch(name) is not None and is_secret(plain) and _NO_SECRET.search(plain) is None
 
 

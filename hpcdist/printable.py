@@ -1,6 +1,8 @@
-"""Text from elsewhere made safe to keep and to print. Pure."""
+"""Text from elsewhere made safe to keep and to print; the two spellings of a key; the nearest known word. Pure."""
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 # Whole escape sequences first, or their printable tail ("[31m") would stay: CSI, OSC, then any other escape.
 _ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b.?")
@@ -32,3 +34,32 @@ def printable_line(text: str) -> str:
         return text
     text = _BREAKS.sub(" ", _CONTROLS.sub("", _ESCAPES.sub("", text.expandtabs(4))))
     return _SURROGATES.sub("\ufffd", text)
+
+
+def underscored(name: str) -> str:
+    """An option's name as Python and JSON have it: `batch_size`."""
+    return name.replace("-", "_")
+
+
+def dashed(name: str) -> str:
+    """An option's name as command lines have it: `batch-size`."""
+    return name.replace("_", "-")
+
+
+def with_underscores(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with one way to write its keys: TOML files may have either."""
+    return {underscored(key): value for key, value in table.items()}
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known word that is most like another one; None where none is like it (difflib.get_close_matches)."""
+    import difflib  # only for errors
+
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def suggest(word: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.6) -> str:
+    """The hint about a word that nothing has: the nearest one, or something else where none is near."""
+    near = nearest(word, known, cutoff=cutoff)
+    return f"did you mean {near!r}?" if near else otherwise

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
+from hpcdist.printable import with_underscores
 from hpcdist.render import PACKAGED_PREFIX
 from hpcdist.site_file import PROFILES, choose_profile, normalize
 from hpcdist.spec import SITE_KEYS, Site, build_site, check_keys
@@ -105,7 +106,7 @@ def read_options(path: Path, *, site: bool) -> dict[str, Any]:
         raise UsageError(f"{path} has layouts: it is a study, not a job", f"hpcdist study run {path}")
     if site:
         return normalize(options, str(path))
-    options = {key.replace("-", "_"): value for key, value in options.items()}
+    options = with_underscores(options)
     check_keys(options, str(path), site=False)
     return options
 

@@ -11,6 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hpcdist import releases
 from hpcdist.errors import UsageError
+from hpcdist.printable import dashed
 from hpcdist.spec import JobSpec, Layout, Site, Training
 from hpcdist.units import parse_slurm_time
 
@@ -211,7 +212,7 @@ def _flags(options: Layout | Training) -> Iterator[list[str]]:
 
 def flag_words(name: str, value: object) -> list[str]:
     """An option of the built-in training as the words of its command line."""
-    option = name.replace("_", "-")
+    option = dashed(name)
     if isinstance(value, bool):
         return [f"--{option}" if value else f"--no-{option}"]
     return [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
@@ -239,11 +240,11 @@ def _options(job: JobSpec, site: Site, place: Place) -> Iterator[tuple[str, str]
     for name in ("mem", "mem_per_cpu", "time"):
         value = getattr(layout, name)
         if value is not None:
-            yield name.replace("_", "-"), value
+            yield dashed(name), value
     for name in _SBATCH_OPTIONS:
         value = getattr(job, name)
         if value is not None:
-            yield name.replace("_", "-"), value
+            yield dashed(name), value
     if job.exclusive:
         yield "exclusive", ""
     yield from job.sbatch.items()

@@ -12,6 +12,7 @@ import msgspec
 from hpcdist.errors import UsageError
 from hpcdist.merging import EXCLUSIVE
 from hpcdist.prepare import Prepared, prepare_spec
+from hpcdist.printable import dashed, underscored
 from hpcdist.privacy import part_secrets
 from hpcdist.render import Place
 from hpcdist.run_files import RunRecord
@@ -43,7 +44,7 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        name = key.strip().removeprefix("--").replace("-", "_")
+        name = underscored(key.strip().removeprefix("--"))
         if not equals:
             raise UsageError(f"--set {text!a} has no '='", "write --set option=value, for example --set nodes=2")
         check_keys([name], "--set", site=False)
@@ -130,7 +131,7 @@ def find_differences(then: JobSpec, now: JobSpec) -> dict[str, tuple[str | None,
     before, after = flatten(then), flatten(now)
     order = [*Layout.__struct_fields__, *JobSpec.__struct_fields__, *Training.__struct_fields__]
     changed = [name for name in order if name in before and before[name] != after[name]]
-    return {name.replace("_", "-"): (_show(before[name]), _show(after[name])) for name in changed}
+    return {dashed(name): (_show(before[name]), _show(after[name])) for name in changed}
 
 
 def _show(value: Any) -> str | None:

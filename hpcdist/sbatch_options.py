@@ -3,11 +3,12 @@
 Source: sbatch(1) and srun(1) of Slurm 22.05, and the release notes of 23.02 to 25.11 for what came later.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
+
+from hpcdist.printable import nearest
 
 UNKNOWN = "there is no option --"
 # No option is longer, nor anything that was meant to be one.
@@ -179,5 +180,4 @@ def complete(name: str, options: Options) -> tuple[str, str]:
 
 def find_nearest(name: str, options: Options) -> str | None:
     """The option that an unknown one was meant to be, if one is near."""
-    near = difflib.get_close_matches(name, options.takes, n=1, cutoff=0.8) if len(name) <= LONGEST else []
-    return near[0] if near else None
+    return nearest(name, options.takes, cutoff=0.8) if len(name) <= LONGEST else None

@@ -1,9 +1,9 @@
 """Which jobs are meant: words for times and states as a person types them. Pure."""
 
 import re
-from collections.abc import Sequence
 
 from hpcdist.errors import UsageError
+from hpcdist.printable import nearest
 
 _AGO = re.compile(r"([0-9]{1,6}) ?(s|min|h|d|w)", re.IGNORECASE)
 _UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -65,7 +65,7 @@ def parse_states(text: str) -> frozenset[str]:
         code = word.strip().upper()
         state = STATE_CODES.get(code, code)
         if state not in STATES:
-            raise UsageError(f"{word[:60]!a} is not a job state", f"did you mean {nearest(state, sorted(STATES))}?")
+            raise UsageError(f"{word[:60]!a} is not a job state", f"did you mean {nearest(state, STATES, cutoff=0)}?")
         found.add(state)
     return frozenset(found)
 
@@ -81,10 +81,3 @@ def parse_users(text: str) -> tuple[str, ...]:
         if not re.fullmatch(r"[A-Za-z0-9_.][A-Za-z0-9_.@$\\+-]{0,255}", user):
             raise UsageError(f"{user[:60]!a} is not a user's name", "write --user NAME, or several: --user NAME,NAME")
     return users
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """The known word most like one that is not known; of equals the first."""
-    import difflib  # for errors only
-
-    return max(known, key=lambda one: difflib.SequenceMatcher(None, word.lower(), one.lower()).ratio())

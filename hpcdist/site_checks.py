@@ -3,13 +3,13 @@
 Source: `scontrol show config`, run with Slurm 22.05.8.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from datetime import datetime
 
 from hpcdist.check import Check
 from hpcdist.partitions import Partition
+from hpcdist.printable import nearest
 from hpcdist.record import Gathering
 
 # munge refuses a credential that is older than five minutes (munged(8), --max-ttl is an hour, the default 300 s).
@@ -30,8 +30,8 @@ def judge_partition(asked: str | None, partitions: Sequence[Partition]) -> Check
     names = [one.name for one in partitions]
     for name in (asked or "").split(",") if asked else ():
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? change partition in hpcdist.toml" if near else "sinfo lists them"
+            near = nearest(name, names)
+            hint = f"did you mean {near!r}? change partition in hpcdist.toml" if near else "sinfo lists them"
             sentence = f"there is no partition {name!r} that you can see, expected one of: {', '.join(names) or 'none'}"
             return Check(name="partition", status="error", sentence=sentence, hint=hint)
     chosen = choose_partition(asked, partitions)

@@ -8,6 +8,7 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
+from hpcdist.printable import suggest, with_underscores
 from hpcdist.site import Container, Partitions, Prices
 from hpcdist.spec import JOB_KEYS, LAYOUT_KEYS, SITE_KEYS, TRAINING_KEYS
 
@@ -39,12 +40,12 @@ def normalize(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _normalize_table(values: Mapping[str, Any], where: str, path: tuple[str, ...]) -> dict[str, Any]:
-    options = {key.replace("-", "_"): value for key, value in values.items()}
+    options = with_underscores(values)
     _check(options, _KEYS if path else _KEYS | {PROFILES}, where, path)
     for key, kind in _TABLES.items():
         if key not in options:
             continue
-        table = {name.replace("-", "_"): value for name, value in _as_table(options[key], where, (*path, key)).items()}
+        table = with_underscores(_as_table(options[key], where, (*path, key)))
         fields = msgspec.structs.fields(kind)
         _check(table, [field.name for field in fields], where, (*path, key))
         spelt = {field.name: field.encode_name for field in fields}
@@ -63,10 +64,7 @@ def _check(keys: Iterable[str], known: Iterable[str], where: str, path: tuple[st
     for key in keys:
         if key in known:
             continue
-        import difflib  # only for the error
-
-        near = difflib.get_close_matches(key, list(known), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the keys are: {', '.join(sorted(known))}"
+        hint = suggest(key, known, f"the keys are: {', '.join(sorted(known))}")
         raise UsageError(f"{where}: unknown key {'.'.join((*path, key))!r}", hint)
 
 

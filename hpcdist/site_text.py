@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
+from hpcdist.printable import with_underscores
 from hpcdist.site_proposal import Setting
 
 _RECORD = "# hpcdist init wrote: "
@@ -84,7 +85,7 @@ def merge_file(text: str, settings: Sequence[Setting], section: str | None, wher
         head = [*lines, *([""] if lines else []), f"[sites.{name}]"]
         return Merged(text="\n".join([*head, *format_section(settings)]) + "\n")
     mine = parsed.get("sites", {}).get(section, {}) if section else parsed
-    mine = {key.replace("-", "_"): value for key, value in mine.items()}
+    mine = with_underscores(mine)
     first, end = _find_section(lines, section)
     own = lines[first:end]
     base = _read_record(own)

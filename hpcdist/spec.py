@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from hpcdist.errors import UsageError
+from hpcdist.printable import suggest, underscored
 from hpcdist.site import Site as Site  # noqa: PLC0414
 from hpcdist.training import Training as Training  # noqa: PLC0414  (found here by everyone else)
 from hpcdist.training import require
@@ -236,10 +237,7 @@ def check_keys(options: Iterable[str], where: str, *, site: bool) -> None:
     for key in options:
         if key in known:
             continue
-        import difflib  # only for the error
-
-        near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the keys are: {', '.join(sorted(known))}"
+        hint = suggest(underscored(key), known, f"the keys are: {', '.join(sorted(known))}")
         raise UsageError(f"{where}: unknown key {key!r}", hint)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
+from hpcdist.printable import underscored, with_underscores
 from hpcdist.privacy import is_secret
 from hpcdist.spec import JobSpec, Layout, Training, check_keys, check_name
 from hpcdist.study import Limits, Prices, Reference, Scale, Scaling, Study, Variant
 from hpcdist.study_lines import Path, find_lines, line_of
 from hpcdist.study_scale import find_place, lay_over
-from hpcdist.study_values import as_text, convert, explain_unknown, read_struct, read_table, show, with_underscores
+from hpcdist.study_values import as_text, convert, explain_unknown, read_struct, read_table, show
 from hpcdist.variants import LABEL, TABLES, StudyError, check_baseline, expand
 
 KEYS = ("name", "repeat", "scaling", "baseline", "target_accuracy")
@@ -169,7 +170,7 @@ def _check_references(study: Study, variants: Sequence[Variant]) -> None:
                 raise StudyError(
                     f"figures: no variant is called {show(label)}",
                     f"the variants are: {', '.join(labels)}",
-                    ("reference", number, "figures", label.replace("-", "_")),
+                    ("reference", number, "figures", underscored(label)),
                 )
 
 
@@ -200,7 +201,7 @@ def _read_sweep(table: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ..
     found: dict[str, tuple[Any, ...]] = {}
     for written, values in table.items():
         option, dot, name = written.partition(".")
-        key = option.replace("-", "_") + dot + name
+        key = underscored(option) + dot + name
         if key in TABLES and isinstance(values, dict):  # env.NAME = [...]
             for inner, listed in values.items():
                 found[f"{key}.{inner}"] = _read_values(f"{key}.{inner}", listed, (*path, key, inner))

@@ -5,6 +5,8 @@ The text must be TOML that tomllib has read; nothing is checked again.
 
 import re
 
+from hpcdist.printable import underscored
+
 Path = tuple[str | int, ...]
 
 _SPACE = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
@@ -92,7 +94,7 @@ class _Scan:
             if match is None:
                 return tuple(names)
             self.at = match.end()
-            names.append(match[0].strip("\"'").replace("-", "_"))
+            names.append(underscored(match[0].strip("\"'")))
             self._skip(_BLANKS)
             if not self.text.startswith(".", self.at):
                 return tuple(names)

@@ -5,17 +5,12 @@ from typing import Any
 
 import msgspec
 
-from hpcdist.printable import printable
+from hpcdist.printable import dashed, printable, suggest, with_underscores
 from hpcdist.spec import JOB_KEYS, LAYOUT_KEYS, TRAINING_KEYS
 from hpcdist.study_lines import Path
 from hpcdist.variants import StudyError
 
 _FORM = "docs/studies.md shows a whole file"
-
-
-def with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The table with one way to write its keys."""
-    return {key.replace("-", "_"): value for key, value in values.items()}
 
 
 def read_table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -41,12 +36,9 @@ def read_struct(table: Mapping[str, Any], kind: type, path: Path) -> Any:
 
 def explain_unknown(key: str, known: tuple[str, ...]) -> tuple[str, str]:
     """What to say of a key that nothing has: message and hint."""
-    import difflib  # only for the error
-
     if key in LAYOUT_KEYS | TRAINING_KEYS | JOB_KEYS:
         return f"{key} is an option of the jobs", "put it under [options]"
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0].replace('_', '-')!r}?" if near else f"the keys are: {', '.join(known)}"
+    hint = suggest(dashed(key), map(dashed, known), f"the keys are: {', '.join(known)}")
     return f"unknown key {printable(key)!r}", hint
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from hpcdist.catalogue import check_data, is_folder
 from hpcdist.errors import UsageError
+from hpcdist.printable import dashed
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Optimizer = Literal["adamw", "adam", "sgd", "adadelta"]
@@ -24,7 +25,7 @@ def require(holds: bool, name: str, value: object, expected: str) -> None:  # no
         UsageError: It does not hold.
     """
     if not holds:
-        raise UsageError(f"{name} is {value}, expected {expected}", f"change --{name.replace('_', '-')}")
+        raise UsageError(f"{name} is {value}, expected {expected}", f"change --{dashed(name)}")
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -159,9 +160,9 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
         for name in theirs if self.module else ():
             if getattr(self, name) is not None:
-                flag = name.replace("_", "-")
                 raise UsageError(
-                    f"{name} is for the built-in networks; a module of one's own says it itself", f"leave out --{flag}"
+                    f"{name} is for the built-in networks; a module of one's own says it itself",
+                    f"leave out --{dashed(name)}",
                 )
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcdist.errors import UsageError
+from hpcdist.printable import dashed, with_underscores
 from hpcdist.study_lines import find_lines
 
 BATCHES = ("batch_size", "batch_size_per_rank")
@@ -23,8 +24,8 @@ def check_writable(values: Mapping[str, Any], where: str) -> None:
     Raises:
         UsageError: It sweeps them, gives them to single layouts, or runs a program of its own.
     """
-    values = _with_underscores(values)
-    options = _with_underscores(values.get("options", {})) if "layouts" in values else values
+    values = with_underscores(values)
+    options = with_underscores(values.get("options", {})) if "layouts" in values else values
     if "command" in options:
         raise UsageError(
             f"{where} has a command: tune tries the built-in training alone",
@@ -32,10 +33,10 @@ def check_writable(values: Mapping[str, Any], where: str) -> None:
         )
     for key in (*BATCHES, "workers"):
         for table in ("grid", "zip"):
-            if key in _with_underscores(values.get(table, {})):
+            if key in with_underscores(values.get(table, {})):
                 raise UsageError(f"{where} sweeps {key} under [{table}]", "tune is for files that have one value of it")
         for layout in values.get("layouts", ()):
-            if isinstance(layout, Mapping) and key in _with_underscores(layout):
+            if isinstance(layout, Mapping) and key in with_underscores(layout):
                 raise UsageError(f"{where} gives {key} to a single layout", "move it to [options]")
 
 
@@ -57,7 +58,7 @@ def set_options(text: str, settings: Mapping[str, int], where: str) -> str:
         lines = _set(lines, table, key, value)
     changed = "".join(lines)
     if not _is_set(before, changed, table, settings):
-        told = ", ".join(f"{key.replace('_', '-')} = {value}" for key, value in settings.items())
+        told = ", ".join(f"{dashed(key)} = {value}" for key, value in settings.items())
         place = f" under [{table}]" if table else ""
         raise UsageError(f"{where} is written in a way that can't be changed here", f"write {told}{place} yourself")
     return changed
@@ -70,7 +71,7 @@ def _set(lines: list[str], table: str | None, key: str, value: int) -> list[str]
     if number is not None:
         changed = re.sub(rf"(?<![\w-])({name}\s*=\s*)[+\d_]+", rf"\g<1>{value}", lines[number - 1], count=1)
         return [*lines[: number - 1], changed, *lines[number:]]
-    new = f"{key.replace('_', '-')} = {value}\n"
+    new = f"{dashed(key)} = {value}\n"
     if table is None:
         return _insert_at_top(lines, new)
     header = next((place for place, line in enumerate(lines) if _OPTIONS.match(line)), None)
@@ -95,16 +96,12 @@ def _is_set(before: Mapping[str, Any], text: str, table: str | None, settings: M
         after = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         return False
-    expected = _with_underscores(before)
+    expected = with_underscores(before)
     if table:
-        expected[table] = {**_with_underscores(expected.get(table, {})), **settings}
+        expected[table] = {**with_underscores(expected.get(table, {})), **settings}
     else:
         expected |= settings
-    found = _with_underscores(after)
+    found = with_underscores(after)
     if table:
-        found[table] = _with_underscores(found.get(table, {}))
+        found[table] = with_underscores(found.get(table, {}))
     return found == expected
-
-
-def _with_underscores(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.replace("-", "_"): value for key, value in values.items()}

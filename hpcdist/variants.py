@@ -10,6 +10,7 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
+from hpcdist.printable import suggest
 from hpcdist.spec import LAYOUT_KEYS, Layout, build_job
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_lines import Path
@@ -214,10 +215,7 @@ def check_baseline(study: Study, variants: Sequence[Variant]) -> None:
     labels = [variant.label for variant in variants]
     if study.baseline is None or any(f"{label} ".startswith(f"{study.baseline} ") for label in labels):
         return
-    import difflib  # only for the error
-
-    near = difflib.get_close_matches(study.baseline, labels, n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}?" if near else f"the variants are: {', '.join(labels)}"
+    hint = suggest(study.baseline, labels, f"the variants are: {', '.join(labels)}", cutoff=0.3)
     raise StudyError(f"baseline is {study.baseline!r}, and no variant is called so", hint, ("baseline",))
 
 

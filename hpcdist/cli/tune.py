@@ -17,7 +17,7 @@ from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.merging import merge_options
-from hpcdist.printable import printable_line
+from hpcdist.printable import dashed, printable_line
 from hpcdist.project import Project
 from hpcdist.study import Trial
 from hpcdist.submitting import choose_backend
@@ -174,7 +174,7 @@ def _show(found: Tuned, settings: Mapping[str, int], difference: Sequence[str]) 
     for sentence in (*found.sentences, found.not_promised):
         click.echo(printable_line(sentence))
     if settings:
-        click.echo("use: " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items()))
+        click.echo("use: " + " ".join(f"--{dashed(name)} {value}" for name, value in settings.items()))
     for line in difference:
         click.echo(printable_line(line))
     click.echo(f"compare with: hpcdist report {found.studies[0]}", err=True)

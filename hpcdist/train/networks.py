@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hpcdist.errors import UsageError
+from hpcdist.printable import suggest
 from hpcdist.train.models import SmallCnn
 
 Shape = tuple[int, int, int]
@@ -70,10 +71,7 @@ def _build_torchvision(name: str, shape: Shape, class_count: int) -> nn.Module:
     full_name = ALIASES.get(name, name)
     known = models.list_models(module=models)
     if full_name not in known:
-        import difflib  # only for the error
-
-        near = difflib.get_close_matches(name, ["cnn", *ALIASES, *known], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "torchvision.models.list_models() has the names"
+        hint = suggest(name, ["cnn", *ALIASES, *known], "torchvision.models.list_models() has the names")
         raise UsageError(f"model: no network is called {name!r}", hint)
     extra = dict(_EXTRA.get(full_name, {}))
     if full_name.startswith("vit_"):
