@@ -13,7 +13,6 @@ from hpcdist.privacy import part_secrets
 from hpcdist.project import Project, read_templates
 from hpcdist.render import Place, render
 from hpcdist.spec import Backend, JobSpec, Site, build_job, check_run_name
-from hpcdist.template_cache import find_template_cache
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +124,7 @@ def prepare_spec(
     templates, name = read_templates(site, template)
     if backend == "local":
         name = "local.sh.j2"
-    script = render(spec, site, place, templates, template=name, cache=find_template_cache())
+    script = render(spec, site, place, templates, template=name)
     return Prepared(
         spec=spec,
         site=site,

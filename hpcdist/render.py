@@ -93,7 +93,6 @@ def render(
     templates: Mapping[str, str],
     *,
     template: str | None = None,
-    cache: jinja2.BytecodeCache | None = None,
 ) -> str:
     """The script of a job.
 
@@ -103,7 +102,6 @@ def render(
         place: Where it runs.
         templates: Text of each template by its name; the packaged ones are there under `hpcdist/` too.
         template: Name of the template; None chooses by the layout.
-        cache: Templates that were compiled before.
 
     Raises:
         UsageError: The template is faulty, or a value can't be written safely.
@@ -114,7 +112,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        bytecode_cache=cache,
+        optimized=False,  # each template is used once: to fold its constants takes longer than it saves
     )
     environment.filters |= {"sbatch": quote_sbatch, "sh": quote_shell}
     name = template or template_name(job.layout)
