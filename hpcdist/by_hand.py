@@ -20,10 +20,9 @@ from hpcdist.backends import local
 from hpcdist.errors import UsageError
 from hpcdist.gpu import count_gpus
 from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_start_ticks
-from hpcdist.prepare import Prepared, prepare_spec
+from hpcdist.prepare import Prepared, prepare
 from hpcdist.printable import underscored
 from hpcdist.project import find_project
-from hpcdist.render import Place
 from hpcdist.rerun import find_differences
 from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.sending import describe_run
@@ -147,8 +146,7 @@ def main(arguments: list[str]) -> int:
     spec = msgspec.json.decode(text, type=JobSpec)
     name = os.environ.get("HPCDIST_RUN") or _name_after_torchrun(spec)
     project = find_project(Path.cwd())
-    place = Place(root=str(project.root), workdir=str(Path.cwd()), python=sys.executable, run=name)
-    run = claim_run(prepare_spec(spec, project.site, place, backend="local", nodes_here=1))
+    run = claim_run(prepare(spec, project, backend="local", run=name, python=sys.executable, nodes_here=1))
     record = run.record()
     os.environ["HPCDIST_LAUNCHER"] = "local"
     os.environ["HPCDIST_JOB_ID"] = record.job_id or ""

@@ -8,7 +8,7 @@ from hpcdist.check import SLURM, Check
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.kinds import parse_gathering
 from hpcdist.partitions import Partition
-from hpcdist.prepare import prepare
+from hpcdist.prepare import complete_job, prepare
 from hpcdist.project import Project
 from hpcdist.site_checks import judge_accounting, judge_clock, judge_partition, parse_clock
 
@@ -68,7 +68,7 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
     options |= {"name": "doctor", "time": "1", "nodes": 1, "command": ("true",)}
     bare = Project(root=project.root, config=project.config, site=project.site, defaults={})
     try:
-        prepared = prepare(options, bare, backend="slurm", run=None)
+        prepared = prepare(complete_job(options, bare), bare, backend="slurm", run=None)
         words = sbatch.test_only(prepared.script)
         sbatch.check_srun(prepared.spec.srun)
     except HpcdistError as error:

@@ -16,12 +16,11 @@ from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.job_status import CONTINUED_STATES, JobStatus
 from hpcdist.jobs import Job
 from hpcdist.merging import merge_options
-from hpcdist.prepare import Prepared, prepare
+from hpcdist.prepare import Prepared, complete_job, prepare
 from hpcdist.project import Project
 from hpcdist.record import RESTART_LINE, RankUsage
-from hpcdist.spec import build_job
+from hpcdist.sending import send
 from hpcdist.store import new_run_name
-from hpcdist.submitting import submit_prepared
 from hpcdist.units import parse_duration
 
 POLL_INTERVAL_S = 0.5
@@ -38,12 +37,11 @@ def prepare_drill(kind: DrillKind, given: Mapping[str, Any], project: Project) -
     Raises:
         UsageError: An option can't be used.
     """
-    asked = build_job(merge_options(project.defaults, given))
+    asked = complete_job(given, project)
     if asked.array or asked.command:
         raise UsageError("a drill is one job of the built-in training", "leave out --array and the command")
-    options = merge_options(choose_options(kind, asked.layout.world_size), given)
-    run = new_run_name(build_job(merge_options(project.defaults, options)))
-    return prepare(options, project, backend="slurm", run=run)
+    job = complete_job(merge_options(choose_options(kind, asked.layout.world_size), given), project)
+    return prepare(job, project, backend="slurm", run=new_run_name(job))
 
 
 def run_drill(kind: DrillKind, prepared: Prepared, means: Means, tell: Tell) -> Result:
@@ -60,7 +58,7 @@ def run_drill(kind: DrillKind, prepared: Prepared, means: Means, tell: Tell) -> 
     """
     if obstacle := find_obstacle(kind, means, prepared.spec.layout.world_size):
         return Result(kind=kind, passed=None, sentence=obstacle)
-    job = submit_prepared(prepared)
+    job = Job(send(prepared))
     tell(f"job {job.id}, run {job.run.name}")
     drill = _Drill(kind, job, means, tell)
     try:

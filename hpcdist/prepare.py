@@ -10,8 +10,8 @@ import msgspec
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
 from hpcdist.privacy import part_secrets
-from hpcdist.project import Project, read_templates
-from hpcdist.render import Place, render
+from hpcdist.project import Project
+from hpcdist.render import Place, read_templates, render
 from hpcdist.spec import Backend, JobSpec, Site, build_job, check_run_name
 
 
@@ -43,95 +43,101 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
 
 
+def choose_backend(asked: Backend | None) -> Backend:
+    """The backend asked for, else Slurm where it is there, else this machine."""
+    from hpcdist.backends import slurm  # not for a render
+
+    return asked or ("slurm" if slurm.is_available() else "local")
+
+
+def complete_job(options: Mapping[str, Any], project: Project) -> JobSpec:
+    """The job that options ask for: with the project's defaults, its partition and its folder of datasets.
+
+    Args:
+        options: Options by their names, over the defaults; a path is meant from the current folder.
+        project: The project to run in.
+
+    Raises:
+        UsageError: An option can't be used.
+    """
+    merged = merge_options(project.defaults, options)
+    partitions = project.site.partitions
+    merged["partition"] = merged.get("partition") or (partitions.cpu if merged.get("gpus") == 0 else partitions.gpu)
+    merged["data_dir"] = str(Path(merged.get("data_dir", project.root / "data")).absolute())
+    return build_job(merged)
+
+
 def prepare(
-    options: Mapping[str, Any],
+    job: JobSpec,
     project: Project,
     *,
     backend: Backend,
     run: str | None,
     template: Path | None = None,
     workdir: Path | None = None,
+    python: str | None = None,
     nodes_here: int | None = None,
 ) -> Prepared:
     """Everything of a submission but the sending.
 
     Args:
-        options: Options by their names, over the site's defaults.
+        job: What to run, complete.
         project: The project to run in.
         backend: What is to run it.
         run: The run's name; None renders a script that names its run after its Slurm job.
         template: A template file to use in place of the layout's own.
         workdir: Folder the command starts in; None is the current one.
+        python: Interpreter to start; None is the site's, else this one.
         nodes_here: Without Slurm, how many of its nodes this machine is; None is all of them.
-
-    Raises:
-        UsageError: An option or template can't be used.
-    """
-    workdir = (workdir or Path.cwd()).absolute()
-    merged = merge_options(project.defaults, options)
-    merged = _choose_partition(merged, project.site)
-    merged["data_dir"] = str((workdir / merged.get("data_dir", project.root / "data")).absolute())
-    spec = build_job(merged)
-    box = project.site.container if backend == "slurm" else None
-    python = box.python if box else project.site.python or sys.executable
-    place = Place(root=str(project.root), workdir=str(workdir), python=python, run=run)
-    return prepare_spec(spec, project.site, place, backend=backend, template=template, nodes_here=nodes_here)
-
-
-def _choose_partition(options: dict[str, Any], site: Site) -> dict[str, Any]:
-    """The options with the site's partition for what they ask for, where they name none."""
-    purpose = site.partitions.cpu if options.get("gpus", 1) == 0 else site.partitions.gpu
-    return options if options.get("partition") or purpose is None else {**options, "partition": purpose}
-
-
-def prepare_spec(
-    spec: JobSpec,
-    site: Site,
-    place: Place,
-    *,
-    backend: Backend,
-    template: Path | None = None,
-    nodes_here: int | None = None,
-) -> Prepared:
-    """As `prepare`, from a job that is complete.
 
     Raises:
         UsageError: The backend can't run it, or a template can't be used.
         NotFoundError: It is to wait for a run that is not there.
     """
+    site = project.site
+    box = site.container if backend == "slurm" else None
+    place = Place(
+        root=str(project.root),
+        workdir=str((workdir or Path.cwd()).absolute()),
+        python=python or (box.python if box else site.python or sys.executable),
+        run=run if run is None else check_run_name(run),
+    )
+    job, secrets = part_secrets(job, site.secrets)
     note = ""
-    spec, secrets = part_secrets(spec, site.secrets)
     if backend == "local":
-        if spec.array:
-            raise UsageError("array: job arrays need Slurm", "leave out array and tasks")
-        if spec.dependency:
-            raise UsageError("dependency: only Slurm's jobs wait for others", "hpcdist wait JOB, then submit this")
-        if spec.launcher == "torchrun":
-            raise UsageError(
-                "launcher: torchrun is for Slurm jobs; here the ranks are started directly", "leave it out"
-            )
-        from hpcdist.machine import fit_to_machine  # NVML: not for a render
-
-        spec, note = fit_to_machine(spec, nodes_here)
-        if site.container:
-            note = f"{note}\nthe container is for Slurm's nodes: here the ranks run without it".strip()
-    elif spec.dependency:
+        job, note = _fit_to_this_machine(job, site, nodes_here)
+    elif job.dependency:
         from hpcdist.dependency import resolve_dependency  # only for those who have one
 
-        spec = msgspec.structs.replace(spec, dependency=resolve_dependency(spec.dependency, Path(place.root)))
-    if place.run is not None:
-        check_run_name(place.run)
+        job = msgspec.structs.replace(job, dependency=resolve_dependency(job.dependency, project.root))
     templates, name = read_templates(site, template)
-    if backend == "local":
-        name = "local.sh.j2"
-    script = render(spec, site, place, templates, template=name)
     return Prepared(
-        spec=spec,
+        spec=job,
         site=site,
         place=place,
         backend=backend,
         template=str(template.absolute()) if template else None,
-        script=script,
+        script=render(job, site, place, templates, template="local.sh.j2" if backend == "local" else name),
         secrets=secrets,
         note=note,
     )
+
+
+def _fit_to_this_machine(job: JobSpec, site: Site, nodes_here: int | None) -> tuple[JobSpec, str]:
+    """The job as it runs without Slurm, and what a person should know of that.
+
+    Raises:
+        UsageError: It needs Slurm.
+    """
+    if job.array:
+        raise UsageError("array: job arrays need Slurm", "leave out array and tasks")
+    if job.dependency:
+        raise UsageError("dependency: only Slurm's jobs wait for others", "hpcdist wait JOB, then submit this")
+    if job.launcher == "torchrun":
+        raise UsageError("launcher: torchrun is for Slurm jobs; here the ranks are started directly", "leave it out")
+    from hpcdist.machine import fit_to_machine  # NVML: not for a render
+
+    job, note = fit_to_machine(job, nodes_here)
+    if site.container:
+        note += "\nthe container is for Slurm's nodes: here the ranks run without it"
+    return job, note

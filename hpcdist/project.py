@@ -1,4 +1,4 @@
-"""The project on disk: its root, `hpcdist.toml`, job files and templates."""
+"""The project on disk: its root, `hpcdist.toml` and job files."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -9,12 +9,10 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.printable import with_underscores
-from hpcdist.render import PACKAGED_PREFIX
 from hpcdist.site_file import PROFILES, choose_profile, normalize
 from hpcdist.spec import SITE_KEYS, Site, build_site, check_keys
 
 CONFIG_NAME = "hpcdist.toml"
-TEMPLATE_SUFFIX = ".j2"
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,42 +107,3 @@ def read_options(path: Path, *, site: bool) -> dict[str, Any]:
     options = with_underscores(options)
     check_keys(options, str(path), site=False)
     return options
-
-
-def packaged_templates() -> Path:
-    """The folder of the packaged templates: in the wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).parent
-    inside = package / "templates"
-    return inside if inside.is_dir() else package.parent / "templates"
-
-
-def read_templates(site: Site, template: Path | None = None) -> tuple[dict[str, str], str | None]:
-    """All templates by name, and the name of the one to use (None: by the layout).
-
-    A site's folder overrides packaged templates of the same name; those stay reachable under `hpcdist/`.
-
-    Raises:
-        UsageError: A template can't be read.
-    """
-    packaged = _read_folder(packaged_templates())
-    texts = packaged | {PACKAGED_PREFIX + name: text for name, text in packaged.items()}
-    if site.templates:
-        texts |= _read_folder(Path(site.templates))
-    if template is None:
-        return texts, None
-    texts |= {path.name: _read(path) for path in template.parent.glob(f"*{TEMPLATE_SUFFIX}")}
-    name = f"./{template.name}"
-    return texts | {name: _read(template)}, name
-
-
-def _read_folder(folder: Path) -> dict[str, str]:
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder of templates at {folder}", f"change templates in {CONFIG_NAME}")
-    return {path.name: _read(path) for path in folder.glob(f"*{TEMPLATE_SUFFIX}")}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"can't read the template {path}: {error}", "check the path") from None

@@ -1,22 +1,26 @@
-"""The sbatch script as a value: one pure function from a job to the text that is submitted."""
+"""The sbatch script as a value: one pure function from a job to the text that is submitted, and its templates."""
 
 import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import jinja2
 import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+import hpcdist
 from hpcdist import releases
 from hpcdist.errors import UsageError
 from hpcdist.printable import dashed
+from hpcdist.project import CONFIG_NAME
 from hpcdist.spec import JobSpec, Layout, Site, Training
 from hpcdist.units import parse_slurm_time
 
 # A prefix under which a user's template finds the packaged ones: {% extends "hpcdist/base.sbatch.j2" %}.
 PACKAGED_PREFIX = "hpcdist/"
+TEMPLATE_SUFFIX = ".j2"
 
 _SBATCH_OPTIONS = (
     "partition",
@@ -246,3 +250,42 @@ def _options(job: JobSpec, site: Site, place: Place) -> Iterator[tuple[str, str]
     if job.exclusive:
         yield "exclusive", ""
     yield from job.sbatch.items()
+
+
+def packaged_templates() -> Path:
+    """The folder of the packaged templates: in the wheel inside the package, in a checkout beside it."""
+    package = Path(hpcdist.__file__).parent
+    inside = package / "templates"
+    return inside if inside.is_dir() else package.parent / "templates"
+
+
+def read_templates(site: Site, template: Path | None = None) -> tuple[dict[str, str], str | None]:
+    """All templates by name, and the name of the one to use (None: by the layout).
+
+    A site's folder overrides packaged templates of the same name; those stay reachable under `hpcdist/`.
+
+    Raises:
+        UsageError: A template can't be read.
+    """
+    packaged = _read_folder(packaged_templates())
+    texts = packaged | {PACKAGED_PREFIX + name: text for name, text in packaged.items()}
+    if site.templates:
+        texts |= _read_folder(Path(site.templates))
+    if template is None:
+        return texts, None
+    texts |= {path.name: _read(path) for path in template.parent.glob(f"*{TEMPLATE_SUFFIX}")}
+    name = f"./{template.name}"
+    return texts | {name: _read(template)}, name
+
+
+def _read_folder(folder: Path) -> dict[str, str]:
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder of templates at {folder}", f"change templates in {CONFIG_NAME}")
+    return {path.name: _read(path) for path in folder.glob(f"*{TEMPLATE_SUFFIX}")}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the template {path}: {error}", "check the path") from None

@@ -15,7 +15,7 @@ from hpcdist.comparison import Comparison, Statement, VariantRow
 from hpcdist.plot_scaling import name_baseline
 from hpcdist.plots import Plot, draw_plots, draw_usage_plots
 from hpcdist.printable import printable
-from hpcdist.project import packaged_templates
+from hpcdist.render import packaged_templates
 from hpcdist.report_cells import format_accuracy, format_evidence, format_moment, format_money, format_number
 from hpcdist.report_reference import describe_references, tabulate_references
 from hpcdist.report_tables import (

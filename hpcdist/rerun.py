@@ -1,7 +1,6 @@
 """The same run again, from what its `job.json` says, with options changed."""
 
 import shlex
-import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +10,10 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.merging import EXCLUSIVE
-from hpcdist.prepare import Prepared, prepare_spec
+from hpcdist.prepare import Prepared, prepare
 from hpcdist.printable import dashed, underscored
 from hpcdist.privacy import part_secrets
-from hpcdist.render import Place
+from hpcdist.project import Project
 from hpcdist.run_files import RunRecord
 from hpcdist.spec import JOB_KEYS, JobSpec, Layout, Training, build_job, check_keys
 from hpcdist.store import new_run_name
@@ -114,11 +113,17 @@ def prepare_rerun(record: RunRecord, root: Path, changes: Mapping[str, Any], run
     """
     check_keys(changes, "rerun", site=False)
     job = change_job(record.job, {"dependency": None, **changes})
-    python = record.python if record.python and Path(record.python).exists() else record.site.python or sys.executable
-    place = Place(root=str(root), workdir=record.workdir, python=python, run=run or new_run_name(job))
-    template = Path(record.template) if record.template else None
-    prepared = prepare_spec(job, record.site, place, backend=record.backend, template=template)
+    prepared = prepare(
+        job,
+        Project(root=root, config=None, site=record.site, defaults={}),
+        backend=record.backend,
+        run=run or new_run_name(job),
+        template=Path(record.template) if record.template else None,
+        workdir=Path(record.workdir),
+        python=record.python if record.python and Path(record.python).exists() else None,
+    )
     prepared = msgspec.structs.replace(prepared, rerun_of=record.run)
+    python = prepared.place.python
     # The site may list more secrets now than it did then.
     differences = find_differences(part_secrets(record.job, record.site.secrets)[0], prepared.spec)
     if record.python is not None and python != record.python:

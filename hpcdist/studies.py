@@ -14,14 +14,14 @@ from hpcdist.batches import Batch, jobs_to_wait_for
 from hpcdist.errors import HpcdistError, SubmitError
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
-from hpcdist.prepare import Prepared, prepare
+from hpcdist.prepare import Prepared, complete_job, prepare
 from hpcdist.project import Project
+from hpcdist.sending import send
 from hpcdist.spec import Backend, JobSpec
 from hpcdist.store import Run, Store
 from hpcdist.study import Study, Trial
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, ask_to_stop, forget_stop, is_asked_to_stop, locked, write_state
-from hpcdist.submitting import submit_prepared
 from hpcdist.trials import find_runs, query_trials
 
 
@@ -84,7 +84,7 @@ def prepare_batches(plan: StudyPlan, project: Project) -> list[Prepared]:
         UsageError: An option or template can't be used.
     """
     prepared = [
-        prepare(batch.options, project, backend=plan.state.backend, run=batch.run, workdir=Path(plan.state.workdir))
+        prepare(complete_job(batch.options, project), project, backend=plan.state.backend, run=batch.run)
         for batch in plan.batches
     ]
     return [msgspec.structs.replace(one, study=plan.state.study.name) for one in prepared]
@@ -101,8 +101,7 @@ def _send_all(state: StudyState, pairs: Sequence[tuple[Batch, Prepared]], watch:
         _forget(Store(Path(state.root)).run(batch.run))
         try:
             after = jobs_to_wait_for(living, batch.width, most) if most is not None else ()
-            job = submit_prepared(prepared, after=after)
-            living.append((job.run.job_id or "", batch.width))
+            living.append((send(prepared, after).job_id or "", batch.width))
         except SubmitError as error:
             refusal = error.message
         watch.sent(batch, number, len(pairs), refusal)
@@ -144,7 +143,7 @@ def _run_here(state: StudyState, pairs: Sequence[tuple[Batch, Prepared]], watch:
             refusal = None
             _forget(run)
             try:
-                submit_prepared(prepared)
+                send(prepared)
             except SubmitError as error:
                 refusal = error.message
                 run.write_record(msgspec.structs.replace(run.record(), refused=refusal, job_id=None))

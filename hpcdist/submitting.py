@@ -1,4 +1,4 @@
-"""submit() and its like: what the command line calls, and the Python API."""
+"""The Python API: submit() and rerun()."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,20 +6,14 @@ from typing import Any
 
 import msgspec
 
-from hpcdist.backends import slurm
 from hpcdist.here import open_project
 from hpcdist.jobs import Job
 from hpcdist.merging import merge_options
-from hpcdist.prepare import Prepared, prepare
+from hpcdist.prepare import choose_backend, complete_job, prepare
 from hpcdist.rerun import prepare_rerun
 from hpcdist.sending import send
-from hpcdist.spec import Backend, Layout, build_job, check_keys
+from hpcdist.spec import Backend, Layout, check_keys
 from hpcdist.store import new_run_name
-
-
-def choose_backend(backend: Backend | None) -> Backend:
-    """The backend asked for, else Slurm where it is there, else this machine."""
-    return backend or ("slurm" if slurm.is_available() else "local")
 
 
 def submit(
@@ -48,11 +42,9 @@ def submit(
     check_keys(options, "submit()", site=False)
     project = open_project()
     shape = msgspec.structs.asdict(layout) if layout else {}
-    given = merge_options(shape, options, {"command": tuple(command) or None})
-    backend = choose_backend(backend)
-    if run is None:
-        run = new_run_name(build_job(merge_options(project.defaults, given)))
-    return submit_prepared(prepare(given, project, backend=backend, run=run, template=template))
+    job = complete_job(merge_options(shape, options, {"command": tuple(command) or None}), project)
+    name = run or new_run_name(job)
+    return Job(send(prepare(job, project, backend=choose_backend(backend), run=name, template=template)))
 
 
 def rerun(job: Job, run: str | None = None, **changes: Any) -> Job:
@@ -67,19 +59,4 @@ def rerun(job: Job, run: str | None = None, **changes: Any) -> Job:
         UsageError: An option can't be used.
         SubmitError: The scheduler refused.
     """
-    again = prepare_rerun(job.run.record(), job.run.path.parents[2], changes, run)
-    return submit_prepared(again.prepared)
-
-
-def submit_prepared(prepared: Prepared, *, after: Sequence[str] = ()) -> Job:
-    """Sends what `prepare` made; a run that was sent before is returned, never sent twice.
-
-    Args:
-        prepared: What to send.
-        after: Slurm jobs that must be over before it starts, however they end.
-
-    Raises:
-        SubmitError: The scheduler refused.
-        UsageError: A run of that name exists with another script.
-    """
-    return Job(send(prepared, after))
+    return Job(send(prepare_rerun(job.run.record(), job.run.path.parents[2], changes, run).prepared))

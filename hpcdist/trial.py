@@ -5,21 +5,22 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import chain
 
+import msgspec
+
 from hpcdist.cluster_checks import PLACE_WORDS
 from hpcdist.errors import HpcdistError
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
-from hpcdist.machine import fit_to_machine
 from hpcdist.partitions import Partition
-from hpcdist.prepare import Prepared, prepare
+from hpcdist.prepare import Prepared, complete_job, prepare
 from hpcdist.probes import write_probe
 from hpcdist.project import Project
 from hpcdist.provenance import read_versions
 from hpcdist.render import task_command
+from hpcdist.sending import send
 from hpcdist.site_checks import choose_partition
-from hpcdist.spec import Backend, build_job
+from hpcdist.spec import Backend
 from hpcdist.store import new_run_name
-from hpcdist.submitting import submit_prepared
 from hpcdist.trial_checks import Trial, find_probe
 
 # It takes some ten seconds; the rest is for imports from a slow disk, and for the preflight to name who is missing.
@@ -54,7 +55,7 @@ def probe_between_nodes(
         SubmitError: The scheduler refused it.
     """
     prepared = prepare_trial(project, backend=backend, nodes=nodes, gpus=gpus)
-    job = submit_prepared(prepared)
+    job = Job(send(prepared))
     try:
         status = job.wait(on_change, timeout_s)
     except BaseException:
@@ -81,13 +82,12 @@ def prepare_trial(project: Project, *, backend: Backend, nodes: int, gpus: int) 
     options = {key: project.defaults[key] for key in PLACE_WORDS if key in project.defaults}
     options |= {"name": "doctor", "nodes": nodes, "gpus": gpus, "time": TIME_LIMIT}
     bare = Project(root=project.root, config=project.config, site=project.site, defaults={})
-    spec = build_job(options)
-    if backend == "local":
-        spec, _ = fit_to_machine(spec)
-    run = new_run_name(spec)
-    place = prepare(options, bare, backend=backend, run=run, workdir=project.root).place
-    command = (*chain.from_iterable(task_command(spec, place)), "--preflight-only")
-    return prepare(options | {"command": command}, bare, backend=backend, run=run, workdir=project.root)
+    job = complete_job(options, bare)
+    first = prepare(job, bare, backend=backend, run=new_run_name(job), workdir=project.root)
+    training = msgspec.structs.replace(first.spec.training, data_dir=None)  # no data is read
+    words = chain.from_iterable(task_command(msgspec.structs.replace(first.spec, training=training), first.place))
+    job = msgspec.structs.replace(job, command=(*words, "--preflight-only"))
+    return prepare(job, bare, backend=backend, run=first.place.run, workdir=project.root)
 
 
 def choose_shape(partition: str | None, partitions: Sequence[Partition], wanted_gpus: object) -> tuple[int, int]:

@@ -14,8 +14,9 @@ import pytest
 
 from hpcdist.lint import lint
 from hpcdist.lint_rule import Surroundings
-from hpcdist.prepare import prepare
-from hpcdist.project import Project, find_project, packaged_templates
+from hpcdist.prepare import complete_job, prepare
+from hpcdist.project import Project, find_project
+from hpcdist.render import packaged_templates
 
 ROOT = Path("/home/ada/mnist study")
 TRAIN = ["python", "train.py"]
@@ -97,7 +98,7 @@ def render_one(layout: str, site: str, slurm_version: str) -> str:
     project = open_site(site)
     settings = msgspec.structs.replace(project.site, slurm_version=slurm_version)
     project = msgspec.structs.replace(project, site=settings)
-    return prepare(LAYOUTS[layout], project, backend="slurm", run=None, workdir=ROOT).script
+    return prepare(complete_job(LAYOUTS[layout], project), project, backend="slurm", run=None, workdir=ROOT).script
 
 
 MATRIX = [(layout, site, release) for site in SITES for layout in LAYOUTS for release in RELEASES]

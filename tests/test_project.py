@@ -1,7 +1,7 @@
 import pytest
 
 from hpcdist.errors import UsageError
-from hpcdist.prepare import merge_options
+from hpcdist.merging import merge_options
 from hpcdist.project import find_project, read_options
 
 

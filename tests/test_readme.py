@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from hpcdist.cli.main import COMMANDS
-from hpcdist.prepare import prepare
+from hpcdist.prepare import complete_job, prepare
 from hpcdist.project import Project
 from hpcdist.spec import Site
 from tests.conftest import REPOSITORY
@@ -19,7 +19,7 @@ def readme_script():
     """The script that README shows."""
     project = Project(root=HOME, config=None, site=Site(python=str(HOME / ".venv/bin/python")), defaults={})
     options = {"nodes": 2, "gpus": 1, "command": ["python", "train.py"]}
-    return prepare(options, project, backend="slurm", run=None, workdir=HOME).script
+    return prepare(complete_job(options, project), project, backend="slurm", run=None, workdir=HOME).script
 
 
 def test_the_script_shown_is_the_script_rendered():

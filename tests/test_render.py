@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdist.errors import UsageError
-from hpcdist.prepare import prepare
-from hpcdist.project import Project, read_options, read_templates
-from hpcdist.render import quote_sbatch, quote_shell
+from hpcdist.prepare import complete_job, prepare
+from hpcdist.project import Project, read_options
+from hpcdist.render import quote_sbatch, quote_shell, read_templates
 from hpcdist.spec import Site, build_job
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,7 +86,7 @@ def render_case(name: str) -> str:
     extra = dict(extra)
     run = extra.pop("run", None)
     project = Project(root=Path(ROOT), config=None, site=Site(python=PYTHON, **extra), defaults={})
-    return prepare(options, project, backend="slurm", run=run, workdir=Path(ROOT)).script
+    return prepare(complete_job(options, project), project, backend="slurm", run=run, workdir=Path(ROOT)).script
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -112,7 +112,9 @@ def test_no_golden_file_is_left_over():
 def test_the_local_script_is_the_golden_one(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     project = Project(root=Path(ROOT), config=None, site=Site(python=PYTHON), defaults={"setup": ["ulimit -n 4096"]})
-    prepared = prepare({"nodes": 2}, project, backend="local", run="mnist-2x1-abc123", workdir=Path(ROOT))
+    prepared = prepare(
+        complete_job({"nodes": 2}, project), project, backend="local", run="mnist-2x1-abc123", workdir=Path(ROOT)
+    )
     assert prepared.script == (GOLDEN / "local-2x1.sh").read_text()
 
 
@@ -253,7 +255,7 @@ def test_a_file_s_list_of_tasks_is_an_array(tmp_path):
     (tmp_path / "job.toml").write_text('command = ["python", "t.py"]\ntasks = [["--lr", "0.1"], ["--lr", "0.01"]]\n')
     project = Project(root=tmp_path, config=None, site=Site(), defaults={})
     options = read_options(tmp_path / "job.toml", site=False)
-    script = prepare(options, project, backend="slurm", run=None).script
+    script = prepare(complete_job(options, project), project, backend="slurm", run=None).script
     assert "#SBATCH --array=0-1\n" in script
     assert "  1) set -- --lr 0.01 ;;\n" in script
 
@@ -270,14 +272,14 @@ def test_a_secret_of_one_task_is_refused():
     project = Project(root=Path(ROOT), config=None, site=Site(), defaults={})
     options = {"array": "0-0", "task_env": [{"HF_TOKEN": "hf_not_to_be_seen"}]}
     with pytest.raises(UsageError, match="HF_TOKEN is a secret"):
-        prepare(options, project, backend="slurm", run=None)
+        prepare(complete_job(options, project), project, backend="slurm", run=None)
 
 
 def test_a_template_of_ones_own_overrides_a_block(tmp_path):
     template = tmp_path / "mine.sbatch.j2"
     template.write_text('{% extends "hpcdist/base.sbatch.j2" %}{% block setup %}module load mine\n{% endblock %}')
     project = Project(root=tmp_path, config=None, site=Site(), defaults={})
-    script = prepare({}, project, backend="slurm", run=None, template=template).script
+    script = prepare(complete_job({}, project), project, backend="slurm", run=None, template=template).script
     assert "module load mine" in script
     assert "srun --kill-on-bad-exit=1" in script
 
@@ -287,8 +289,8 @@ def test_a_folder_of_templates_overrides_by_name(tmp_path):
         '{% extends "hpcdist/single_gpu.sbatch.j2" %}{% block teardown %}echo over\n{% endblock %}'
     )
     project = Project(root=tmp_path, config=None, site=Site(templates=str(tmp_path)), defaults={})
-    assert "echo over" in prepare({}, project, backend="slurm", run=None).script
-    assert "echo over" not in prepare({"gpus": 2}, project, backend="slurm", run=None).script
+    assert "echo over" in prepare(complete_job({}, project), project, backend="slurm", run=None).script
+    assert "echo over" not in prepare(complete_job({"gpus": 2}, project), project, backend="slurm", run=None).script
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ def test_a_faulty_or_hostile_template_is_an_error(tmp_path, text, expected):
     template.write_text(text)
     project = Project(root=tmp_path, config=None, site=Site(), defaults={})
     with pytest.raises(UsageError) as caught:
-        prepare({}, project, backend="slurm", run=None, template=template)
+        prepare(complete_job({}, project), project, backend="slurm", run=None, template=template)
     assert expected in caught.value.message
 
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from hpcdist.comparison import Spread, TrialRow, VariantRow
-from hpcdist.project import read_templates
+from hpcdist.render import read_templates
 from hpcdist.report_cells import format_evidence, format_money, format_number, format_seconds, spread_cell
 from hpcdist.report_html import render_html
 from hpcdist.report_tables import describe_fit, tabulate_predictions, tabulate_speed, tabulate_trials

@@ -19,9 +19,10 @@ import pytest
 from hpcdist.backends import release
 from hpcdist.cli.study import read_study
 from hpcdist.errors import UsageError
-from hpcdist.prepare import prepare
-from hpcdist.project import Project, find_project, packaged_templates
+from hpcdist.prepare import complete_job, prepare
+from hpcdist.project import Project, find_project
 from hpcdist.releases import DIFFERENCES, NEWEST, OLDEST, holds, parse_release
+from hpcdist.render import packaged_templates
 from hpcdist.schema import build_schema
 from hpcdist.site import Container, Partitions, Site
 from tests.conftest import run_hpcdist
@@ -57,7 +58,7 @@ def render_case(name: str, folder: Path) -> str:
     text = msgspec.json.encode(project.site).decode().replace(str(folder), ROOT)
     site = msgspec.structs.replace(msgspec.json.decode(text, type=Site), python="/opt/venv/bin/python")
     project = Project(root=Path(ROOT), config=None, site=site, defaults=project.defaults)
-    return prepare(options, project, backend="slurm", run=None, workdir=Path(ROOT)).script
+    return prepare(complete_job(options, project), project, backend="slurm", run=None, workdir=Path(ROOT)).script
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -173,7 +174,7 @@ def test_a_setting_that_can_not_be_is_refused(tmp_path, text, said):
 
 def script_of(options, **site):
     project = Project(root=Path(ROOT), config=None, site=Site(python="/opt/venv/bin/python", **site), defaults={})
-    return prepare(options, project, backend="slurm", run=None, workdir=Path(ROOT)).script
+    return prepare(complete_job(options, project), project, backend="slurm", run=None, workdir=Path(ROOT)).script
 
 
 def test_a_partition_is_chosen_by_what_a_layout_needs():
@@ -262,7 +263,7 @@ def test_a_container_s_ranks_are_not_told_to_stop_for_a_requeue_that_they_cannot
 
 def test_a_container_is_left_out_on_this_machine():
     project = Project(root=Path(ROOT), config=None, site=Site(container=Container(image="/a.sif")), defaults={})
-    prepared = prepare({"nodes": 1}, project, backend="local", run="a", workdir=Path(ROOT))
+    prepared = prepare(complete_job({"nodes": 1}, project), project, backend="local", run="a", workdir=Path(ROOT))
     assert "apptainer" not in prepared.script
     assert prepared.place.python == sys.executable
     assert "here the ranks run without it" in prepared.note

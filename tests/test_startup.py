@@ -42,6 +42,10 @@ def test_neither_torch_nor_submitit_is_loaded(project, program):
     assert not loaded_by(program, project) & HEAVY
 
 
+def test_to_look_for_the_project_no_template_engine_is_loaded(project):
+    assert "jinja2" not in loaded_by("from hpcdist.here import open_project; open_project()", project)
+
+
 def test_the_training_loads_no_metrics_and_pictures_and_may_do_so_later(project):
     train = "from hpcdist.train.imports import import_lightning; import_lightning(); import hpcdist.train.fit"
     later = "import scipy.signal, matplotlib, torchvision, torchmetrics; torchmetrics.Accuracy('binary')"

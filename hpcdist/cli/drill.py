@@ -70,7 +70,7 @@ def drill(
     if not slurm.is_available():
         raise NotReadyError("a drill needs Slurm, and there is no sbatch here", "run it on the cluster's login node")
     project = open_here()
-    (given,) = collect_options(None, options, ())[1:]
+    given = collect_options(None, options)
     means = Means(
         at_step=at_step, preempt_with=preempt_with, kill_node=allow_kill_node, timeout_s=parse_duration(timeout)
     )

@@ -9,6 +9,7 @@ import click
 from hpcdist.errors import UsageError
 from hpcdist.printable import printable_line
 from hpcdist.project import CONFIG_NAME
+from hpcdist.spec import Backend
 
 
 @click.command(
@@ -30,14 +31,14 @@ from hpcdist.project import CONFIG_NAME
 )
 @click.option("--force", is_flag=True, help="With --from: replace a file that is here.")
 @click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where jobs run [Slurm if it is there].")
-def init(*, dry_run: bool, source: Path | None, force: bool, backend: str | None) -> None:
+def init(*, dry_run: bool, source: Path | None, force: bool, backend: Backend | None) -> None:
     """Write hpcdist.toml from what the cluster says: partitions, account, GPUs, CPUs and memory per GPU, modules.
 
     Each value stands below where it came from, and what jobs would ask for was tried with sbatch --test-only. Run again
     it shows what changed and keeps what you wrote.
     """
     from hpcdist import site_init
-    from hpcdist.submitting import choose_backend
+    from hpcdist.prepare import choose_backend
 
     path = Path.cwd() / CONFIG_NAME
     before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -48,7 +49,7 @@ def init(*, dry_run: bool, source: Path | None, force: bool, backend: str | None
             _show_difference(before, text)
             raise UsageError(f"{path} is there, and another one", "hpcdist init --from FILE --force replaces it")
     else:
-        is_slurm = choose_backend(backend) == "slurm"  # type: ignore[arg-type]
+        is_slurm = choose_backend(backend) == "slurm"
         merged = site_init.merge(path, site_init.look_at_cluster() if is_slurm else site_init.look_at_machine())
         text, kept = merged.text, merged.kept
     for sentence in kept:

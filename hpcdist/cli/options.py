@@ -8,6 +8,7 @@ import click
 
 from hpcdist.cli.offers import offer_jobs, offer_partitions
 from hpcdist.errors import UsageError
+from hpcdist.merging import merge_options
 from hpcdist.project import read_options
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,6 +71,12 @@ SWITCHES = (
     ("--scale-lr/--no-scale-lr", "Scale --lr with the global batch over --lr-batch, with a warm-up [off]."),
     ("--compile/--no-compile", "Compile the network with torch.compile [off]."),
 )
+
+
+BACKEND = click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where to run [Slurm if it is there].")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
+WAIT = click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class JobCommand(click.Command):
@@ -154,8 +161,8 @@ def _metavar(kind: type) -> str:
     return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
-def collect_options(file: Path | None, given: dict[str, Any], command: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The options of a job file and of the command line, weakest first.
+def collect_options(file: Path | None, given: dict[str, Any], command: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The options of a job file, and those of the command line over them.
 
     Raises:
         UsageError: A KEY=VALUE has no `=`, or the file has a fault.
@@ -166,7 +173,7 @@ def collect_options(file: Path | None, given: dict[str, Any], command: tuple[str
             options[key] = dict(_pair(key, text) for text in options[key])
     if command:
         options["command"] = command
-    return [read_options(file, site=False) if file else {}, options]
+    return merge_options(read_options(file, site=False) if file else {}, options)
 
 
 def _pair(option: str, text: str) -> tuple[str, str]:

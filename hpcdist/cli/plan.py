@@ -8,21 +8,21 @@ import msgspec
 
 from hpcdist.backends import sbatch
 from hpcdist.batches import make_batches
+from hpcdist.cli.options import JSON
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
-from hpcdist.cli.study import FILE, JSON, SCALE, read_study
+from hpcdist.cli.study import FILE, SCALE, read_study
 from hpcdist.comparison import Spread
 from hpcdist.errors import SubmitError
 from hpcdist.joined import JobRecord
 from hpcdist.link import Link
 from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
-from hpcdist.prepare import prepare
+from hpcdist.prepare import choose_backend, complete_job, prepare
 from hpcdist.probes import read_probes
 from hpcdist.project import Project
-from hpcdist.spec import build_job
+from hpcdist.spec import Backend, build_job
 from hpcdist.study import Scale, Study, Trial, Variant
 from hpcdist.study_state import find_study
-from hpcdist.submitting import choose_backend
 from hpcdist.trials import read_records
 from hpcdist.units import format_duration
 from hpcdist.variants import expand, list_trials, reconcile
@@ -36,7 +36,7 @@ HEADER = ("VARIANT", "TRIALS", "MISSING", "START", "LIMIT", "GPU-HOURS <=", "COS
 @SCALE
 @SITE
 @JSON
-def plan(file: Path, *, backend: str | None, scale: Scale, as_json: bool) -> None:
+def plan(file: Path, *, backend: Backend | None, scale: Scale, as_json: bool) -> None:
     """Say what each variant of a study would wait, take and cost; nothing is sent.
 
     START is when Slurm would start a job that is submitted now. What it takes at most is by the time limits; WALL and
@@ -49,7 +49,7 @@ def plan(file: Path, *, backend: str | None, scale: Scale, as_json: bool) -> Non
     wanted = list_trials(study, variants)
     trials, _ = reconcile(wanted, known.trials if known else (), known.former if known else ())
     records = _records(trials, read_records(known) if known else [])
-    chosen = choose_backend(backend)  # type: ignore[arg-type]
+    chosen = choose_backend(backend)
     answers = _ask_slurm(study, variants, trials, project) if chosen == "slurm" else {}
     predictions = predict_unmeasured(study, variants, records, _links(variants, project))
     rows = make_plan(study, variants, trials, answers=answers, records=records, predictions=predictions)
@@ -88,7 +88,7 @@ def _ask_slurm(
     found: dict[str, tuple[str | None, str | None]] = {}
     for batch in make_batches(study, variants, first, largest_array=len(first)):
         alone = {key: value for key, value in batch.options.items() if key not in ("array", "tasks", "task_env")}
-        script = prepare(alone, project, backend="slurm", run=None).script
+        script = prepare(complete_job(alone, project), project, backend="slurm", run=None).script
         answer: tuple[str | None, str | None]
         try:
             answer = (parse_start(sbatch.test_only(script)), None)

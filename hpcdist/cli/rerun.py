@@ -6,16 +6,15 @@ import click
 
 from hpcdist import provenance
 from hpcdist.advice import advise
-from hpcdist.cli import following
 from hpcdist.cli.advise import format_line, observe
 from hpcdist.cli.offers import offer_jobs
+from hpcdist.cli.options import DRY_RUN, JSON, WAIT
+from hpcdist.cli.submit import send_and_show
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs import Job
 from hpcdist.printable import printable_line
-from hpcdist.privacy import exported
 from hpcdist.rerun import Rerun, parse_changes, prepare_rerun
 from hpcdist.run_files import RunRecord
-from hpcdist.submitting import submit_prepared
 
 
 @click.command(
@@ -33,9 +32,9 @@ from hpcdist.submitting import submit_prepared
 @click.option("--advised", is_flag=True, help="Change what `hpcdist advise JOB` says; --set wins over it.")
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint (built-in training).")
 @click.option("--run", metavar="NAME", help="Name of the new run.")
-@click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
-@click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DRY_RUN
+@WAIT
+@JSON
 @click.pass_context
 def rerun(
     ctx: click.Context,
@@ -63,18 +62,7 @@ def rerun(
         changes = {"resume_from": _checkpoints(found, record), **changes}
     again = prepare_rerun(record, found.run.path.parents[2], changes, run)
     _show_differences(record, again)
-    following.warn_of_missing_data(again.prepared)
-    following.warn_of_exposed_secret(again.prepared)
-    if again.prepared.note:
-        click.echo(again.prepared.note, err=True)
-    if dry_run:
-        following.show_dry_run(again.prepared)
-        return
-    submitted = submit_prepared(again.prepared)
-    following.announce(submitted, as_json=as_json and not wait)
-    if wait:
-        with exported(again.prepared.secrets):
-            ctx.exit(following.follow(submitted, as_json=as_json))
+    ctx.exit(send_and_show(again.prepared, dry_run=dry_run, wait=wait, as_json=as_json))
 
 
 def _advised(job: Job) -> dict[str, Any]:

@@ -12,25 +12,26 @@ from hpcdist import study_state
 from hpcdist.batches import Batch
 from hpcdist.cli import following
 from hpcdist.cli.offers import offer_studies
+from hpcdist.cli.options import BACKEND, JSON
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
 from hpcdist.errors import UsageError
 from hpcdist.job_status import JobStatus
+from hpcdist.prepare import choose_backend
 from hpcdist.printable import printable_line
 from hpcdist.project import Project, find_project
 from hpcdist.report import has_prices
+from hpcdist.spec import Backend
 from hpcdist.studies import cancel_study, prepare_batches, run_study
 from hpcdist.study import Scale, Study, Trial
 from hpcdist.study_file import parse_study
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, load_study
-from hpcdist.submitting import choose_backend
 from hpcdist.trials import find_runs, query_trials
 from hpcdist.units import format_duration
 
 FILE = click.argument("file", type=click.Path(path_type=Path), metavar="FILE.toml")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 SCALE = click.option(
     "--scale",
     type=click.Choice(["full", "small"]),
@@ -71,7 +72,7 @@ def study() -> None:
 
 @study.command(epilog="Example: hpcdist study run jobs/mnist-layouts.toml --wait")
 @FILE
-@click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where to run [Slurm if it is there].")
+@BACKEND
 @click.option("--wait", is_flag=True, help="Follow it to its end; Ctrl-C leaves the jobs running.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent; send nothing.")
 @click.option("--retry", is_flag=True, help="Run trials again that failed, were refused or cancelled.")
@@ -83,7 +84,7 @@ def run(
     ctx: click.Context,
     file: Path,
     *,
-    backend: str | None,
+    backend: Backend | None,
     wait: bool,
     dry_run: bool,
     retry: bool,
@@ -97,7 +98,7 @@ def run(
     """
     project = open_here()
     asked = read_study(file, project, scale)
-    chosen = choose_backend(backend)  # type: ignore[arg-type]
+    chosen = choose_backend(backend)
     if dry_run:
         _show_plan(plan_study(asked, project, backend=chosen, source=file, retry=retry), project, as_json=as_json)
         return

@@ -5,13 +5,12 @@ from typing import Any
 
 import click
 
-from hpcdist.cli.options import JobCommand, collect_options, job_options
+from hpcdist.cli.options import BACKEND, DRY_RUN, JSON, WAIT, JobCommand, collect_options, job_options
 from hpcdist.cli.site_option import SITE, open_here
-from hpcdist.merging import merge_options
-from hpcdist.prepare import prepare
-from hpcdist.project import packaged_templates
+from hpcdist.prepare import Prepared, choose_backend, complete_job, prepare
+from hpcdist.render import packaged_templates
+from hpcdist.spec import Backend, JobSpec
 
-BACKEND = click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where to run [Slurm if it is there].")
 RUN = click.option("--run", metavar="NAME", help="Name of the run.")
 TEMPLATE = click.option(
     "--template", type=click.Path(path_type=Path), metavar="FILE", help="Template to use in place of the packaged one."
@@ -36,16 +35,16 @@ FILE = click.argument("file", required=False, type=click.Path(path_type=Path), m
 @TEMPLATE
 @SITE
 @click.option("--snapshot", is_flag=True, help="Run COMMAND in a copy of the code as it is now (git tree and changes).")
-@click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
-@click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DRY_RUN
+@WAIT
+@JSON
 @click.pass_context
 def submit(
     ctx: click.Context,
     /,
     file: Path | None,
     *,
-    backend: str | None,
+    backend: Backend | None,
     run: str | None,
     template: Path | None,
     snapshot: bool,
@@ -60,35 +59,44 @@ def submit(
     array there. Without COMMAND the built-in MNIST CNN is trained. Where there is no Slurm the same layout runs on
     this machine.
     """
-    # Only here: render, which shares this file, must start as fast as a template engine can.
-    from hpcdist import submitting
-    from hpcdist.cli import following
-    from hpcdist.privacy import exported
-    from hpcdist.spec import build_job
-    from hpcdist.store import new_run_name
+    from hpcdist.store import new_run_name  # only here: render must start as fast as a template engine can
 
     project = open_here()
-    given = merge_options(*collect_options(file, options, ctx.meta["hpcdist.command"]))
-    chosen = submitting.choose_backend(backend)  # type: ignore[arg-type]
-    if run is None:
-        run = new_run_name(build_job(merge_options(project.defaults, given)))
-    workdir = _copy_code(project.root, run, given, dry_run=dry_run) if snapshot else None
-    prepared = prepare(given, project, backend=chosen, run=run, template=template, workdir=workdir)
+    job = complete_job(collect_options(file, options, ctx.meta["hpcdist.command"]), project)
+    name = run or new_run_name(job)
+    workdir = _copy_code(project.root, name, job, dry_run=dry_run) if snapshot else None
+    prepared = prepare(job, project, backend=choose_backend(backend), run=name, template=template, workdir=workdir)
+    ctx.exit(send_and_show(prepared, dry_run=dry_run, wait=wait, as_json=as_json))
+
+
+def send_and_show(prepared: Prepared, *, dry_run: bool, wait: bool, as_json: bool) -> int:
+    """Sends a job, and follows it where that is asked for; returns the exit status.
+
+    Raises:
+        NotReadyError: It would run here, and its data is not.
+        SubmitError: The scheduler refused.
+    """
+    from hpcdist.cli import following
+    from hpcdist.jobs import Job
+    from hpcdist.privacy import exported
+    from hpcdist.sending import send
+
     following.warn_of_missing_data(prepared)
     following.warn_of_exposed_secret(prepared)
     if prepared.note:
         click.echo(prepared.note, err=True)
     if dry_run:
         following.show_dry_run(prepared)
-        return
-    job = submitting.submit_prepared(prepared)
+        return 0
+    job = Job(send(prepared))
     following.announce(job, as_json=as_json and not wait)
-    if wait:
-        with exported(prepared.secrets):  # what is known is masked where the end of a log is shown
-            ctx.exit(following.follow(job, as_json=as_json))
+    if not wait:
+        return 0
+    with exported(prepared.secrets):  # what is known is masked where the end of a log is shown
+        return following.follow(job, as_json=as_json)
 
 
-def _copy_code(root: Path, run: str, given: dict[str, Any], *, dry_run: bool) -> Path:
+def _copy_code(root: Path, run: str, job: JobSpec, *, dry_run: bool) -> Path:
     """The folder to start COMMAND in: the current one's copy.
 
     Raises:
@@ -98,10 +106,8 @@ def _copy_code(root: Path, run: str, given: dict[str, Any], *, dry_run: bool) ->
     from hpcdist.snapshot import take_snapshot
     from hpcdist.spec import check_run_name
 
-    if not given.get("command"):
+    if not job.command:
         raise UsageError("--snapshot keeps the code of a COMMAND, and there is none", "add -- python train.py")
-    if given.get("data_dir"):
-        given["data_dir"] = str(Path(given["data_dir"]).absolute())  # meant from here, not from the copy
     # A dry run writes nothing; its script names the folder as it would be.
     target = root / "jobs" / "snapshots" / check_run_name(run)
     return target if dry_run else take_snapshot(Path.cwd(), target)
@@ -128,6 +134,5 @@ def render(ctx: click.Context, /, file: Path | None, *, run: str | None, templat
     Slurm job, so that it can be submitted any number of times.
     """
     project = open_here()
-    given = merge_options(*collect_options(file, options, ctx.meta["hpcdist.command"]))
-    prepared = prepare(given, project, backend="slurm", run=run, template=template)
-    click.echo(prepared.script, nl=False)
+    job = complete_job(collect_options(file, options, ctx.meta["hpcdist.command"]), project)
+    click.echo(prepare(job, project, backend="slurm", run=run, template=template).script, nl=False)

@@ -7,8 +7,7 @@ import click
 
 from hpcdist.cli.options import JobCommand, collect_options, training_options
 from hpcdist.errors import UsageError
-from hpcdist.merging import merge_options
-from hpcdist.prepare import prepare
+from hpcdist.prepare import complete_job, prepare
 from hpcdist.project import find_project
 
 
@@ -44,7 +43,6 @@ def train(
     """
     from hpcdist.by_hand import choose_gpus, parse_master, run_share  # loads more than the help needs
     from hpcdist.launch import Share
-    from hpcdist.spec import build_job
     from hpcdist.store import new_run_name
 
     address, port = parse_master(master)
@@ -55,14 +53,13 @@ def train(
     elif procs_per_node is not None:
         options["tasks_per_node"] = procs_per_node
     project = find_project(Path.cwd())
-    given = merge_options(*collect_options(None, options, ctx.meta["hpcdist.command"]))
-    job = build_job(merge_options(project.defaults, given))
+    job = complete_job(collect_options(None, options, ctx.meta["hpcdist.command"]), project)
     if node_rank >= job.layout.nodes:
         raise UsageError(
             f"node_rank is {node_rank} of {job.layout.nodes} node(s)", "count from 0, and give --nodes on each machine"
         )
     name = run or f"{new_run_name(job)}-n{node_rank}"
-    prepared = prepare(given, project, backend="local", run=name, nodes_here=1)
+    prepared = prepare(job, project, backend="local", run=name, nodes_here=1)
     click.echo(f"run {name}: node {node_rank} of {job.layout.nodes}", err=True)
     if prepared.note:
         click.echo(prepared.note, err=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hpcdist.cli.options import collect_options, job_options
+from hpcdist.cli.options import BACKEND, JSON, collect_options, job_options
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study import read_study
@@ -17,10 +17,11 @@ from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.merging import merge_options
+from hpcdist.prepare import choose_backend
 from hpcdist.printable import dashed, printable_line
 from hpcdist.project import Project
+from hpcdist.spec import Backend
 from hpcdist.study import Trial
-from hpcdist.submitting import choose_backend
 from hpcdist.tune import Tuned, tune
 from hpcdist.tuned_file import check_writable, set_options
 from hpcdist.tuning import Attempt
@@ -55,10 +56,10 @@ HEADER = ("BATCH", "PER RANK", "WORKERS", "IMAGES/S", "BUSY", "MEMORY", "DATA", 
     metavar="X",
     help="How long each setting is measured.",
 )
-@click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where to run [Slurm if it is there].")
+@BACKEND
 @SITE
 @click.option("--dry-run", is_flag=True, help="Try, show the difference to FILE, and leave it as it is.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.pass_context
 def tune_command(
     ctx: click.Context,
@@ -68,7 +69,7 @@ def tune_command(
     target_utilization: float | None,
     most: int | None,
     seconds: float,
-    backend: str | None,
+    backend: Backend | None,
     dry_run: bool,
     as_json: bool,
     **options: Any,
@@ -88,7 +89,7 @@ def tune_command(
     found = tune(
         given,
         project,
-        backend=choose_backend(backend),  # type: ignore[arg-type]
+        backend=choose_backend(backend),
         seconds=seconds,
         target_utilization=target_utilization,
         most=most,
@@ -153,9 +154,9 @@ def _collect(file: Path | None, text: str, options: dict[str, Any], project: Pro
         raise UsageError(f"{file}: {error}", "see https://toml.io for the format") from None
     check_writable(values, str(file))
     if file is None or "layouts" not in values:
-        return merge_options(*collect_options(file, options, ()))
+        return collect_options(file, options)
     study = read_study(file, project)
-    given = collect_options(None, options, ())[1]
+    given = collect_options(None, options)
     shape = ("nodes", "gpus", "tasks_per_node")
     own = {} if any(given.get(key) is not None for key in shape) else study.layouts[0]
     return merge_options(study.options, own, {"name": study.name}, given)

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from hpcdist.merging import merge_options
-from hpcdist.prepare import prepare
+from hpcdist.prepare import complete_job, prepare
 from hpcdist.project import Project
 from hpcdist.site import Partitions, Site
 from tests.slurm.waiting import eventually
@@ -47,7 +47,7 @@ def fit(layout: str, site: str) -> tuple[dict, Site]:
 
 def render_here(options: dict, site: Site, folder: Path) -> str:
     project = Project(root=folder, config=None, site=site, defaults={})
-    return prepare(options, project, backend="slurm", run=None, workdir=folder).script
+    return prepare(complete_job(options, project), project, backend="slurm", run=None, workdir=folder).script
 
 
 @pytest.mark.parametrize("site", SITES)
