@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from hpcdist.errors import UsageError
 from hpcdist.printable import nearest
 from hpcdist.record import Efficiency
-from hpcdist.units import format_bytes, format_duration
+from hpcdist.units import format_bytes, format_duration, format_local_moment
 
 Value = str | int | float | None
 Kind = Literal["text", "count", "duration", "share", "size", "moment"]
@@ -182,15 +182,8 @@ def format_value(column: Column, one: Efficiency) -> str:
     if column.kind == "duration":
         return format_duration(value)
     if column.kind == "moment":
-        return format_moment(value)
+        return format_local_moment(value)
     return str(value)
-
-
-def format_moment(seconds: float) -> str:
-    """A time in this machine's time zone, as `squeue` prints it."""
-    from datetime import datetime
-
-    return datetime.fromtimestamp(seconds).isoformat(timespec="seconds")
 
 
 def judge(column: Column, one: Efficiency) -> Verdict | None:

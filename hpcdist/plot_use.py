@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator
 from hpcdist.comparison import Comparison, Spread, TrialRow, VariantRow
 from hpcdist.drawing import INK, PAPER, PART_COLOURS, label, new_axes
 from hpcdist.plot_marks import choose_looks, draw_legend, draw_point, new_slots, scale_spread
-from hpcdist.report_cells import format_seconds
+from hpcdist.units import format_seconds
 
 _USES = (("CPU", "cpu_efficiency", 0.8), ("memory", "memory_efficiency", 0.35), ("GPU", "gpu_efficiency", 0.5))
 # Seconds per unit of a time axis, the largest that leaves at least two ticks first.

@@ -1,13 +1,11 @@
 """A report's figures as a person reads them: units, digits, spreads. Pure."""
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 from hpcdist.comparison import Spread
 from hpcdist.scaling import EFFICIENCY_LINE
-from hpcdist.units import format_bytes, format_duration
-from hpcdist.verdict_words import format_rate, format_size
+from hpcdist.units import format_bytes, format_number, format_rate, format_seconds, format_share, format_size
 
 _FRACTIONS = {"share", "efficiency", "fraction", "ettr", "accuracy"}
 Mark = Literal["", "good", "bad", "name", "wide", "printed"]
@@ -50,50 +48,6 @@ class Table(NamedTuple):
 
     headings: tuple[Heading, ...]
     lines: tuple[Line, ...]
-
-
-def format_seconds(seconds: float) -> str:
-    """`4.3 ms`, `12.3 s`, and from 100 s on `00:02:31`."""
-    if abs(seconds) < 1:
-        return f"{_digits(1e3 * seconds, 3)} ms" if seconds else "0 s"
-    return f"{seconds:.1f} s" if abs(seconds) < 99.95 else format_duration(seconds)
-
-
-def format_number(value: float) -> str:
-    """`24,300`, `0.2860`, `4`: four digits, and all of a whole number."""
-    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else _digits(value, 4)
-
-
-def _digits(value: float, digits: int) -> str:
-    """That many significant digits, also where they are zeros: what stands in a column has as many."""
-    return f"{value:#.{digits}g}".rstrip(".")
-
-
-def format_share(fraction: float) -> str:
-    """`74.1 %`."""
-    return f"{100 * fraction:.1f} %"
-
-
-def format_accuracy(fraction: float) -> str:
-    """`98.90 %`."""
-    return f"{100 * fraction:.2f} %"
-
-
-def format_money(amount: float) -> str:
-    """`12.50`, and under one unit `0.286`."""
-    return f"{amount:,.2f}" if abs(amount) >= 1 or not amount else _digits(amount, 3)
-
-
-def format_times(factor: float) -> str:
-    """`2.96×`."""
-    return f"{factor:.2f}×"
-
-
-def format_moment(seconds: float | None) -> str | None:
-    """`2026-03-01 12:10 UTC`."""
-    if seconds is None:
-        return None
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def spread_cell(spread: Spread | None, form: Callable[[float], str], repeats: int = 0, mark: Mark = "") -> Cell:

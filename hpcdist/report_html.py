@@ -16,7 +16,7 @@ from hpcdist.plot_scaling import name_baseline
 from hpcdist.plots import Plot, draw_plots, draw_usage_plots
 from hpcdist.printable import printable
 from hpcdist.render import packaged_templates
-from hpcdist.report_cells import format_accuracy, format_evidence, format_moment, format_money, format_number
+from hpcdist.report_cells import format_evidence
 from hpcdist.report_reference import describe_references, tabulate_references
 from hpcdist.report_tables import (
     name_rank,
@@ -27,6 +27,7 @@ from hpcdist.report_tables import (
     tabulate_trials,
     tabulate_use,
 )
+from hpcdist.units import format_accuracy, format_moment, format_money, format_number
 
 DASH = "–"
 # What no HTML text may hold (HTML standard, "preprocessing the input stream"), and what no UTF-8 file can.

@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from hpcdist.comparison import Comparison, VariantRow
-from hpcdist.report_cells import Cell, Heading, Line, Table, format_seconds, spread_cell
+from hpcdist.report_cells import Cell, Heading, Line, Table, spread_cell
 from hpcdist.study import Reference
+from hpcdist.units import format_figure, format_seconds
 
 PRINTED = "printed elsewhere"
 
@@ -18,11 +19,6 @@ def format_printed(row: VariantRow, reference: Reference) -> str | None:
     """The figure of a row, in brackets likewise; None where nobody printed one."""
     value = reference.figures.get(row.label)
     return None if value is None else f"[{format_figure(value)}]"
-
-
-def format_figure(value: float) -> str:
-    """A figure with the digits it was printed with, thousands apart."""
-    return f"{value:,g}" if abs(value) < 1e6 else f"{value:,.0f}"
 
 
 def describe_references(comparison: Comparison) -> list[str]:

@@ -4,23 +4,18 @@ from collections.abc import Callable
 
 from hpcdist.comparison import Comparison, Fit, TrialRow, VariantRow
 from hpcdist.job_status import ENDED_STATES
-from hpcdist.report_cells import (
-    Cell,
-    Heading,
-    Line,
-    Mark,
-    Table,
-    efficiency_cell,
+from hpcdist.report_cells import Cell, Heading, Line, Mark, Table, efficiency_cell, spread_cell
+from hpcdist.units import (
     format_accuracy,
+    format_factor,
     format_moment,
     format_money,
     format_number,
+    format_rate,
     format_seconds,
     format_share,
-    format_times,
-    spread_cell,
+    format_size,
 )
-from hpcdist.verdict_words import format_rate, format_size
 
 _LAWS = {"amdahl": "Amdahl", "karp-flatt": "Karp-Flatt", "usl": "Universal scalability law"}
 _MOST_EQUALS = 4
@@ -69,7 +64,7 @@ def _target(comparison: Comparison) -> str:
 def _speed_line(row: VariantRow) -> Line:
     repeats = len(row.trials)
     short = row.ranks_worked is not None and row.ranks_worked < row.ranks_asked
-    speedup, efficiency = spread_cell(row.speedup, format_times, repeats), efficiency_cell(row.efficiency, repeats)
+    speedup, efficiency = spread_cell(row.speedup, format_factor, repeats), efficiency_cell(row.efficiency, repeats)
     if row.is_baseline:  # 1 by definition, however often it was run
         speedup, efficiency = speedup._replace(note=None), efficiency._replace(note=None)
     worked = f"{row.ranks_worked if row.ranks_worked is not None else '–'} of {row.ranks_asked}"
@@ -143,7 +138,6 @@ def tabulate_steps(comparison: Comparison) -> Table:
 
 def _step_line(row: VariantRow) -> Line:
     split = row.split
-    slowest = row.straggler
     step_s = split.step_s if split else None
     names = ("data_s", "compute_s", "communication_s", "other_s")
     data, compute, communication, other = (_part(getattr(split, name, None), step_s) for name in names)
@@ -156,7 +150,7 @@ def _step_line(row: VariantRow) -> Line:
         other,
         _plain(row.bytes_per_step, format_size),
         _network(row),
-        Cell(f"{slowest.rank} on {slowest.host}", f"{format_times(slowest.slowdown)} the median") if slowest else _NONE,
+        _straggler(row),
     )
     return Line(cells)
 
@@ -175,6 +169,13 @@ def _network(row: VariantRow) -> Cell:
     if row.bandwidth_bytes_per_s is None:
         return Cell(None, latency)
     return Cell(format_rate(row.bandwidth_bytes_per_s), latency)
+
+
+def _straggler(row: VariantRow) -> Cell:
+    slowest = row.straggler
+    if slowest is None:
+        return _NONE
+    return Cell(f"{slowest.rank} on {slowest.host}", f"{format_factor(slowest.slowdown)} the median")
 
 
 def _plain(value: float | None, form: Callable[[float], str]) -> Cell:
@@ -272,7 +273,7 @@ def _trial_line(row: VariantRow, trial: TrialRow) -> Line:
         Cell(row.label, f"repeat {trial.repeat}", "name"),
         Cell(trial.run, f"job {trial.job_id}" if trial.job_id else "no job", "wide"),
         Cell(trial.state, None, "bad" if failed else ""),
-        Cell(trial.nodes, format_moment(trial.started_at_s)),
+        Cell(trial.nodes, None if trial.started_at_s is None else format_moment(trial.started_at_s)),
         _plain(trial.queued_s, format_seconds),
         _plain(trial.starting_s, format_seconds),
         _plain(trial.wall_s, format_seconds),

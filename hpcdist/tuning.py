@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from hpcdist.units import format_percent
+
 # A doubling that gains less is not worth the accuracy that it may cost.
 GAIN = 0.05
 MOST_MEMORY = 0.8
@@ -209,4 +211,4 @@ def _describe_larger(chosen: Attempt, larger: Attempt) -> str:
 
 
 def _percent(share: float | None) -> str:
-    return "an unknown part" if share is None else f"{100 * share:.0f} %"
+    return "an unknown part" if share is None else format_percent(share)

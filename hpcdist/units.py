@@ -1,9 +1,10 @@
-"""Slurm's ways of writing time and memory, read into seconds and bytes and printed again. Pure.
+"""Time, memory and other figures with units: parsed as Slurm writes them, and printed for people. Pure.
 
-Sizes are 1024-based throughout, as in Slurm, whether a unit is spelt `K`, `KB` or `KiB`.
+Sizes are 1024-based as in Slurm, whether a unit is spelt `K`, `KB` or `KiB`; only what crosses a network is decimal.
 """
 
 import re
+from datetime import UTC, datetime
 
 from hpcdist.errors import ParseError, UsageError
 
@@ -137,6 +138,92 @@ def format_bytes(size_bytes: float) -> str:
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.2f} {_UNITS[unit]}B"
+
+
+def format_seconds(seconds: float) -> str:
+    """`4.30 ms`, `12.3 s`, and from 100 s on `00:02:31`: a column's, with as many digits in each row."""
+    if abs(seconds) < 1:
+        return f"{_significant(1e3 * seconds, 3)} ms" if seconds else "0 s"
+    return f"{seconds:.1f} s" if abs(seconds) < 99.95 else format_duration(seconds)
+
+
+def format_time(seconds: float) -> str:
+    """`9.1 ms`, `91 ms`, `15.2 s`, `12.4 min`, `3.1 h`: a sentence's, where no reader counts digits."""
+    if seconds < 1:
+        return f"{1e3 * seconds:.1f} ms" if seconds < 0.01 else f"{1e3 * seconds:.0f} ms"
+    if seconds < 600:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def format_hours(hours: float, of: str) -> str:
+    """`2.5 GPU-hours`, `4.2 GPU-minutes`, `16 GPU-seconds`."""
+    if hours >= 1:
+        return f"{hours:.3g} {of}-hours"
+    return f"{60 * hours:.3g} {of}-minutes" if 60 * hours >= 1 else f"{3600 * hours:.3g} {of}-seconds"
+
+
+def format_moment(seconds: float) -> str:
+    """`2026-03-01 12:10 UTC`: the same text in every time zone."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def format_local_moment(seconds: float) -> str:
+    """`2026-03-01T13:10:42`, in this machine's time zone, as `squeue` prints it."""
+    return datetime.fromtimestamp(seconds).isoformat(timespec="seconds")
+
+
+def format_rate(bytes_per_s: float) -> str:
+    """`2.4 MB/s`, decimal units, as networks have them."""
+    return f"{format_size(bytes_per_s)}/s"
+
+
+def format_size(size_bytes: float) -> str:
+    """`228 kB`, decimal units, as networks have them."""
+    for unit, text in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.3g} {text}"
+    return f"{size_bytes:.0f} B"
+
+
+def format_percent(fraction: float) -> str:
+    """`84 %`; below a hundredth with a decimal."""
+    return f"{100 * fraction:.0f} %" if fraction >= 0.01 else f"{100 * fraction:.1f} %"
+
+
+def format_share(fraction: float) -> str:
+    """`74.1 %`: a column's percentage."""
+    return f"{100 * fraction:.1f} %"
+
+
+def format_accuracy(fraction: float) -> str:
+    """`98.96 %`: an accuracy, of which hundredths matter."""
+    return f"{100 * fraction:.2f} %"
+
+
+def format_number(value: float) -> str:
+    """`24,300`, `0.2860`, `4`: four digits, and all of a whole number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else _significant(value, 4)
+
+
+def format_figure(value: float) -> str:
+    """`1,034.5`: a figure with the digits it was printed with, thousands apart."""
+    return f"{value:,g}" if abs(value) < 1e6 else f"{value:,.0f}"
+
+
+def format_money(amount: float) -> str:
+    """`12.50`, and under one unit `0.286`."""
+    return f"{amount:,.2f}" if abs(amount) >= 1 or not amount else _significant(amount, 3)
+
+
+def format_factor(factor: float) -> str:
+    """`2.96×`."""
+    return f"{factor:.2f}×"
+
+
+def _significant(value: float, digits: int) -> str:
+    """That many significant digits, also where they are zeros: what stands in a column has as many."""
+    return f"{value:#.{digits}g}".rstrip(".")
 
 
 def _unit_bytes(letter: str) -> int:

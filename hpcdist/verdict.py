@@ -7,6 +7,7 @@ import msgspec
 from hpcdist.comparison import Statement, VariantRow
 from hpcdist.scaling import EFFICIENCY_LINE
 from hpcdist.study import Study
+from hpcdist.units import format_percent, format_time
 from hpcdist.verdict_answers import answer
 from hpcdist.verdict_runs import explain_runs
 from hpcdist.verdict_steps import (
@@ -18,7 +19,7 @@ from hpcdist.verdict_steps import (
     is_mostly_network,
 )
 from hpcdist.verdict_strategies import find_strategies
-from hpcdist.verdict_words import Case, build_case, format_percent, format_s, name_ranks, ranks
+from hpcdist.verdict_words import Case, build_case, name_ranks, ranks
 
 MOST_PER_RULE = 3
 """A rule that fires for every variant of a large sweep says the same each time."""
@@ -64,14 +65,14 @@ def find_unexplained(row: VariantRow, case: Case) -> Statement | None:
     split, efficiency = row.split, row.efficiency
     if split is None or efficiency is None or efficiency.median >= EFFICIENCY_LINE or not case.smaller(row):
         return None
-    parts = f"compute {format_s(split.compute_s)}, communication {format_s(split.communication_s)}"
+    parts = f"compute {format_time(split.compute_s)}, communication {format_time(split.communication_s)}"
     if row.waiting_s:
-        parts += f" (of it waiting for slower ranks {format_s(row.waiting_s)})"
-    parts += f", data {format_s(split.data_s)}, other {format_s(split.other_s)}"
+        parts += f" (of it waiting for slower ranks {format_time(row.waiting_s)})"
+    parts += f", data {format_time(split.data_s)}, other {format_time(split.other_s)}"
     return Statement(
         code="unexplained",
         sentence=f"{row.label} has {format_percent(efficiency.median)} efficiency with "
-        f"{name_ranks(ranks(row), row)}, and no single cause stands out: of each step of {format_s(split.step_s)} "
+        f"{name_ranks(ranks(row), row)}, and no single cause stands out: of each step of {format_time(split.step_s)} "
         f"{parts}.",
         variant=row.label,
         evidence={

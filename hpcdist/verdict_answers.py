@@ -5,19 +5,8 @@ from operator import attrgetter
 
 from hpcdist.comparison import Spread, Statement, VariantRow
 from hpcdist.scaling import EFFICIENCY_LINE, compare_spreads, is_less
-from hpcdist.verdict_words import (
-    Case,
-    format_accuracy,
-    format_hours,
-    format_percent,
-    format_s,
-    format_spread,
-    join_names,
-    name_ranks,
-    ranks,
-    reached_target,
-    size,
-)
+from hpcdist.units import format_accuracy, format_hours, format_percent, format_time
+from hpcdist.verdict_words import Case, format_spread, join_names, name_ranks, ranks, reached_target, size
 
 Figure = Callable[[VariantRow], Spread | None]
 
@@ -83,10 +72,10 @@ def _fastest(case: Case) -> Statement | None:
     spread, least = figure(recommended), figure(best)
     if spread is None or least is None:
         return None
-    sentence = f"For the fastest result use {recommended.label}: {format_spread(spread, format_s)} {what}"
+    sentence = f"For the fastest result use {recommended.label}: {format_spread(spread, format_time)} {what}"
     sentence += _compare_to_base(case, recommended, figure)
     if recommended.label != best.label:
-        sentence += f"; {best.label} is no faster beyond doubt: {format_spread(least, format_s)}"
+        sentence += f"; {best.label} is no faster beyond doubt: {format_spread(least, format_time)}"
     return Statement(
         code="fastest",
         sentence=sentence + "." + _caution(spread),
@@ -126,7 +115,7 @@ def _equal(case: Case) -> Statement | None:
     if not equals:
         return None
     shown = ", ".join(
-        f"{row.label} {format_spread(value, format_s)}" for row, value in known if row in (best, *equals[:2])
+        f"{row.label} {format_spread(value, format_time)}" for row, value in known if row in (best, *equals[:2])
     )
     return Statement(
         code="equal",

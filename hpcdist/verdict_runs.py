@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from hpcdist.comparison import Spread, Statement, TrialRow, VariantRow
 from hpcdist.trial_row import NOT_SUBMITTED
-from hpcdist.verdict_words import Case, format_accuracy, format_percent, format_s, join_names
+from hpcdist.units import format_accuracy, format_percent, format_time
+from hpcdist.verdict_words import Case, join_names
 
 STARTING_SHARE = 0.25
 """A quarter of a job that no GPU shortens: a comparison of its wall-clock is one of start-ups."""
@@ -41,8 +42,8 @@ def find_starting_share(case: Case) -> Statement | None:
     also = f" (also a quarter or more in {join_names(others)})" if others else ""
     return Statement(
         code="starting",
-        sentence=f"Start-up takes {format_percent(share)} of {row.label}, {format_s(starting_s)} of "
-        f"{format_s(wall_s)}{also}, and more GPUs do not shorten it.",
+        sentence=f"Start-up takes {format_percent(share)} of {row.label}, {format_time(starting_s)} of "
+        f"{format_time(wall_s)}{also}, and more GPUs do not shorten it.",
         variant=row.label,
         advice="compare with longer trainings; for trainings this short fewer GPUs are enough",
         evidence={"starting_share": share, "starting_s": starting_s, "wall_s": wall_s},
@@ -173,7 +174,7 @@ def find_wide_spread(case: Case) -> Statement | None:
     also = f" (likewise {join_names(others)})" if others else ""
     return Statement(
         code="wide-spread",
-        sentence=f"The runs of {row.label} differ by {format_percent(share)}, {format_s(low)} to {format_s(high)}"
+        sentence=f"The runs of {row.label} differ by {format_percent(share)}, {format_time(low)} to {format_time(high)}"
         f"{also}; smaller differences between layouts can't be seen.",
         variant=row.label,
         advice="more repeats, on nodes that nobody else uses",

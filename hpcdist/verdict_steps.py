@@ -8,15 +8,12 @@ from collections import Counter
 
 from hpcdist.comparison import Statement, VariantRow
 from hpcdist.scaling import EFFICIENCY_LINE
+from hpcdist.units import format_percent, format_rate, format_size, format_time
 from hpcdist.verdict_words import (
     Case,
     batch_per_rank,
     communication_s,
     compute_per_sample_s,
-    format_percent,
-    format_rate,
-    format_s,
-    format_size,
     is_slower,
     name_ranks,
     ranks,
@@ -53,8 +50,8 @@ def find_data_starvation(row: VariantRow) -> Statement | None:
     share = split.data_s / split.step_s
     return Statement(
         code="data",
-        sentence=f"{row.label} waits for data: {format_percent(share)} of each step, {format_s(split.data_s)} of "
-        f"{format_s(split.step_s)}, passes before the batch is there.",
+        sentence=f"{row.label} waits for data: {format_percent(share)} of each step, {format_time(split.data_s)} of "
+        f"{format_time(split.step_s)}, passes before the batch is there.",
         variant=row.label,
         advice="more data-loader workers (with as many CPUs per task), or the data on a faster disk",
         evidence={"data_share": share, "data_s": split.data_s, "step_s": split.step_s},
@@ -75,8 +72,8 @@ def find_straggler_cost(row: VariantRow) -> Statement | None:
     return Statement(
         code="straggler",
         sentence=f"In {row.label} rank {rank} on {host} holds the others up: its own work takes {slowdown:.2f} times "
-        f"as long as theirs, and the ranks wait {format_percent(share)} of each step ({format_s(waiting_s)} of "
-        f"{format_s(row.split.step_s)}, the mean over ranks).",
+        f"as long as theirs, and the ranks wait {format_percent(share)} of each step ({format_time(waiting_s)} of "
+        f"{format_time(row.split.step_s)}, the mean over ranks).",
         variant=row.label,
         advice=f"look at what else runs on {host}, or leave it out: --exclude {host}",
         evidence={"host": host, "rank": rank, "slowdown": slowdown, "waiting_s": waiting_s, "waiting_share": share},
@@ -134,7 +131,8 @@ def find_communication(row: VariantRow, case: Case) -> Statement | None:
     return Statement(
         code="communication",
         sentence=f"{row.label} is slower than {than}, {_pace(row, smallest)}, because of communication: "
-        f"{format_percent(share)} of each step, {format_s(own_s)} of {format_s(split.step_s)}{_describe_link(row)}.",
+        f"{format_percent(share)} of each step, {format_time(own_s)} of {format_time(split.step_s)}"
+        f"{_describe_link(row)}.",
         variant=row.label,
         advice=advice,
         evidence=_figures(row, own_s) | {"communication_share": share, "faster": smallest.label},
@@ -173,7 +171,7 @@ def _pace(row: VariantRow, other: VariantRow) -> str:
     if row.images_per_s and other.images_per_s:
         parts.append(f"{row.images_per_s.median:,.0f} against {other.images_per_s.median:,.0f} images/s")
     if row.wall_s and other.wall_s:
-        parts.append(f"{format_s(row.wall_s.median)} against {format_s(other.wall_s.median)} from start to end")
+        parts.append(f"{format_time(row.wall_s.median)} against {format_time(other.wall_s.median)} from start to end")
     return ", ".join(parts)
 
 
@@ -212,7 +210,7 @@ def find_small_batch(row: VariantRow, case: Case) -> Statement | None:
     share = fixed_s / split.step_s if split.step_s else 0.0
     growth, other = _sample_growth(row, case) or (1.0, row)
     if share >= OVERHEAD_SHARE:
-        of = f"{format_s(fixed_s)} of {format_s(split.step_s)}"
+        of = f"{format_time(fixed_s)} of {format_time(split.step_s)}"
         why = f"{format_percent(share)} of each step ({of}) is work that does not shrink with it"
     elif growth >= COMPUTE_GROWTH:
         why = f"a sample takes {growth:.1f} times as long as in {other.label} with {batch_per_rank(other):.0f}"

@@ -7,7 +7,8 @@ import msgspec
 
 from hpcdist.comparison import Spread, Statement, VariantRow
 from hpcdist.scaling import is_less
-from hpcdist.verdict_words import Case, format_accuracy, format_s, join_names, ranks, reached_target
+from hpcdist.units import format_accuracy, format_time
+from hpcdist.verdict_words import Case, join_names, ranks, reached_target
 
 OPTIONS = frozenset({"strategy", "ps_mode"})
 _NOTHING = Spread(median=0.0, low=0.0, high=0.0, count=0)
@@ -84,7 +85,7 @@ def _name_first(ordered: Sequence[VariantRow], tie: Sequence[VariantRow], target
     goal = f"{format_accuracy(target)} test accuracy"
     if len(tie) > 1:
         return f"no strategy is first at {goal} beyond doubt: {_names(tie)} are called equal"
-    times = [format_s(_time(row).median) for row in ordered[:2]]
+    times = [format_time(_time(row).median) for row in ordered[:2]]
     return f"{_names(tie)} is first at {goal}, after {times[0]}, and {_names(ordered[1:2])} after {times[1]}"
 
 
@@ -101,7 +102,7 @@ def _time(row: VariantRow) -> Spread:
 
 
 def _figures(row: VariantRow) -> str:
-    time = f", {format_s(row.time_to_target_s.median)} to the target" if row.time_to_target_s else ""
+    time = f", {format_time(row.time_to_target_s.median)} to the target" if row.time_to_target_s else ""
     accuracy = f", accuracy {format_accuracy(row.accuracy.median)}" if row.accuracy else ""
     return f"{_speed(row).median:,.0f} images/s{time}{accuracy}"
 

@@ -102,38 +102,6 @@ def compute_per_sample_s(row: VariantRow) -> float | None:
     return row.split.compute_s / batch if row.split and batch else None
 
 
-def format_s(seconds: float) -> str:
-    """`9.1 ms`, `91 ms`, `15.2 s`, `12.4 min`, `3.1 h`."""
-    if seconds < 1:
-        return f"{1e3 * seconds:.1f} ms" if seconds < 0.01 else f"{1e3 * seconds:.0f} ms"
-    if seconds < 600:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def format_percent(share: float) -> str:
-    """`84 %`; below a hundredth with a decimal."""
-    return f"{share:.0%}".replace("%", " %") if share >= 0.01 else f"{share:.1%}".replace("%", " %")
-
-
-def format_accuracy(share: float) -> str:
-    """`98.96 %`."""
-    return f"{100 * share:.2f} %"
-
-
-def format_rate(bytes_per_s: float) -> str:
-    """`2.4 MB/s`, decimal units, as networks have them."""
-    for unit, text in ((1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s")):
-        if bytes_per_s >= unit:
-            return f"{bytes_per_s / unit:.3g} {text}"
-    return f"{bytes_per_s:.0f} B/s"
-
-
-def format_size(size_bytes: float) -> str:
-    """`228 kB`, decimal units, as networks have them."""
-    return format_rate(size_bytes).removesuffix("/s")
-
-
 def format_spread(one: Spread, form: Callable[[float], str]) -> str:
     """`15.2 s (14.9 to 15.6 s in 3 runs)`; of a single run `15.2 s (1 run)`."""
     if one.count == 1:
@@ -141,13 +109,6 @@ def format_spread(one: Spread, form: Callable[[float], str]) -> str:
     low, high = form(one.low), form(one.high)
     unit = " " + high.rpartition(" ")[2]
     return f"{form(one.median)} ({low.removesuffix(unit)} to {high} in {one.count} runs)"
-
-
-def format_hours(hours: float, of: str) -> str:
-    """`2.5 GPU-hours`, `4.2 GPU-minutes`, `16 GPU-seconds`."""
-    if hours >= 1:
-        return f"{hours:.3g} {of}-hours"
-    return f"{60 * hours:.3g} {of}-minutes" if 60 * hours >= 1 else f"{3600 * hours:.3g} {of}-seconds"
 
 
 def name_ranks(count: int, row: VariantRow) -> str:

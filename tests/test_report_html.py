@@ -13,10 +13,11 @@ import pytest
 
 from hpcdist.comparison import Spread, TrialRow, VariantRow
 from hpcdist.render import read_templates
-from hpcdist.report_cells import format_evidence, format_money, format_number, format_seconds, spread_cell
+from hpcdist.report_cells import format_evidence, spread_cell
 from hpcdist.report_html import render_html
 from hpcdist.report_tables import describe_fit, tabulate_predictions, tabulate_speed, tabulate_trials
 from hpcdist.spec import Layout, Site
+from hpcdist.units import format_money, format_number, format_seconds
 
 NAMES = ["plain", "sparse", "sweep", "hostile"]
 VOID = {"meta", "link", "br", "hr", "img", "input"}

@@ -30,7 +30,8 @@ from hpcdist.train.meeting import CHECKS, BadNodeError, Meeting
 from hpcdist.train.nodes import Facts, Member, find_fault, find_skew
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.probing import format_size, measure_all_reduces, settle
+from hpcdist.train.probing import measure_all_reduces, settle
+from hpcdist.units import format_size
 
 VISIBLE_TIMEOUT_S = 30.0  # a shared folder may show a new file late
 WARN_SKEW_S = 1.0

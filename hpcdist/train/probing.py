@@ -58,11 +58,3 @@ def settle(device: torch.device) -> None:
     """Waits for the GPU, so that a time taken now is that of work done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def format_size(size_bytes: int) -> str:
-    """`4 B`, `228 kB`, `4 MB`."""
-    for unit, text in ((1_000_000, "MB"), (1000, "kB")):
-        if size_bytes >= unit:
-            return f"{size_bytes // unit} {text}"
-    return f"{size_bytes} B"
