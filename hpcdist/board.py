@@ -1,8 +1,9 @@
 """`tb_logs/`: what hpcdist adds beside a run's curves in TensorBoard when the run is over."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -10,12 +11,14 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from hpcdist.comparison import Comparison
 from hpcdist.joined import JobRecord
 from hpcdist.record import Efficiency, TrainingMetrics
 from hpcdist.seff import format_seff
 from hpcdist.timeline import PARTS
 from hpcdist.usage_curve import FIGURES, UsageCurve
+
+if TYPE_CHECKING:  # matplotlib takes longer to import than a job's end has any use for
+    from hpcdist.plots import Plot
 
 # TensorBoard takes any file with "tfevents" in its name; fixed names per run are replaced, not added to.
 EVENT_FILE = "events.out.tfevents.0.efficiency"
@@ -95,23 +98,21 @@ def write_usage(folder: Path, curves: Sequence[UsageCurve]) -> None:
         _write_events(folder / USAGE_FILE, curves[0].started_at_s, events)
 
 
-def write_plots(folder: Path, comparison: Comparison) -> None:
-    """Writes a study's plots for TensorBoard's page of images; the folder is made.
+def write_plots(folder: Path, made_at_s: float, plots: Iterable["Plot"]) -> None:
+    """Writes a study's plots, drawn as PNG, for TensorBoard's page of images; the folder is made.
 
     Like `write_efficiency` a function of the figures alone. A study of which nothing can be drawn gets no file.
     """
-    # Only here: matplotlib takes longer to import than a job's end has any use for.
-    from hpcdist.plots import draw_images
-
     values = []
-    for image in draw_images(comparison):
-        picture = Summary.Image(
-            height=image.height, width=image.width, colorspace=_RGBA, encoded_image_string=image.png
-        )
-        values.append(Summary.Value(tag=f"report/{image.key}", image=picture))
+    for plot in plots:
+        if plot.png is not None:
+            # Both stand at the same place in every PNG: the first chunk after the signature (PNG, 11.2.2).
+            width, height = int.from_bytes(plot.png[16:20]), int.from_bytes(plot.png[20:24])
+            image = Summary.Image(height=height, width=width, colorspace=_RGBA, encoded_image_string=plot.png)
+            values.append(Summary.Value(tag=f"report/{plot.key}", image=image))
     if values:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_values(folder / PLOTS_FILE, comparison.made_at_s, values)
+        _write_values(folder / PLOTS_FILE, made_at_s, values)
 
 
 def _write(path: Path, ended_at_s: float | None, scalars: Mapping[str, float | None], text: Summary.Value) -> None:

@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from hpcdist.printable import printable
@@ -106,8 +108,9 @@ def format_svg(figure: Figure, title: str) -> str:
         title: What it shows, for those who can't see it.
     """
     text = io.StringIO()
+    # Not `savefig`, which draws everything twice; nothing here needs its first pass.
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(text, format="svg", metadata=metadata)
+    FigureCanvasSVG(figure).print_svg(text, metadata=metadata)  # type: ignore[no-untyped-call]
     root = ElementTree.fromstring(text.getvalue())  # noqa: S314 matplotlib's own text, not one from outside
     for element in root.iter():
         _make_inline(element)
@@ -129,13 +132,14 @@ def format_svg(figure: Figure, title: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def format_png(figure: Figure) -> tuple[bytes, int, int]:
-    """The figure as a PNG on white, with its width and height in pixels."""
+def format_png(figure: Figure) -> bytes:
+    """The figure as a PNG on white; one that was drawn before keeps its layout."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
-    # Both stand at the same place in every PNG: the first chunk after the signature (PNG specification, 11.2.2).
-    png = data.getvalue()
-    return png, int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+    figure.set_layout_engine("none")
+    figure.set_dpi(_PNG_DPI)
+    figure.set_facecolor("white")
+    FigureCanvasAgg(figure).print_png(data, metadata={"Software": None})  # type: ignore[no-untyped-call]
+    return data.getvalue()
 
 
 def _make_inline(element: ElementTree.Element) -> None:

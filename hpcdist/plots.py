@@ -4,7 +4,8 @@ Which ones: what readers of a scaling study expect. The same comparison gives th
 matplotlib, so commands do it only where they draw.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -27,24 +28,17 @@ class Plot(NamedTuple):
         key: Stays the same between releases.
         title: What it shows.
         caption: How to read it.
-        svg: An `<svg>` element for a page; None where there is nothing to show.
         missing: What nobody measured, where there is nothing to show.
+        svg: An `<svg>` element for a page; None where there is nothing to show.
+        png: The same picture on white; None likewise, and where it is not wanted.
     """
 
     key: str
     title: str
     caption: str
-    svg: str | None
     missing: str
-
-
-class Image(NamedTuple):
-    """A plot as a picture: PNG bytes, and its size in pixels."""
-
-    key: str
-    png: bytes
-    width: int
-    height: int
+    svg: str | None
+    png: bytes | None
 
 
 class _Kind(NamedTuple):
@@ -112,18 +106,30 @@ _KINDS = (
 )
 
 
-def draw_plots(comparison: Comparison) -> tuple[Plot, ...]:
-    """All plots in the report's order; those with nothing to show are there too, without a picture."""
+def draw_plots(comparison: Comparison, *, png: bool = False) -> tuple[Plot, ...]:
+    """All plots in the report's order; those with nothing to show are there too, without a picture.
+
+    Args:
+        comparison: The report.
+        png: Whether they are wanted as PNG, too.
+    """
     few = _limit(comparison)
     shown, all_rows = len(few.rows), len(comparison.rows)
     note = f" {shown} of {all_rows} variants are drawn." if shown < all_rows else ""
-    plots = []
-    for kind in _KINDS:
-        with plot_style(kind.key):
-            figure = kind.draw(few)
-            svg = format_svg(figure, kind.title) if figure else None
-        plots.append(Plot(kind.key, kind.title, kind.caption + note, svg, kind.missing))
-    return tuple(plots)
+    return tuple(
+        _draw(kind.key, kind.title, kind.caption + note, kind.missing, partial(kind.draw, few), png=png)
+        for kind in _KINDS
+    )
+
+
+def _draw(
+    key: str, title: str, caption: str, missing: str, draw: Callable[[], Figure | None], *, png: bool = False
+) -> Plot:
+    """A plot drawn once, in each of its forms."""
+    with plot_style(key):
+        figure = draw()
+        svg = format_svg(figure, title) if figure else None
+        return Plot(key, title, caption, missing, svg, format_png(figure) if figure and png else None)
 
 
 def draw_usage_plots(comparison: Comparison) -> tuple[Plot, ...]:
@@ -137,11 +143,8 @@ def draw_usage_plots(comparison: Comparison) -> tuple[Plot, ...]:
         caption = f"Run {usage.run}, repeat {usage.repeat}; a point is the mean of {every_s:g} s, of memory the peak."
         if len(usage.curves) > MOST_RANKS:
             caption += f" {MOST_RANKS} of {len(usage.curves)} ranks are drawn."
-        key, title = f"usage-{number}", f"{row.label}: use over time"
-        with plot_style(key):
-            figure = draw_usage(usage.curves)
-            svg = format_svg(figure, title) if figure else None
-        plots.append(Plot(key, title, caption, svg, "the job was over before the first sample"))
+        missing, draw = "the job was over before the first sample", partial(draw_usage, usage.curves)
+        plots.append(_draw(f"usage-{number}", f"{row.label}: use over time", caption, missing, draw))
     return tuple(plots)
 
 
@@ -150,14 +153,3 @@ def _limit(comparison: Comparison) -> Comparison:
     rows = sorted(enumerate(comparison.rows), key=lambda place: not place[1].is_baseline)[:MOST_VARIANTS]
     kept = tuple(row for _, row in sorted(rows, key=lambda place: place[0]))
     return comparison if len(kept) == len(comparison.rows) else msgspec.structs.replace(comparison, rows=kept)
-
-
-def draw_images(comparison: Comparison) -> Iterator[Image]:
-    """The plots that show something, on white."""
-    few = _limit(comparison)
-    for kind in _KINDS:
-        with plot_style(kind.key):
-            figure = kind.draw(few)
-            image = format_png(figure) if figure else None
-        if image:
-            yield Image(kind.key, *image)

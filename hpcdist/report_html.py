@@ -34,8 +34,13 @@ DASH = "–"
 _IMPOSSIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 
 
-def render_html(comparison: Comparison) -> str:
-    """The report as a whole HTML page; the same comparison gives the same text."""
+def render_html(comparison: Comparison, plots: Sequence[Plot] | None = None) -> str:
+    """The report as a whole HTML page; the same comparison gives the same text.
+
+    Args:
+        comparison: The report.
+        plots: Its plots, where they are drawn already.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(packaged_templates() / "report"),
         autoescape=True,
@@ -44,7 +49,8 @@ def render_html(comparison: Comparison) -> str:
         lstrip_blocks=True,
         finalize=_print,
     )
-    plots, usage = draw_plots(comparison), draw_usage_plots(comparison)
+    plots = draw_plots(comparison) if plots is None else plots
+    usage = draw_usage_plots(comparison)
     return environment.get_template("report.html.j2").render(
         study=comparison.study,
         made_at=format_moment(comparison.made_at_s),

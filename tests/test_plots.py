@@ -2,6 +2,7 @@
 
 import functools
 import re
+import struct
 import subprocess
 import sys
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ from hpcdist.drawing import plot_style
 from hpcdist.plot_marks import choose_looks, side_by_side
 from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, name_baseline, predict_speedup
 from hpcdist.plot_use import choose_time, draw_accuracy_over_time, draw_cost, draw_step, draw_use, parts_of
-from hpcdist.plots import draw_images, draw_plots
+from hpcdist.plots import draw_plots
 
 KEYS = [
     *("speedup", "efficiency", "throughput", "throughput-per-rank", "step", "accuracy-time", "accuracy-hours"),
@@ -32,7 +33,7 @@ def texts(svg):
 @functools.cache
 def drawn(name):
     """The plots of an example, drawn once."""
-    return draw_plots(getattr(comparisons, name)())
+    return draw_plots(getattr(comparisons, name)(), png=True)
 
 
 def svgs(name):
@@ -65,16 +66,16 @@ def test_nothing_is_drawn_of_what_nobody_measured():
 
 def test_same_comparison_gives_the_same_bytes_in_another_process():
     code = "import sys; sys.path.insert(0, 'tests'); import comparisons; from hpcdist.plots import *\n"
-    code += "p = comparisons.plain(); sys.stdout.write(repr((draw_plots(p), list(draw_images(p)))))"
+    code += "p = comparisons.plain(); sys.stdout.write(repr(draw_plots(p, png=True)))"
     once = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert once == repr((drawn("plain"), list(draw_images(comparisons.plain()))))
+    assert once == repr(drawn("plain"))
 
 
 def test_users_matplotlibrc_changes_nothing(monkeypatch):
     import matplotlib as mpl
 
     with mpl.rc_context({"axes.facecolor": "red", "font.size": 30, "svg.fonttype": "path"}):
-        assert draw_plots(comparisons.plain()) == drawn("plain")
+        assert draw_plots(comparisons.plain(), png=True) == drawn("plain")
         assert mpl.rcParams["font.size"] == 30
 
 
@@ -252,19 +253,20 @@ def test_points_at_the_same_number_of_ranks_stand_side_by_side():
     assert places[1] < 2 < places[2]
 
 
-def test_images_are_pngs_of_the_size_they_say():
-    images = list(draw_images(comparisons.plain()))
-    assert [image.key for image in images] == KEYS
-    for image in images:
-        assert image.png.startswith(b"\x89PNG\r\n\x1a\n")
-        assert image.width > 600
-        assert image.height > 250
+def test_images_are_pngs_with_their_size():
+    plots = drawn("plain")
+    assert [plot.key for plot in plots] == KEYS
+    for plot in plots:
+        assert plot.png.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack(">II", plot.png[16:24])
+        assert width > 600
+        assert height > 250
 
 
 def test_tensorboard_reads_the_plots_as_images(tmp_path):
     folder = tmp_path / "tb_logs" / "mnist-layouts" / "report"
-    board.write_plots(folder, comparisons.plain())
-    board.write_plots(folder, comparisons.plain())  # replaced, not added to
+    board.write_plots(folder, 1.0, drawn("plain"))
+    board.write_plots(folder, 1.0, drawn("plain"))  # replaced, not added to
     files = list(folder.iterdir())
     events = list(EventFileLoader(str(files[0])).Load())
     tags = [value.tag for event in events for value in event.summary.value]
@@ -275,7 +277,7 @@ def test_tensorboard_reads_the_plots_as_images(tmp_path):
 
 
 def test_tensorboard_gets_no_file_where_nothing_can_be_drawn(tmp_path):
-    board.write_plots(tmp_path / "report", comparisons.sparse())
+    board.write_plots(tmp_path / "report", 1.0, drawn("sparse"))
     assert not (tmp_path / "report").exists()
 
 

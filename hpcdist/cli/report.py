@@ -48,9 +48,8 @@ def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: 
     root = find_project(Path.cwd()).root
     comparison = report_on(names, root, details=html is not None)
     if html is not None:
-        _write_html(comparison, Path(html))
-        if names[0] in name_studies(root):
-            _write_plots(comparison, root / "tb_logs" / names[0] / "report")
+        is_study = names[0] in name_studies(root)
+        _write_html(comparison, Path(html), root / "tb_logs" / names[0] / "report" if is_study else None)
     if as_json:
         print_json(comparison)
     elif as_csv:
@@ -62,22 +61,22 @@ def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: 
         click.echo("\n".join(format_comparison(comparison, None if columns == WIDEST else columns)))
 
 
-def _write_html(comparison: Comparison, path: Path) -> None:
-    # Only now: it draws its plots with matplotlib, which takes a second to load.
+def _write_html(comparison: Comparison, path: Path, board_folder: Path | None) -> None:
+    """Writes the page, and a study's plots for TensorBoard."""
+    # Only now: matplotlib takes a second to load.
+    from hpcdist.plots import draw_plots
     from hpcdist.report_html import render_html
 
-    text = render_html(comparison)
+    plots = draw_plots(comparison, png=board_folder is not None)
     try:
-        write_atomically(path, text.encode())
+        write_atomically(path, render_html(comparison, plots).encode())
     except OSError as error:
         raise HpcdistError(f"can't write {path}: {error.strerror}", "choose another file for --html") from None
     click.echo(f"written: {path}", err=True)
+    if board_folder is not None:
+        from hpcdist.board import write_plots
 
-
-def _write_plots(comparison: Comparison, folder: Path) -> None:
-    from hpcdist.board import write_plots
-
-    try:
-        write_plots(folder, comparison)
-    except OSError as error:
-        click.echo(f"warning: no plots for TensorBoard in {folder}: {error.strerror}", err=True)
+        try:
+            write_plots(board_folder, comparison.made_at_s, plots)
+        except OSError as error:
+            click.echo(f"warning: no plots for TensorBoard in {board_folder}: {error.strerror}", err=True)
