@@ -3,6 +3,7 @@
 Every figure is None where nobody measured it, or where it can't be known.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -166,6 +167,16 @@ class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
     bandwidth_bytes_per_s: float | None = None
     global_batch_size: int | None = None
     same_as: tuple[str, ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        """Ranks that worked; where nobody knows, those asked for."""
+        return self.ranks_worked or self.ranks_asked
+
+
+def name_rank(rows: Sequence[VariantRow]) -> str:
+    """What a rank is called in a study: a GPU where every layout has them."""
+    return "GPU" if all(row.layout.gpus for row in rows) else "rank"
 
 
 SPREAD_FIGURES = (

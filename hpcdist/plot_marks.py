@@ -31,17 +31,17 @@ class Look(NamedTuple):
     setting: str
 
 
-def choose_looks(rows: Sequence[VariantRow]) -> list[Look]:
-    """A look for each row: colours go to layouts, shapes to settings, both in the order they come in."""
+def choose_looks(rows: Sequence[VariantRow]) -> dict[str, Look]:
+    """A look for each row, by its label: colours go to layouts, shapes to settings, both in the order they come in."""
     layouts = list(dict.fromkeys(row.layout.name for row in rows))
     settings = list(dict.fromkeys(format_settings(row.settings) for row in rows))
-    looks = []
+    looks = {}
     for row in rows:
         layout = row.layout.name
         place = settings.index(format_settings(row.settings)) if len(settings) > 1 else layouts.index(layout)
         colour = LAYOUT_COLOURS[layouts.index(layout) % len(LAYOUT_COLOURS)]
         setting = _name_settings(row) if len(settings) > 1 else ""
-        looks.append(Look(colour, MARKERS[place % len(MARKERS)], layout, setting))
+        looks[row.label] = Look(colour, MARKERS[place % len(MARKERS)], layout, setting)
     return looks
 
 
@@ -54,16 +54,6 @@ def _name_settings(row: VariantRow) -> str:
 def format_settings(settings: dict[str, Any]) -> str:
     """`batch_size=128 precision=32`; empty for no settings."""
     return " ".join(f"{key}={value}" for key, value in settings.items())
-
-
-def ranks_of(row: VariantRow) -> int:
-    """The ranks a figure of that row comes from."""
-    return row.ranks_worked or row.ranks_asked
-
-
-def scale_spread(spread: Spread, factor: float) -> Spread:
-    """The spread in another unit."""
-    return Spread(median=spread.median * factor, low=spread.low * factor, high=spread.high * factor, count=spread.count)
 
 
 def draw_point(axes: Axes, x: float | Spread, y: Spread, look: Look) -> None:
@@ -143,17 +133,15 @@ def side_by_side(numbers: Sequence[int]) -> list[float]:
     return places
 
 
-def draw_bars(
-    rows: Sequence[VariantRow], looks: Sequence[Look], read: Callable[[VariantRow], Spread | None], title: str
-) -> Figure | None:
+def draw_bars(rows: Sequence[VariantRow], read: Callable[[VariantRow], Spread | None], title: str) -> Figure | None:
     """A bar from zero per variant, its name above it and its figure at its end; None where no variant has one."""
-    spreads = [read(row) for row in rows]
+    spreads, looks = [read(row) for row in rows], choose_looks(rows)
     most = max((spread.high for spread in spreads if spread), default=0.0)
     if most <= 0:
         return None
     figure, axes = new_slots([row.label for row in rows], title)
     axes.set_xlim(0, most * 1.2)
-    for place, (spread, look) in enumerate(zip(spreads, looks, strict=True)):
+    for place, (spread, look) in enumerate(zip(spreads, looks.values(), strict=True)):
         if spread is None:
             axes.text(most * 0.01, place, "– not measured", va="center", alpha=0.7, size=9)
             continue

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from hpcdist.comparison import Comparison, Fit, Spread, VariantRow
+from hpcdist.comparison import Comparison, Fit, Spread, VariantRow, name_rank
 from hpcdist.drawing import INK, label, new_axes
 from hpcdist.plot_marks import (
     choose_looks,
@@ -16,12 +17,10 @@ from hpcdist.plot_marks import (
     draw_legend,
     draw_point,
     format_settings,
-    ranks_of,
-    scale_spread,
     show_ranks,
     side_by_side,
 )
-from hpcdist.scaling import EFFICIENCY_LINE
+from hpcdist.scaling import EFFICIENCY_LINE, scale
 
 # How far a fitted law is drawn beyond the last measured point.
 _BEYOND = 2
@@ -35,17 +34,17 @@ def draw_speedup(comparison: Comparison) -> Figure | None:
     base = next((row for row in comparison.rows if row.is_baseline), None)
     if base is None or not _differ_in_ranks(rows):
         return None
-    looks = dict(zip((row.label for row in comparison.rows), choose_looks(comparison.rows), strict=True))
+    looks = choose_looks(comparison.rows)
     figure, axes = new_axes(3.5)
     axes.set_title(f"speedup over {label(name_baseline(comparison.rows) or '', 36)}")
-    ranks = [ranks_of(row) for row in rows]
+    ranks = [row.ranks for row in rows]
     laws = [fit for fit in comparison.fits if fit.note is None and fit.law in _LAWS and fit.ranks][:_MOST_LAWS]
-    ticks = sorted({*ranks, ranks_of(base), *[_BEYOND * max(fit.ranks) for fit in laws]})
+    ticks = sorted({*ranks, base.ranks, *[_BEYOND * max(fit.ranks) for fit in laws]})
     show_ranks(axes, ticks)
     axes.set_yscale("log", base=2)
-    ends = [min(ranks_of(base), *ranks), max(ticks)]
-    axes.plot(ends, [end / ranks_of(base) for end in ends], color=INK, linestyle=":", linewidth=1.4, alpha=0.75)
-    extra = [Line2D([], [], color=INK, linestyle=":", linewidth=1.4, alpha=0.75, label="ideal")]
+    ends = [min(base.ranks, *ranks), max(ticks)]
+    ideal = [end / base.ranks for end in ends]
+    extra = axes.plot(ends, ideal, color=INK, linestyle=":", linewidth=1.4, alpha=0.75, label="ideal")
     for place, fit in enumerate(laws):
         extra.append(_draw_law(axes, fit, alpha=0.9 - 0.2 * place, width=1.1 + 0.8 * place))
     if laws:
@@ -64,7 +63,7 @@ def draw_speedup(comparison: Comparison) -> Figure | None:
 
 
 def _differ_in_ranks(rows: Sequence[VariantRow]) -> bool:
-    return len({ranks_of(row) for row in rows}) > 1
+    return len({row.ranks for row in rows}) > 1
 
 
 def name_baseline(rows: Sequence[VariantRow]) -> str | None:
@@ -82,9 +81,8 @@ def _draw_law(axes: Axes, fit: Fit, *, alpha: float, width: float) -> Line2D:
     for (start, end), line in (((min(fit.ranks), last), "-"), ((last, _BEYOND * last), "--")):
         ranks = [start * (end / start) ** (step / 40) for step in range(41)]
         points = [(at, value) for at in ranks if (value := predict_speedup(fit, at)) is not None and value > 0]
-        axes.plot(
-            *zip(*points, strict=True), color=INK, linestyle=line, linewidth=width, alpha=alpha
-        ) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), color=INK, linestyle=line, linewidth=width, alpha=alpha)
     return Line2D([], [], color=INK, linestyle="-", linewidth=width, alpha=alpha, label=label(name, 32))
 
 
@@ -106,38 +104,31 @@ def draw_efficiency(comparison: Comparison) -> Figure | None:
     rows = [row for row in comparison.rows if row.efficiency is not None]
     if not _differ_in_ranks(rows):
         return None
-    looks = dict(zip((row.label for row in comparison.rows), choose_looks(comparison.rows), strict=True))
+    looks = choose_looks(comparison.rows)
     figure, axes = new_axes(3.5)
     axes.set_title("parallel efficiency, %")
-    ranks = [ranks_of(row) for row in rows]
+    ranks = [row.ranks for row in rows]
     show_ranks(axes, ranks)
-    axes.axhline(100 * EFFICIENCY_LINE, color=INK, linestyle="--", linewidth=1.2, alpha=0.75)
+    line = axes.axhline(100 * EFFICIENCY_LINE, color=INK, linestyle="--", linewidth=1.2, alpha=0.75, label="75 % line")
     most = 0.0
     for row, x in zip(rows, side_by_side(ranks), strict=True):
         if row.efficiency:
-            draw_point(axes, x, scale_spread(row.efficiency, 100), looks[row.label])
+            draw_point(axes, x, scale(row.efficiency, 100), looks[row.label])
             most = max(most, row.efficiency.high)
     axes.set_ylim(0, max(110, 105 * most))
-    line = Line2D([], [], color=INK, linestyle="--", linewidth=1.2, alpha=0.75, label="75 % line")
     draw_legend(figure, [looks[row.label] for row in rows], [line])
     return figure
 
 
 def draw_throughput(comparison: Comparison) -> Figure | None:
     """Images per second of each variant."""
-    return draw_bars(comparison.rows, choose_looks(comparison.rows), lambda row: row.images_per_s, "images/s")
+    return draw_bars(comparison.rows, attrgetter("images_per_s"), "images/s")
 
 
 def draw_throughput_per_rank(comparison: Comparison) -> Figure | None:
     """Images per second of each variant's single rank."""
-    title = f"images/s per {name_rank(comparison.rows)}"
-    return draw_bars(comparison.rows, choose_looks(comparison.rows), _per_rank, title)
 
+    def per_rank(row: VariantRow) -> Spread | None:
+        return row.images_per_s and scale(row.images_per_s, 1 / row.ranks)
 
-def name_rank(rows: Sequence[VariantRow]) -> str:
-    """What a rank is in this study: a GPU where every layout has them."""
-    return "GPU" if all(row.layout.gpus for row in rows) else "rank"
-
-
-def _per_rank(row: VariantRow) -> Spread | None:
-    return row.images_per_s and scale_spread(row.images_per_s, 1 / ranks_of(row))
+    return draw_bars(comparison.rows, per_rank, f"images/s per {name_rank(comparison.rows)}")

@@ -5,13 +5,13 @@ from operator import attrgetter
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator
 
-from hpcdist.comparison import Comparison, Spread, TrialRow, VariantRow
+from hpcdist.comparison import Comparison, Spread, TrialRow, VariantRow, name_rank
 from hpcdist.drawing import INK, PAPER, PART_COLOURS, label, new_axes
-from hpcdist.plot_marks import choose_looks, draw_legend, draw_point, new_slots, scale_spread
+from hpcdist.plot_marks import choose_looks, draw_legend, draw_point, new_slots
+from hpcdist.scaling import scale
 from hpcdist.units import format_seconds
 
 _USES = (("CPU", "cpu_efficiency", 0.8), ("memory", "memory_efficiency", 0.35), ("GPU", "gpu_efficiency", 0.5))
@@ -68,29 +68,25 @@ def draw_accuracy_over_time(comparison: Comparison) -> Figure | None:
 
 def draw_accuracy_over_gpu_hours(comparison: Comparison) -> Figure | None:
     """Test accuracy against what was taken for it."""
-    return _draw_accuracy(comparison, attrgetter("gpu_hours"), _gpu_hours_per_s, 1.0, name_hours(comparison.rows))
 
+    def per_s(trial: TrialRow) -> float | None:
+        return trial.gpu_hours / trial.wall_s if trial.gpu_hours is not None and trial.wall_s else None
 
-def _gpu_hours_per_s(trial: TrialRow) -> float | None:
-    return trial.gpu_hours / trial.wall_s if trial.gpu_hours is not None and trial.wall_s else None
-
-
-def name_hours(rows: Sequence[VariantRow]) -> str:
-    """What the study's hours count: those of ranks where no layout has GPUs."""
-    return "GPU-hours" if any(row.layout.gpus for row in rows) else "rank-hours"
+    hours = f"{name_rank(comparison.rows)}-hours"
+    return _draw_accuracy(comparison, attrgetter("gpu_hours"), per_s, 1.0, hours)
 
 
 def _draw_accuracy(
     comparison: Comparison,
     read: Callable[[VariantRow], Spread | None],
     per_s: Callable[[TrialRow], float | None],
-    scale: float,
+    per_unit: float,
     unit: str,
 ) -> Figure | None:
     rows = [row for row in comparison.rows if row.accuracy and read(row)]
     if not rows:
         return None
-    looks = dict(zip((row.label for row in comparison.rows), choose_looks(comparison.rows), strict=True))
+    looks = choose_looks(comparison.rows)
     figure, axes = new_axes(3.5)
     axes.set_title("test accuracy, %")
     axes.set_xlabel(unit)
@@ -100,11 +96,11 @@ def _draw_accuracy(
     for row in rows:
         x, y = read(row), row.accuracy
         if x and y:
-            draw_point(axes, scale_spread(x, scale), scale_spread(y, 100), looks[row.label])
+            draw_point(axes, scale(x, per_unit), scale(y, 100), looks[row.label])
     extra = []
     if comparison.study.target_accuracy is not None:
-        axes.axhline(100 * comparison.study.target_accuracy, color=INK, linestyle="--", linewidth=1.2, alpha=0.75)
-        extra = [Line2D([], [], color=INK, linestyle="--", linewidth=1.2, alpha=0.75, label="target")]
+        goal = 100 * comparison.study.target_accuracy
+        extra = [axes.axhline(goal, color=INK, linestyle="--", linewidth=1.2, alpha=0.75, label="target")]
     axes.set_xlim(left=0)
     low, high = axes.get_ylim()
     # Points one on the other would be blown up to look apart: the axis spans at least a percent.
@@ -129,14 +125,14 @@ def draw_cost(comparison: Comparison) -> Figure | None:
     rows = [row for row in comparison.rows if row.wall_s and read(row)]
     if not rows:
         return None
-    looks = dict(zip((row.label for row in comparison.rows), choose_looks(comparison.rows), strict=True))
+    looks = choose_looks(comparison.rows)
     unit_s, unit = choose_time([row.wall_s.high for row in rows if row.wall_s])
     figure, axes = new_axes(3.5)
-    axes.set_title(f"cost of a run, {label(comparison.currency or name_hours(rows), 24)}")
+    axes.set_title(f"cost of a run, {label(comparison.currency or f'{name_rank(rows)}-hours', 24)}")
     axes.set_xlabel(f"wall-clock, {unit}")
     for row in rows:
         if row.wall_s:
-            draw_point(axes, scale_spread(row.wall_s, 1 / unit_s), read(row), looks[row.label])
+            draw_point(axes, scale(row.wall_s, 1 / unit_s), read(row), looks[row.label])
     axes.set_xlim(0, 1.08 * max(row.wall_s.high for row in rows if row.wall_s) / unit_s or 1)
     axes.set_ylim(0, 1.12 * max(read(row).high for row in rows) or 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from hpcdist.comparison import Comparison, Statement, VariantRow
+from hpcdist.comparison import Comparison, Statement, VariantRow, name_rank
 from hpcdist.plot_scaling import name_baseline
 from hpcdist.plots import Plot, draw_plots, draw_usage_plots
 from hpcdist.printable import printable
@@ -19,7 +19,6 @@ from hpcdist.render import packaged_templates
 from hpcdist.report_cells import format_evidence
 from hpcdist.report_reference import describe_references, tabulate_references
 from hpcdist.report_tables import (
-    name_rank,
     tabulate_fits,
     tabulate_predictions,
     tabulate_speed,
@@ -107,7 +106,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str | None]]:
     if others:
         tiles.append(("Jobs not completed", ", ".join(others)))
     known = "" if len(hours) == len(trials) else f" (of {len(hours)} jobs)"
-    tiles.append((f"{name_rank(comparison)}-hours in all", format_number(sum(hours)) + known if hours else None))
+    tiles.append((f"{name_rank(comparison.rows)}-hours in all", format_number(sum(hours)) + known if hours else None))
     if comparison.currency is not None:
         known = "" if len(costs) == len(trials) else f" (of {len(costs)} jobs)"
         tiles.append(("Cost in all", f"{format_money(sum(costs))} {comparison.currency}{known}" if costs else None))

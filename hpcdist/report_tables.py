@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hpcdist.comparison import Comparison, Fit, TrialRow, VariantRow
+from hpcdist.comparison import Comparison, Fit, TrialRow, VariantRow, name_rank
 from hpcdist.job_status import ENDED_STATES
 from hpcdist.report_cells import Cell, Heading, Line, Mark, Table, efficiency_cell, spread_cell
 from hpcdist.units import (
@@ -34,14 +34,9 @@ def _headings(*headings: str | tuple[str, str] | tuple[str, str, Mark]) -> tuple
     return tuple(Heading(one) if isinstance(one, str) else Heading(*one) for one in headings)
 
 
-def name_rank(comparison: Comparison) -> str:
-    """What a rank is called in this study: a GPU where a layout has them."""
-    return "GPU" if any(row.layout.gpus for row in comparison.rows) else "rank"
-
-
 def tabulate_speed(comparison: Comparison) -> Table:
     """How fast each variant was, and how well it scaled."""
-    kind = name_rank(comparison)
+    kind = name_rank(comparison.rows)
     headings = _headings(
         "Layout",
         (f"{kind}s worked", "of asked"),
@@ -95,7 +90,7 @@ def tabulate_use(comparison: Comparison) -> Table:
         ("by loaders", "of requested"),
         ("Memory used", "of requested"),
         ("GPU used", "mean"),
-        f"{name_rank(comparison)}-hours",
+        f"{name_rank(comparison.rows)}-hours",
         ("Cost", money),
         ("Cost to target", money),
         ("Goodput", "ETTR"),
@@ -260,7 +255,7 @@ def tabulate_trials(comparison: Comparison) -> Table:
         "Wall-clock",
         ("Throughput", "images/s"),
         "Accuracy",
-        f"{name_rank(comparison)}-hours",
+        f"{name_rank(comparison.rows)}-hours",
         ("Cost", comparison.currency or "no prices given"),
     )
     lines = tuple(_trial_line(row, trial) for row in comparison.rows for trial in row.trials)

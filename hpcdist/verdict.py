@@ -19,7 +19,7 @@ from hpcdist.verdict_steps import (
     is_mostly_network,
 )
 from hpcdist.verdict_strategies import find_strategies
-from hpcdist.verdict_words import Case, build_case, name_ranks, ranks
+from hpcdist.verdict_words import Case, build_case, name_ranks
 
 MOST_PER_RULE = 3
 """A rule that fires for every variant of a large sweep says the same each time."""
@@ -72,7 +72,7 @@ def find_unexplained(row: VariantRow, case: Case) -> Statement | None:
     return Statement(
         code="unexplained",
         sentence=f"{row.label} has {format_percent(efficiency.median)} efficiency with "
-        f"{name_ranks(ranks(row), row)}, and no single cause stands out: of each step of {format_time(split.step_s)} "
+        f"{name_ranks(row.ranks, row)}, and no single cause stands out: of each step of {format_time(split.step_s)} "
         f"{parts}.",
         variant=row.label,
         evidence={

@@ -6,7 +6,7 @@ from operator import attrgetter
 from hpcdist.comparison import Spread, Statement, VariantRow
 from hpcdist.scaling import EFFICIENCY_LINE, compare_spreads, is_less
 from hpcdist.units import format_accuracy, format_hours, format_percent, format_time
-from hpcdist.verdict_words import Case, format_spread, join_names, name_ranks, ranks, reached_target, size
+from hpcdist.verdict_words import Case, format_spread, join_names, name_ranks, reached_target, size
 
 Figure = Callable[[VariantRow], Spread | None]
 
@@ -179,11 +179,11 @@ def _most_ranks(case: Case) -> Statement | None:
     for row in group[1:]:
         own, others = figure(row), figure(worth)
         on_line = row.efficiency is not None and row.efficiency.median >= EFFICIENCY_LINE
-        if on_line and ranks(row) > ranks(worth) and own and others and is_less(own, others):
+        if on_line and row.ranks > worth.ranks and own and others and is_less(own, others):
             worth = row
-    beyond = [row for row in group if ranks(row) > ranks(worth)]
-    sentence = f"The most worth asking for is {name_ranks(ranks(worth), worth)} ({worth.label})"
-    evidence: dict[str, float | str] = {"ranks": ranks(worth), "efficiency_line": EFFICIENCY_LINE}
+    beyond = [row for row in group if row.ranks > worth.ranks]
+    sentence = f"The most worth asking for is {name_ranks(worth.ranks, worth)} ({worth.label})"
+    evidence: dict[str, float | str] = {"ranks": worth.ranks, "efficiency_line": EFFICIENCY_LINE}
     if worth.efficiency and not worth.is_baseline:
         sentence += f", at {format_percent(worth.efficiency.median)} parallel efficiency"
         evidence["efficiency"] = worth.efficiency.median
@@ -201,4 +201,4 @@ def _why_no_more(beyond: Sequence[VariantRow]) -> str:
     if best.efficiency.median >= EFFICIENCY_LINE:
         return f"; {best.label} has {efficiency} efficiency, but does not end earlier beyond doubt"
     line = format_percent(EFFICIENCY_LINE)
-    return f"; {best.label} with {name_ranks(ranks(best), best)} has {efficiency}, under the {line} line"
+    return f"; {best.label} with {name_ranks(best.ranks, best)} has {efficiency}, under the {line} line"

@@ -16,7 +16,6 @@ from hpcdist.verdict_words import (
     compute_per_sample_s,
     is_slower,
     name_ranks,
-    ranks,
     round_batch,
     size,
 )
@@ -61,7 +60,7 @@ def find_data_starvation(row: VariantRow) -> Statement | None:
 def find_straggler_cost(row: VariantRow) -> Statement | None:
     """A rank that is slower than the others in most runs, and makes them wait."""
     known = [trial.straggler for trial in row.trials if trial.state == "COMPLETED" and trial.straggler]
-    if row.split is None or not known or ranks(row) < 2:
+    if row.split is None or not known or row.ranks < 2:
         return None
     slowdown = statistics.median(one.slowdown for one in known)
     waiting_s = row.waiting_s or 0.0
@@ -87,14 +86,14 @@ def find_oversubscription(row: VariantRow, case: Case) -> Statement | None:
         return None
     for other in case.smaller(row):
         others_s, others_cores = compute_per_sample_s(other), _busy_cores(other)
-        if not others_s or not others_cores or ranks(row) < 2 * ranks(other):
+        if not others_s or not others_cores or row.ranks < 2 * other.ranks:
             continue
         growth = own_s / others_s
         if growth >= OVERSUBSCRIBED_GROWTH and own_cores < CORES_GROWTH * others_cores:
             return Statement(
                 code="oversubscribed",
-                sentence=f"The {ranks(row)} ranks of {row.label} share cores: they keep {own_cores:.1f} cores busy "
-                f"where {ranks(other)} of {other.label} keep {others_cores:.1f} busy, and each sample takes a rank "
+                sentence=f"The {row.ranks} ranks of {row.label} share cores: they keep {own_cores:.1f} cores busy "
+                f"where {other.ranks} of {other.label} keep {others_cores:.1f} busy, and each sample takes a rank "
                 f"{growth:.1f} times as long.",
                 variant=row.label,
                 advice="no more ranks than there are free cores for; these figures say nothing about more hardware",
@@ -127,7 +126,7 @@ def find_communication(row: VariantRow, case: Case) -> Statement | None:
         best = max(alone, key=lambda one: one.images_per_s.median if one.images_per_s else 0.0)
         advice = f"stay on one node ({best.label}). On several, {_less_communication(row, own_s)}"
     smallest = min(faster, key=size)
-    than = f"{name_ranks(1, smallest)} ({smallest.label})" if ranks(smallest) == 1 else smallest.label
+    than = f"{name_ranks(1, smallest)} ({smallest.label})" if smallest.ranks == 1 else smallest.label
     return Statement(
         code="communication",
         sentence=f"{row.label} is slower than {than}, {_pace(row, smallest)}, because of communication: "
@@ -187,7 +186,7 @@ def find_batch(row: VariantRow, fixed_s: float) -> int | None:
     sample_s = compute_per_sample_s(row)
     if not sample_s:
         return None
-    return round_batch(ranks(row) * fixed_s * EFFICIENCY_LINE / (1 - EFFICIENCY_LINE) / sample_s)
+    return round_batch(row.ranks * fixed_s * EFFICIENCY_LINE / (1 - EFFICIENCY_LINE) / sample_s)
 
 
 def _figures(row: VariantRow, own_s: float) -> dict[str, float | str]:
@@ -204,7 +203,7 @@ def find_small_batch(row: VariantRow, case: Case) -> Statement | None:
     """A step that is mostly what does not shrink with the batch, or samples that cost more in small batches."""
     batch, split = batch_per_rank(row), row.split
     on_line = row.efficiency is not None and row.efficiency.median >= EFFICIENCY_LINE
-    if batch is None or split is None or not split.compute_s or (on_line and ranks(row) > 1):
+    if batch is None or split is None or not split.compute_s or (on_line and row.ranks > 1):
         return None
     fixed_s = split.other_s + (communication_s(row) or 0.0)
     share = fixed_s / split.step_s if split.step_s else 0.0
@@ -217,7 +216,7 @@ def find_small_batch(row: VariantRow, case: Case) -> Statement | None:
     else:
         return None
     wanted = find_batch(row, fixed_s)
-    larger = f"a global batch of {wanted:,} or more" if wanted and wanted > ranks(row) * batch else "a larger batch"
+    larger = f"a global batch of {wanted:,} or more" if wanted and wanted > row.ranks * batch else "a larger batch"
     return Statement(
         code="small-batch",
         sentence=f"The batch of {row.label} is too small: with {batch:.0f} samples per rank {why}.",

@@ -8,7 +8,7 @@ import msgspec
 from hpcdist.comparison import Spread, Statement, VariantRow
 from hpcdist.scaling import is_less
 from hpcdist.units import format_accuracy, format_time
-from hpcdist.verdict_words import Case, join_names, ranks, reached_target
+from hpcdist.verdict_words import Case, join_names, reached_target
 
 OPTIONS = frozenset({"strategy", "ps_mode"})
 _NOTHING = Spread(median=0.0, low=0.0, high=0.0, count=0)
@@ -18,7 +18,7 @@ def find_strategies(case: Case) -> list[Statement]:
     """A sentence for each layout and setting that was run with several strategies."""
     groups: dict[bytes, list[VariantRow]] = {}
     for row in case.done:
-        if ranks(row) > 1 and row.images_per_s:
+        if row.ranks > 1 and row.images_per_s:
             groups.setdefault(_rest(row), []).append(row)
     several = [group for group in groups.values() if len({name_strategy(row.settings) for row in group}) > 1]
     return [_compare(group, case.study.target_accuracy) for group in several]

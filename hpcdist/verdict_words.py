@@ -64,12 +64,7 @@ def _key(row: VariantRow, without: frozenset[str] = frozenset()) -> bytes:
 
 def size(row: VariantRow) -> tuple[int, int]:
     """Ranks, then nodes: of two layouts that are called equal the smaller one is recommended."""
-    return ranks(row), row.layout.nodes
-
-
-def ranks(row: VariantRow) -> int:
-    """Ranks that worked; where nobody knows, those asked for."""
-    return row.ranks_worked or row.ranks_asked
+    return row.ranks, row.layout.nodes
 
 
 def reached_target(row: VariantRow) -> bool:
@@ -86,14 +81,14 @@ def is_slower(row: VariantRow, other: VariantRow) -> bool:
 
 def communication_s(row: VariantRow) -> float | None:
     """Seconds of exposed communication per step that are no waiting for slower ranks."""
-    if row.split is None or ranks(row) < 2:
+    if row.split is None or row.ranks < 2:
         return None
     return max(0.0, row.split.communication_s - (row.waiting_s or 0.0))
 
 
 def batch_per_rank(row: VariantRow) -> float | None:
     """Samples of each rank's step."""
-    return row.global_batch_size / ranks(row) if row.global_batch_size else None
+    return row.global_batch_size / row.ranks if row.global_batch_size else None
 
 
 def compute_per_sample_s(row: VariantRow) -> float | None:

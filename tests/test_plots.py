@@ -105,7 +105,7 @@ def test_hostile_names_are_text_and_no_formula():
 
 
 def test_layout_keeps_its_colour_and_a_setting_its_shape():
-    looks = choose_looks(comparisons.sweep().rows)
+    looks = list(choose_looks(comparisons.sweep().rows).values())
     assert [look.colour for look in looks] == [looks[0].colour, looks[1].colour] * 4
     assert looks[0].colour != looks[1].colour
     assert [look.marker for look in looks[::2]] == [look.marker for look in looks[1::2]]
@@ -113,7 +113,7 @@ def test_layout_keeps_its_colour_and_a_setting_its_shape():
 
 
 def test_shapes_tell_layouts_apart_where_nothing_is_swept():
-    assert len({look.marker for look in choose_looks(comparisons.plain().rows)}) == 4
+    assert len({look.marker for look in choose_looks(comparisons.plain().rows).values()}) == 4
 
 
 def test_ideal_line_starts_at_the_baseline_and_doubles_with_the_ranks():
@@ -162,7 +162,7 @@ def test_studies_of_one_layout_have_no_parallel_efficiency():
 def test_a_legend_calls_settings_as_the_study_does():
     row = comparisons.plain().rows[1]
     slow = msgspec.structs.replace(row, label="1x2 slow rank", settings={"env.HPCDIST_DRILL_SLOW_RANK": "1:0.02"})
-    assert [look.setting for look in choose_looks((row, slow))] == ["", "slow rank"]
+    assert [look.setting for look in choose_looks((row, slow)).values()] == ["", "slow rank"]
 
 
 def test_baseline_is_named_or_its_layout_where_each_setting_has_its_own():
