@@ -112,6 +112,10 @@ class TrialRow(msgspec.Struct, frozen=True, kw_only=True):
     nodes: str | None = None
     tests: tuple[TestResult, ...] = ()
 
+    def describe_end(self) -> str:
+        """`FAILED: the reason`; the state alone where there is none."""
+        return f"{self.state}: {self.reason}" if self.reason else self.state
+
 
 class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
     """One variant: its trials, and the spread of each figure over those that completed.

@@ -76,7 +76,7 @@ def _speed_line(row: VariantRow) -> Line:
     )
     if any(trial.state == "COMPLETED" for trial in row.trials):
         return Line(cells)
-    reasons = dict.fromkeys(f"{trial.state}: {trial.reason}" if trial.reason else trial.state for trial in row.trials)
+    reasons = dict.fromkeys(trial.describe_end() for trial in row.trials)
     failed = any(trial.state in ENDED_STATES for trial in row.trials)
     return Line(cells, "; ".join(reasons) or "no job of it was sent", "failed" if failed else "")
 

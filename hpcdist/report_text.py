@@ -1,6 +1,7 @@
 """A comparison as text: for a terminal and as Markdown. Pure."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from hpcdist.comparison import Comparison, Fit, Prediction, Spread, VariantRow
@@ -11,6 +12,7 @@ from hpcdist.table import measure
 
 GAP = "  "
 _NARROWEST = 80
+_NOT_MEASURED = "Not measured"
 _FITS = {"amdahl": "Amdahl", "karp-flatt": "Karp-Flatt", "usl": "USL"}
 
 
@@ -25,7 +27,7 @@ class Figure(NamedTuple):
 
     title: str
     weight: int
-    text: Callable[[VariantRow, Comparison], str | None]
+    text: Callable[[VariantRow], str | None]
 
 
 def format_comparison(comparison: Comparison, width: int | None = None) -> list[str]:
@@ -38,12 +40,10 @@ def format_comparison(comparison: Comparison, width: int | None = None) -> list[
     sections = [
         _wrap_all(verdict_lines(comparison), width),
         format_figures(comparison, width),
-        _wrap_all(describe_references(comparison), width),
-        _wrap_all([f"{label}: {text}" for label, text in list_reasons(comparison)], width),
-        _wrap_all([line for fit in comparison.fits if (line := format_fit(fit))], width),
-        _wrap_all([format_prediction(one) for one in comparison.predictions], width),
-        _wrap_all(["not measured: " + "; ".join(comparison.not_measured)] if comparison.not_measured else [], width),
-        _wrap_all([f"{name}: {text}" for name, text in comparison.conditions.items()], width),
+        *(
+            _wrap_all([f"not measured: {'; '.join(entries)}"] if title == _NOT_MEASURED else entries, width)
+            for title, entries in _list_sections(comparison).items()
+        ),
     ]
     lines: list[str] = []
     for section in sections:
@@ -60,20 +60,28 @@ def verdict_lines(comparison: Comparison) -> list[str]:
     return lines
 
 
-def list_reasons(comparison: Comparison) -> list[tuple[str, str]]:
-    """The jobs that did not complete: which, and the state with the reason."""
-    return [
-        (f"{row.label} run {trial.repeat}", trial.state + (f": {trial.reason}" if trial.reason else ""))
-        for row in comparison.rows
-        for trial in row.trials
-        if trial.state != "COMPLETED"
-    ]
+def _list_sections(comparison: Comparison) -> dict[str, list[str]]:
+    """What stands under the table, by title; sections that would be empty are left out."""
+    sections = {
+        "Printed elsewhere": describe_references(comparison),
+        "Jobs that did not complete": [
+            f"{row.label} run {trial.repeat}: {trial.describe_end()}"
+            for row in comparison.rows
+            for trial in row.trials
+            if trial.state != "COMPLETED"
+        ],
+        "Fits": [format_fit(fit) for fit in comparison.fits],
+        "Predictions": [format_prediction(one) for one in comparison.predictions],
+        _NOT_MEASURED: list(comparison.not_measured),
+        "Conditions": [f"{name}: {text}" for name, text in comparison.conditions.items()],
+    }
+    return {title: entries for title, entries in sections.items() if entries}
 
 
 def format_figures(comparison: Comparison, width: int | None = None) -> list[str]:
     """The table: a heading, a line per variant, and what its marks mean."""
     figures = list_figures(comparison)
-    cells = [[printable(one.text(row, comparison) or "-") for one in figures] for row in comparison.rows]
+    cells = [[printable(one.text(row) or "-") for one in figures] for row in comparison.rows]
     kept = list(range(len(figures)))
     sizes = [
         max([measure(one.title), *[measure(row[at]) for row in cells]]) for at, one in enumerate(figures)
@@ -88,10 +96,9 @@ def format_figures(comparison: Comparison, width: int | None = None) -> list[str
 def list_figures(comparison: Comparison) -> list[Figure]:
     """The columns that have anything: what was measured, and then, in brackets, what others printed."""
     printed = [
-        Figure(format_column(one), 20, lambda row, _, one=one: format_printed(row, one))  # type: ignore[misc]
-        for one in comparison.study.references
+        Figure(format_column(one), 20, partial(format_printed, reference=one)) for one in comparison.study.references
     ]
-    return [one for one in (*FIGURES, *printed) if any(one.text(row, comparison) for row in comparison.rows)]
+    return [one for one in (*FIGURES, *printed) if any(one.text(row) for row in comparison.rows)]
 
 
 def _line(cells: Sequence[str], sizes: Sequence[int], kept: Sequence[int]) -> str:
@@ -134,12 +141,10 @@ def _wrap(line: str, width: int | None) -> list[str]:
     return [*pieces, current]
 
 
-def _spread(
-    name: str, form: str, factor: float = 1.0, *, whole: bool = False
-) -> Callable[[VariantRow, Comparison], str | None]:
+def _spread(name: str, form: str, factor: float = 1.0, *, whole: bool = False) -> Callable[[VariantRow], str | None]:
     """A figure's median; where it is whole, with half of its spread to the same digits."""
 
-    def text(row: VariantRow, comparison: Comparison) -> str | None:  # noqa: ARG001
+    def text(row: VariantRow) -> str | None:
         one: Spread | None = getattr(row, name)
         if one is None:
             return None
@@ -150,29 +155,25 @@ def _spread(
     return text
 
 
-def _label(row: VariantRow, comparison: Comparison) -> str:  # noqa: ARG001
-    return row.label + (" *" if row.is_baseline else "")
-
-
-def _worked(row: VariantRow, comparison: Comparison) -> str | None:  # noqa: ARG001
+def _worked(row: VariantRow) -> str | None:
     if row.ranks_worked is None:
         return None
     return str(row.ranks_worked) + ("" if row.ranks_worked == row.ranks_asked else f"/{row.ranks_asked}")
 
 
-def _efficiency(row: VariantRow, comparison: Comparison) -> str | None:  # noqa: ARG001
+def _efficiency(row: VariantRow) -> str | None:
     if row.efficiency is None:
         return None
     return f"{row.efficiency.median:.0%}" + ("!" if row.efficiency.median < EFFICIENCY_LINE else "")
 
 
-def _runs(row: VariantRow, comparison: Comparison) -> str:  # noqa: ARG001
+def _runs(row: VariantRow) -> str:
     done = sum(trial.state == "COMPLETED" for trial in row.trials)
     return str(done) if done == len(row.trials) else f"{done}/{len(row.trials)}"
 
 
-def _part(name: str) -> Callable[[VariantRow, Comparison], str | None]:
-    def text(row: VariantRow, comparison: Comparison) -> str | None:  # noqa: ARG001
+def _part(name: str) -> Callable[[VariantRow], str | None]:
+    def text(row: VariantRow) -> str | None:
         if row.split is None:
             return None
         return f"{getattr(row.split, name) / row.split.step_s:.0%}" if row.split.step_s else None
@@ -180,12 +181,8 @@ def _part(name: str) -> Callable[[VariantRow, Comparison], str | None]:
     return text
 
 
-def _step(row: VariantRow, comparison: Comparison) -> str | None:  # noqa: ARG001
-    return f"{1e3 * row.split.step_s:.1f}" if row.split else None
-
-
 FIGURES = (
-    Figure("VARIANT", 100, _label),
+    Figure("VARIANT", 100, lambda row: row.label + (" *" if row.is_baseline else "")),
     Figure("RUNS", 70, _runs),
     Figure("RANKS", 80, _worked),
     Figure("WALL s", 95, _spread("wall_s", ".1f", whole=True)),
@@ -195,7 +192,7 @@ FIGURES = (
     Figure("EFF", 85, _efficiency),
     Figure("TARGET s", 75, _spread("time_to_target_s", ".1f", whole=True)),
     Figure("ACC %", 55, _spread("accuracy", ".2f", 100)),
-    Figure("STEP ms", 50, _step),
+    Figure("STEP ms", 50, lambda row: f"{1e3 * row.split.step_s:.1f}" if row.split else None),
     Figure("DATA", 45, _part("data_s")),
     Figure("COMP", 44, _part("compute_s")),
     Figure("COMM", 46, _part("communication_s")),
@@ -209,7 +206,7 @@ FIGURES = (
 )
 
 
-def format_fit(fit: Fit) -> str | None:
+def format_fit(fit: Fit) -> str:
     """`Amdahl: serial fraction 0.12 over 1, 2, 4 ranks`; why there is none, where there is none."""
     settings = " ".join(f"{name}={value}" for name, value in fit.settings.items())
     name = _FITS[fit.law] + (f" ({settings})" if settings else "")
@@ -257,19 +254,10 @@ def format_markdown(comparison: Comparison) -> str:
     lines += ["", "| " + " | ".join(one.title for one in figures) + " |"]
     lines.append("|---" + "|---:" * (len(figures) - 1) + "|")
     for row in comparison.rows:
-        lines.append("| " + " | ".join(_escape(one.text(row, comparison) or "-") for one in figures) + " |")
+        lines.append("| " + " | ".join(_escape(one.text(row) or "-") for one in figures) + " |")
     lines += ["", *[f"{_escape(note)}  " for note in _table_notes(comparison, 0)]]
-    sections = {
-        "Printed elsewhere": describe_references(comparison),
-        "Jobs that did not complete": [f"{label}: {text}" for label, text in list_reasons(comparison)],
-        "Fits": [line for fit in comparison.fits if (line := format_fit(fit))],
-        "Predictions": [format_prediction(one) for one in comparison.predictions],
-        "Not measured": list(comparison.not_measured),
-        "Conditions": [f"{name}: {text}" for name, text in comparison.conditions.items()],
-    }
-    for title, entries in sections.items():
-        if entries:
-            lines += ["", f"## {title}", "", *[f"- {_escape(entry)}" for entry in entries]]
+    for title, entries in _list_sections(comparison).items():
+        lines += ["", f"## {title}", "", *[f"- {_escape(entry)}" for entry in entries]]
     return "\n".join(lines) + "\n"
 
 
