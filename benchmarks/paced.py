@@ -15,12 +15,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
-from hpcdist.train.imports import import_lightning
-
-if TYPE_CHECKING:
-    from hpcdist.train.data import Batch, Share, TrainBatches
+from hpcdist.train.__main__ import main as train
+from hpcdist.train.data import Batch, Share, TrainBatches
 
 IN_STEP = "in step"
 CUT_SHORT = "cut short"
@@ -70,7 +68,7 @@ class Pace:
         self._began_s: float | None = None
         self._is_over = False
 
-    def keep(self, batches: "Iterator[Batch]") -> "Iterator[Batch]":
+    def keep(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of an epoch; the turn that its end cuts short, with the test in it, has no seconds."""
         for number, batch in enumerate(batches):
             if number % self._turn == 0 and not self._is_over:
@@ -89,10 +87,6 @@ class Pace:
 def main() -> int:
     """Trains; returns the exit status."""
     address, kind, turn, _, *options = sys.argv[1:]
-    import_lightning()  # as hpcdist.train does, before anything else imports it
-    from hpcdist.train.__main__ import main as train
-    from hpcdist.train.data import TrainBatches
-
     with socket.socket(socket.AF_UNIX) as link:
         link.settimeout(_LONGEST_WAIT_S)
         link.connect(address)
@@ -102,7 +96,7 @@ def main() -> int:
         pace = Pace(lines, int(turn), Meeting(Path(f"{address}.counts"), index) if kind == IN_STEP else None)
         load = TrainBatches.load
 
-        def load_by_turns(batches: "TrainBatches", shares: "Iterator[Share]") -> "Iterator[Batch]":
+        def load_by_turns(batches: TrainBatches, shares: Iterator[Share]) -> Iterator[Batch]:
             return pace.keep(load(batches, shares))
 
         TrainBatches.load = load_by_turns  # type: ignore[assignment,method-assign]

@@ -46,22 +46,6 @@ def test_to_look_for_the_project_no_template_engine_is_loaded(project):
     assert "jinja2" not in loaded_by("from hpcdist.here import open_project; open_project()", project)
 
 
-def test_the_training_loads_no_metrics_and_pictures_and_may_do_so_later(project):
-    train = "from hpcdist.train.imports import import_lightning; import_lightning(); import hpcdist.train.fit"
-    later = "import scipy.signal, matplotlib, torchvision, torchmetrics; torchmetrics.Accuracy('binary')"
-    print_loaded = "print(*{name.partition('.')[0] for name in sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{train}\n{print_loaded}\n{later}"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    loaded = set(done.stdout.split())
-    assert "pytorch_lightning" in loaded
-    assert not loaded & {"matplotlib", "scipy", "torchvision"}
-
-
 def test_render_starts_about_as_fast_as_its_libraries():
     starts = startup.measure(runs=9)
     # In CPU time, and the quickest of each: what other processes on the machine add is not the program's.

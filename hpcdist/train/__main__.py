@@ -12,7 +12,6 @@ from hpcdist.errors import HpcdistError
 from hpcdist.spec import JobSpec
 from hpcdist.train.environment import RankEnvironment, check_layout, check_logger, read_environment
 from hpcdist.train.failure import LastWords
-from hpcdist.train.imports import import_lightning
 from hpcdist.train.options import parse_options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
@@ -85,8 +84,6 @@ def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_wor
     data_dir = Path(options.training.data_dir) if options.training.data_dir else DEFAULT_DATA_DIR
     if options.training.data_name is not None:
         datasets.verify(options.training.data_name, data_dir)
-    if options.training.module is None:
-        import_lightning()
     from hpcdist.train.fit import train
 
     train(options, rank, data_dir, outcome, last_words)

@@ -1,6 +1,7 @@
 """What a finished training leaves behind, and how an unfinished one ends."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -146,6 +147,26 @@ class TestMaxSteps:
         assert reached.get("epochs") is None  # no whole one
         progress = json.loads((tmp_path / "progress.json").read_text())
         assert (progress["epoch"], progress["step"], progress["accuracy"]) == (1, 5, reached["accuracy"])
+
+
+def test_it_trains_where_transformers_is_installed_that_looks_for_torchvision(tmp_path, mnist_dir):
+    # torchmetrics, which Lightning imports, imports it where it is found in such a version.
+    package, metadata = tmp_path / "transformers", tmp_path / "transformers-4.57.1.dist-info"
+    package.mkdir()
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.1\n")
+    (package / "__init__.py").write_text(
+        "import importlib.util\nfrom pathlib import Path\n"
+        "HAS_TORCHVISION = importlib.util.find_spec('torchvision') is not None\n"
+        "class AutoModel: pass\nclass AutoTokenizer: pass\n"
+        "class CLIPModel: pass\nclass CLIPProcessor: pass\n"
+        "Path(__file__).with_name('imported').touch()\n"
+    )
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    done = run_alone("--gpus", 0, "--max-steps", 2, "--data-dir", mnist_dir, env={"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2" in done.stdout
+    assert (package / "imported").exists()
 
 
 class TestEnding:
