@@ -29,7 +29,6 @@ from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.goal import Goal
-from hpcdist.train.lean import NoProfiler, take_lean_steps
 from hpcdist.train.loggers import RunLoggers, open_loggers
 from hpcdist.train.memory import keep_freed_memory
 from hpcdist.train.options import Options
@@ -167,7 +166,6 @@ def _fit(
         begin = None
     if logger:
         logger.log_options(options)
-    take_lean_steps(trainer, module)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
     if count_steps_done(trainer) < steps and not goal.is_reached and trial_s is None:
         raise RuntimeError(f"the training ended at step {count_steps_done(trainer)} of {steps}")
@@ -226,7 +224,6 @@ def build_trainer(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        profiler=NoProfiler(),
     )
     own_signals(trainer)
     return trainer
