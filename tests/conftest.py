@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from tests import forks
+
 REPOSITORY = Path(__file__).parent.parent
 HPCDIST = [sys.executable, "-m", "hpcdist.cli.main"]
 
@@ -68,15 +70,17 @@ class Outcome:
         self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
 
 
-def run_hpcdist(*arguments, env=None, cwd=None, timeout=120) -> Outcome:
-    """Runs the program as a user does."""
+def run_hpcdist(*arguments, env=None, cwd=None, timeout=120, anew=False) -> Outcome:
+    """Runs the program as a user does; unless `anew`, in a process that has its imports from another one."""
     environment = {**os.environ, **(env or {})}
     # A test runner's own idea of a terminal, where there is none.
     for name in ("COLUMNS", "LINES"):
         if name not in (env or {}):
             environment.pop(name, None)
-    return Outcome(
-        subprocess.run(
-            [*HPCDIST, *map(str, arguments)], capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout
-        )
-    )
+    command = [*HPCDIST, *map(str, arguments)]
+    if anew:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=timeout)
+    else:
+        places = {"env": environment, "cwd": cwd or Path.cwd()}
+        done = forks.run(command, ["hpcdist.cli", "submitit:"], timeout=timeout, is_tidy=False, **places)
+    return Outcome(done)

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import forks
+
 TRAIN = [sys.executable, "-m", "hpcdist.train"]
+LIGHTNING = "hpcdist.train.fit:"  # imports all that a rank needs
 RANK_VARIABLES = (
     "RANK",
     "WORLD_SIZE",
@@ -42,9 +45,12 @@ class Ranks:
     """The ranks of one run, on emulated nodes with one rank each.
 
     `more` is for their environment. A rank's two outputs go to `<rank>.out` and `<rank>.err` in the run's folder.
+    Unless `anew` they have torch and Lightning imported from a process that did so once.
     """
 
-    def __init__(self, folder: Path, world_size: int, arguments: list[str], program: list[str], **more: object):
+    def __init__(
+        self, folder: Path, world_size: int, arguments: list[str], program: list[str], *, anew: bool, **more: object
+    ):
         self.folder = folder
         self.processes = []
         port = free_port()
@@ -59,7 +65,11 @@ class Ranks:
             environment = clean_environment() | {name: str(value) for name, value in (identity | more).items()}
             command = [*program, "--nodes", str(world_size), "--gpus", "0", *arguments]
             with (folder / f"{rank}.out").open("w") as out, (folder / f"{rank}.err").open("w") as err:
-                self.processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=err))
+                if anew:
+                    self.processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=err))
+                else:
+                    places = {"cwd": Path.cwd(), "out": out.fileno(), "err": err.fileno()}
+                    self.processes.append(forks.start(command, [LIGHTNING], env=environment, **places))
 
     def wait(self, timeout_s: float = 180) -> list[int]:
         """Exit codes as Popen has them: negative for a signal."""
@@ -90,13 +100,21 @@ class Ranks:
             process.wait()
 
 
+def run_python(*command: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Runs one process without any of a launcher's variables: what follows `python` in its command."""
+    words = [sys.executable, *map(str, command)]
+    return forks.run(words, [LIGHTNING], env=clean_environment() | (env or {}), cwd=Path.cwd(), timeout=280)
+
+
 @pytest.fixture
 def start_ranks(tmp_path):
     """Starts ranks; what still runs at the end of the test is killed."""
     started = []
 
-    def start(world_size: int, *arguments: object, program: list[str] = TRAIN, **more: object) -> Ranks:
-        started.append(Ranks(tmp_path, world_size, [str(word) for word in arguments], program, **more))
+    def start(
+        world_size: int, *arguments: object, program: list[str] = TRAIN, anew: bool = False, **more: object
+    ) -> Ranks:
+        started.append(Ranks(tmp_path, world_size, [str(word) for word in arguments], program, anew=anew, **more))
         return started[-1]
 
     yield start
@@ -107,9 +125,8 @@ def start_ranks(tmp_path):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, mnist_dir):
     """Two ranks that trained with the default options to the end, and a checkpoint each second."""
-    ranks = Ranks(
-        tmp_path_factory.mktemp("finished"), 2, ["--data-dir", str(mnist_dir), "--checkpoint-every", "1s"], TRAIN
-    )
+    options = ["--data-dir", str(mnist_dir), "--checkpoint-every", "1s"]
+    ranks = Ranks(tmp_path_factory.mktemp("finished"), 2, options, TRAIN, anew=True)
     codes = ranks.wait()
     assert codes == [0, 0], ranks.errors(0) + ranks.errors(1)
     yield ranks

@@ -1,13 +1,11 @@
 """However a batch is cut over ranks, the training is the same."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.train.conftest import clean_environment
+from tests.train.conftest import run_python
 
 PROGRAM = Path(__file__).with_name("gradient_ranks.py")
 
@@ -15,8 +13,7 @@ PROGRAM = Path(__file__).with_name("gradient_ranks.py")
 @pytest.fixture(scope="module", params=["sgd", "adamw"])
 def worlds(request):
     """What each rank of 1, 2 and 3 ended with, after four steps of which the third has two samples."""
-    command = [sys.executable, str(PROGRAM), request.param]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=180)
+    done = run_python(PROGRAM, request.param)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

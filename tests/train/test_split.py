@@ -85,7 +85,9 @@ def uneven(tmp_path_factory, mnist_dir):
     from tests.train.conftest import Ranks
 
     options = ["--data-dir", str(mnist_dir), "--max-steps", "40", "--log-every", "1000", "--batch-size", "256"]
-    ranks = Ranks(tmp_path_factory.mktemp("uneven"), 2, options, PROFILED_RANK, HPCDIST_DRILL_SLOW_RANK="1:0.05")
+    ranks = Ranks(
+        tmp_path_factory.mktemp("uneven"), 2, options, PROFILED_RANK, anew=False, HPCDIST_DRILL_SLOW_RANK="1:0.05"
+    )
     assert ranks.wait() == [0, 0], ranks.errors(0) + ranks.errors(1)
     yield ranks
     ranks.end()

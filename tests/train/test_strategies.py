@@ -1,8 +1,6 @@
 """Each strategy trains what it should: the same weights as all-reduce where ranks wait, faster where they need not."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from hpcdist.errors import UsageError
 from hpcdist.record import STOPPED_STATUS
 from hpcdist.spec import Training
 from hpcdist.train.tickets import Tickets
-from tests.train.conftest import clean_environment
+from tests.train.conftest import run_python
 
 PROGRAM = Path(__file__).with_name("strategy_ranks.py")
 SMALL_CNN_BYTES = 4 * 56_970  # the network's parameters, as its docstring has them
@@ -78,8 +76,7 @@ def paint(folder):
 
 def run_cases(cases):
     """What each rank of each case ended with; all in one process, so that torch is imported once."""
-    command = [sys.executable, str(PROGRAM), json.dumps(list(cases.values()))]
-    done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=280)
+    done = run_python(PROGRAM, json.dumps(list(cases.values())))
     assert done.returncode == 0, done.stderr
     return dict(zip(cases, map(json.loads, done.stdout.splitlines()), strict=True))
 

@@ -4,23 +4,20 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.train.conftest import TRAIN, clean_environment
+from tests.train.conftest import run_python
 
 BROKEN_RANK = [sys.executable, str(Path(__file__).with_name("broken_rank.py"))]
 END_WITHIN_S = 10  # of a busy machine; on an idle one it is well under a second
 
 
 def run_alone(*arguments, env=None):
-    """One process without any of a launcher's variables."""
-    command = [*TRAIN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=clean_environment() | (env or {}), timeout=180)
+    return run_python("-m", "hpcdist.train", *arguments, env=env)
 
 
 def assert_two_lines(text: str) -> tuple[str, str]:
@@ -196,7 +193,7 @@ class TestEnding:
         assert ranks.processes[0].wait(END_WITHIN_S) == -signal.SIGINT
 
     def test_sigterm_during_the_imports_ends_it_too(self, start_ranks, mnist_dir):
-        ranks = start_ranks(1, "--data-dir", mnist_dir)
+        ranks = start_ranks(1, "--data-dir", mnist_dir, anew=True)
         time.sleep(1)
         ranks.processes[0].send_signal(signal.SIGTERM)
         assert ranks.processes[0].wait(END_WITHIN_S) == -signal.SIGTERM
