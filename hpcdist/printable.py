@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     return " ".join(text.split())
 
 
+def clean(text: str) -> str:
+    """The text with a question mark for everything that could move the cursor or start a line."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
 def printable_line(text: str) -> str:
     """The text on one line as `printable` has it, with its spaces and indentation kept.
 

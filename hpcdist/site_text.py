@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import with_underscores
+from hpcdist.printable import clean, with_underscores
 from hpcdist.site_proposal import Setting
 
 _RECORD = "# hpcdist init wrote: "
@@ -51,12 +51,8 @@ def format_section(settings: Sequence[Setting]) -> list[str]:
 
 def _format_setting(setting: Setting) -> list[str]:
     if not setting.key:
-        return [f"# {_printable(setting.source)}"]
-    return [f"# {_printable(setting.source)}", f"{setting.key} = {format_value(setting.value)}"]
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
+        return [f"# {clean(setting.source)}"]
+    return [f"# {clean(setting.source)}", f"{setting.key} = {format_value(setting.value)}"]
 
 
 def _format_record(values: Mapping[str, Any]) -> str:

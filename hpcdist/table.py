@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from hpcdist.columns import Column, Verdict, format_value, judge
+from hpcdist.printable import clean
 from hpcdist.record import Efficiency
 
 GAP = "  "
@@ -87,11 +88,6 @@ def measure(text: str) -> int:
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in {"W", "F"} else 1 for c in text
     )
-
-
-def clean(text: str) -> str:
-    """The text with a question mark for everything that could move the cursor or start a line."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def format_parsable_header(columns: Sequence[Column]) -> str:

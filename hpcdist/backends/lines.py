@@ -15,6 +15,11 @@ KEPT_LINES = 20
 PIECE_BYTES = 1 << 16
 
 
+def missing_command(name: str) -> NotReadyError:
+    """The error about a command of Slurm's that is not here."""
+    return NotReadyError(f"{name} is not on PATH", "load Slurm's module (module load slurm)")
+
+
 class CommandLines:
     """A command that runs from now on; iterating gives the lines of its standard output, without their ends.
 
@@ -36,7 +41,7 @@ class CommandLines:
                 stderr=subprocess.PIPE,
             )
         except FileNotFoundError:
-            raise NotReadyError(f"{self.name} is not on PATH", "load Slurm's module (module load slurm)") from None
+            raise missing_command(self.name) from None
         # Read aside: a command whose complaints nobody reads would stop writing.
         self.reader = threading.Thread(target=self._keep_end, args=(self.process.stderr,), daemon=True)
         self.reader.start()

@@ -2,7 +2,6 @@
 
 import getpass
 import os
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError, NotReadyError, SubmitError
 from hpcdist.refusal import find_hint
-from hpcdist.status_rows import MARK_FIELDS, MARK_FORMAT, SEPARATOR, find_marked
+from hpcdist.status_rows import MARK_FIELDS, MARK_FORMAT, find_marked
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 # What sbatch says when the controller may have taken the job although no answer came back.
@@ -88,13 +87,11 @@ def submit(
 def find_by_run(run: str, workdir: str) -> str | None:
     """The id of the job that was submitted from a folder and whose comment carries the run's name; None without one."""
     user = getpass.getuser()
-    queued = slurm.run_command(["squeue", "-h", "-a", "-t", "all", "-u", user, "-o", MARK_FORMAT])
-    found = find_marked(queued, run, workdir)
+    found = find_marked(slurm.list_queue(MARK_FORMAT, "-t", "all", "-u", user), run, workdir)
     if found:
         return found
-    rows = ["-X", "-n", "-P", f"--delimiter={SEPARATOR}", "-S", "now-7days"]
     try:
-        listed = slurm.run_command(["sacct", *rows, "-u", user, f"--format={MARK_FIELDS}"])
+        listed = slurm.list_accounting(MARK_FIELDS, "-X", "-S", "now-7days", "-u", user)
     except HpcdistError:
         return None  # accounting is off: squeue is all there is
     return find_marked(listed, run, workdir)
@@ -123,18 +120,11 @@ def check_srun(options: Mapping[str, str]) -> None:
 def _ask_srun(options: Sequence[str]) -> str:
     """The first line of its complaint; empty without one."""
     try:
-        done = subprocess.run(
-            [*outside_of_a_job(os.environ), "srun", *options, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=slurm.COMMAND_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = slurm.run([*outside_of_a_job(os.environ), "srun", *options, "--version"])
+    except (NotReadyError, OSError):
         return "no answer"
-    return next(iter(done.stderr.splitlines()), f"exit status {done.returncode}") if done.returncode else ""
+    said = done.stderr.decode(errors="replace").splitlines()
+    return next(iter(said), f"exit status {done.returncode}") if done.returncode else ""
 
 
 def test_only(script: str) -> str:
@@ -150,14 +140,8 @@ def test_only(script: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "script.sbatch")
         path.write_text(script)
-        command = [*outside_of_a_job(os.environ), "sbatch", "--test-only", str(path)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=slurm.COMMAND_TIMEOUT_S, check=False)
-        except FileNotFoundError:
-            raise NotReadyError("sbatch is not on PATH", "load Slurm's module (module load slurm)") from None
-        except subprocess.TimeoutExpired:
-            raise NotReadyError(f"sbatch did not answer within {slurm.COMMAND_TIMEOUT_S:.0f} s", "try again") from None
-    words = done.stderr.strip().removeprefix("sbatch: ")
+        done = slurm.run([*outside_of_a_job(os.environ), "sbatch", "--test-only", str(path)])
+    words = done.stderr.decode(errors="replace").strip().removeprefix("sbatch: ")
     if done.returncode != 0:
         raise SubmitError(words or f"sbatch --test-only: exit status {done.returncode}", find_hint(words))
     return words

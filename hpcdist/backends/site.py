@@ -35,7 +35,7 @@ def ask_accounting() -> None:
     Raises:
         HpcdistError: It is off, or does not answer; the message has its own words.
     """
-    slurm.run_command(["sacct", "-X", "-n", "-P", "-S", "now-1minutes", "--format=JobID"])
+    slurm.list_accounting("JobID", "-X", "-S", "now-1minutes")
 
 
 def read_controller_clock() -> tuple[str, float, float]:
@@ -55,13 +55,13 @@ def list_living_runs() -> list[Mark]:
     Raises:
         HpcdistError: Slurm does not answer.
     """
-    return parse_marks(slurm.run_command(["squeue", "-h", "-a", "-u", getpass.getuser(), "-o", MARK_FORMAT]))
+    return parse_marks(slurm.list_queue(MARK_FORMAT, "-u", getpass.getuser()))
 
 
 def find_closed_door(job_id: str) -> str | None:
     """Why a job that Slurm took will never start, in its words; None unless its partition is closed to it."""
     try:
-        listed = slurm.run_command(["squeue", "-h", "-a", "-j", job_id, "-o", "%r"])
+        listed = slurm.list_queue("%r", "-j", job_id)
     except HpcdistError:
         return None
     return next((line for line in listed.splitlines() if CLOSED_DOOR in line), None)

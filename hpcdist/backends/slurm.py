@@ -9,7 +9,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hpcdist.backends.lines import missing_command
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
+from hpcdist.status_rows import SEPARATOR
 
 COMMAND_TIMEOUT_S = 60.0
 # sstat asks every node of a job, and a dead one answers nothing.
@@ -34,29 +36,58 @@ def is_available(env: Mapping[str, str] = os.environ) -> bool:
     return False
 
 
+def run(
+    arguments: Sequence[str], env: Mapping[str, str] | None = None, *, timeout_s: float = COMMAND_TIMEOUT_S
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs one of Slurm's commands to its end, whatever its exit status.
+
+    Raises:
+        NotReadyError: It is missing, or did not answer.
+    """
+    try:
+        return subprocess.run(
+            arguments,
+            env=os.environ | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise missing_command(arguments[0]) from None
+    except subprocess.TimeoutExpired:
+        raise NotReadyError(f"{arguments[0]} did not answer within {timeout_s:.0f} s", "try again") from None
+
+
 def run_command(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> str:
     """Runs one of Slurm's commands; returns its standard output.
 
     Raises:
         HpcdistError: It is missing, failed or did not answer; the message has its own words.
     """
-    try:
-        done = subprocess.run(
-            arguments,
-            env=os.environ | (env or {}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=COMMAND_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise NotReadyError(f"{arguments[0]} is not on PATH", "load Slurm's module (module load slurm)") from None
-    except subprocess.TimeoutExpired:
-        raise NotReadyError(f"{arguments[0]} did not answer within {COMMAND_TIMEOUT_S:.0f} s", "try again") from None
+    done = run(arguments, env)
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
         raise HpcdistError(f"{arguments[0]}: {words}", "scontrol ping tells whether Slurm answers")
     return done.stdout.decode(errors="replace")
+
+
+def list_queue(form: str, *options: str) -> str:
+    """The rows of squeue in a format, jobs in hidden partitions included.
+
+    Raises:
+        HpcdistError: Slurm does not answer, or knows none of the jobs.
+    """
+    return run_command(["squeue", "-h", "-a", *options, "-o", form])
+
+
+def list_accounting(fields: str, *options: str, env: Mapping[str, str] | None = None) -> str:
+    """The rows of sacct with these fields, parted by `status_rows.SEPARATOR`.
+
+    Raises:
+        HpcdistError: Accounting is off, or does not answer.
+    """
+    return run_command(["sacct", "-n", "-P", f"--delimiter={SEPARATOR}", *options, f"--format={fields}"], env)
 
 
 def read_config() -> dict[str, str]:
@@ -117,12 +148,9 @@ def read_live(arguments: Sequence[str]) -> str:
     It complains about one step (another user's, one that just ended) and still prints the others.
     """
     try:
-        done = subprocess.run(
-            ["sstat", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=LIVE_TIMEOUT_S, check=False
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return run(["sstat", *arguments], timeout_s=LIVE_TIMEOUT_S).stdout.decode(errors="replace")
+    except NotReadyError:
         return ""
-    return done.stdout.decode(errors="replace")
 
 
 def read_seff(job_id: str) -> str:
@@ -134,5 +162,4 @@ def read_seff(job_id: str) -> str:
     program = shutil.which("seff")
     if program is None:
         raise UsageError("there is no seff on PATH", "use --source sacct")
-    done = subprocess.run([program, job_id], capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False)
-    return done.stdout.decode(errors="replace")
+    return run([program, job_id]).stdout.decode(errors="replace")

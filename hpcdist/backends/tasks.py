@@ -14,7 +14,6 @@ from hpcdist.status_rows import (
     ACCOUNTING_FIELDS,
     ENDING_FIELDS,
     QUEUE_FORMAT,
-    SEPARATOR,
     parse_accounting,
     parse_controller,
     parse_endings,
@@ -29,7 +28,6 @@ WHOLE_TASK_LISTS = {"SLURM_BITSTR_LEN": "0"}
 # Slurm's database learns of an end later than its queue.
 ACCOUNTING_LAG_S = 10.0
 ACCOUNTING_POLL_S = 0.2
-_ROWS = ["-n", "-P", f"--delimiter={SEPARATOR}"]
 
 
 def query(job_ids: Iterable[str], *, settled: bool = False) -> dict[str, list[JobStatus]]:
@@ -158,8 +156,7 @@ def _by_name(statuses: Iterable[JobStatus]) -> dict[str, JobStatus]:
 
 def _query_queue(jobs: Sequence[str]) -> list[JobStatus]:
     try:
-        arguments = ["squeue", "-h", "-a", "-r", "-t", "all", "-j", ",".join(jobs), "-o", QUEUE_FORMAT]
-        return parse_queue(slurm.run_command(arguments))
+        return parse_queue(slurm.list_queue(QUEUE_FORMAT, "-r", "-t", "all", "-j", ",".join(jobs)))
     except HpcdistError as error:
         if INVALID_JOB in error.message:
             return []
@@ -170,11 +167,11 @@ def _query_accounting(jobs: Sequence[str]) -> dict[str, JobStatus] | None:
     """What accounting has of jobs, by their ids and those of their tasks; None where it is off."""
     found: dict[str, JobStatus] = {}
     for batch in batch_job_ids(jobs):
-        arguments = ["sacct", "-X", *_ROWS, f"--format={ACCOUNTING_FIELDS}", "-j", ",".join(batch)]
         try:
-            found |= _by_name(parse_accounting(slurm.run_command(arguments, WHOLE_TASK_LISTS)))
+            listed = slurm.list_accounting(ACCOUNTING_FIELDS, "-X", "-j", ",".join(batch), env=WHOLE_TASK_LISTS)
         except HpcdistError:
             return None
+        found |= _by_name(parse_accounting(listed))
     return found
 
 
@@ -194,9 +191,9 @@ def query_endings(job_ids: Sequence[str]) -> dict[str, list[Ending]]:
     """How each attempt of jobs and array tasks ended, by their ids; nothing where accounting is off."""
     found: dict[str, list[Ending]] = {}
     for batch in batch_job_ids(job_ids):
-        arguments = ["sacct", "-D", *_ROWS, f"--format={ENDING_FIELDS}", "-j", ",".join(batch)]
         try:
-            found |= parse_endings(slurm.run_command(arguments, TIME_ENVIRONMENT))
+            listed = slurm.list_accounting(ENDING_FIELDS, "-D", "-j", ",".join(batch), env=TIME_ENVIRONMENT)
         except HpcdistError:
             return {}
+        found |= parse_endings(listed)
     return found

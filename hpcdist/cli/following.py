@@ -19,6 +19,7 @@ from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared
+from hpcdist.printable import printable_line
 
 LINE_INTERVAL_S = 10.0
 
@@ -67,33 +68,46 @@ def announce(job: Job, *, as_json: bool) -> None:
     click.echo(f"run {job.run.name}; follow it with: hpcdist wait {job.id}", err=True)
 
 
-class ProgressLine:
-    """One line that is rewritten on a terminal; elsewhere a new line when something changed or time passed."""
+class OneLine:
+    """One line that is rewritten on a terminal; elsewhere a new line when its key changed or time passed."""
 
     def __init__(self) -> None:
         self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.shown = ""
-        self.state = ""
+        self.key = ""
+        self.text = ""
         self.shown_at = 0.0
 
-    def __call__(self, status: JobStatus, progress: Progress | None) -> None:
-        """Shows where the job is."""
-        text = describe(status, progress)
-        state = f"{status.state} {status.reason} {progress.epoch if progress else 0}"
+    def show(self, text: str, key: str) -> None:
+        """Shows a text; `key` says whether it is news."""
+        text = printable_line(text)
         now = time.monotonic()
         if self.is_terminal:
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[K{text[:width]}")
+            sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
             sys.stderr.flush()
-        elif text != self.shown and (state != self.state or now - self.shown_at >= LINE_INTERVAL_S):
+        elif text != self.text and (key != self.key or now - self.shown_at >= LINE_INTERVAL_S):
             click.echo(text, err=True)
             self.shown_at = now
-        self.shown, self.state = text, state
+        self.key, self.text = key, text
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.is_terminal and self.text:
+            sys.stderr.write("\r\x1b[K")
+        click.echo(printable_line(text), err=True)
 
     def close(self) -> None:
         """Leaves the last line standing."""
-        if self.is_terminal and self.shown:
+        if self.is_terminal and self.text:
             sys.stderr.write("\n")
+        self.text = ""
+
+
+class ProgressLine(OneLine):
+    """Where a job is, on one line."""
+
+    def __call__(self, status: JobStatus, progress: Progress | None) -> None:
+        """Shows where the job is."""
+        self.show(describe(status, progress), f"{status.state} {status.reason} {progress.epoch if progress else 0}")
 
 
 def describe(status: JobStatus, progress: Progress | None) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from hpcdist.joined import Audit, Disagreement, JobRecord, Timeline
+from hpcdist.printable import clean
 from hpcdist.record import StepSplit
 from hpcdist.steps import mean_split
 from hpcdist.units import format_bytes
@@ -31,7 +32,7 @@ def format_joined(record: JobRecord) -> str:
         lines.append(f"Ran: {line}")
     lines += [f"Disagreement: {_format_disagreement(one)}" for one in record.disagreements]
     if record.audit:
-        lines += [f"Finding: {_clean(one.sentence)}" for one in record.audit.findings]
+        lines += [f"Finding: {clean(one.sentence)}" for one in record.audit.findings]
     return "\n".join(lines)
 
 
@@ -87,7 +88,3 @@ def _format_disagreement(one: Disagreement) -> str:
     else:
         figures = f"CPU time: Slurm {one.slurm:.1f} s, ranks {one.ranks:.1f} s"
     return f"{figures} ({one.reason})"
-
-
-def _clean(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)

@@ -9,7 +9,7 @@ import msgspec
 
 from hpcdist.cause import Cause
 from hpcdist.kinds import footnotes
-from hpcdist.printable import printable_line
+from hpcdist.printable import clean, printable_line
 from hpcdist.record import Efficiency, RankUsage
 from hpcdist.seff import format_seff
 from hpcdist.units import format_bytes
@@ -22,16 +22,11 @@ def print_json(value: Any) -> None:
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
     """Aligned columns; a dash where a figure is unknown; the last column is cut at the terminal's width."""
-    cells = [list(header), *[[_clean(cell) for cell in row] for row in rows]]
+    cells = [list(header), *[[clean(cell) if cell else "-" for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     width = shutil.get_terminal_size((10_000, 24)).columns
     lines = ["  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join(line[:width] for line in lines)
-
-
-def _clean(cell: str | None) -> str:
-    """A cell without anything that could move the cursor."""
-    return "".join(c if c.isprintable() else "?" for c in cell) if cell else "-"
 
 
 def format_cause(name: str, cause: Cause, *, tail: bool = True) -> str:

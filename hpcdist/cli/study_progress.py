@@ -1,18 +1,14 @@
 """What `hpcdist study` shows while a study is sent, runs here, or is waited for. All of it on standard error."""
 
-import os
-import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 
 import click
 
 from hpcdist.batches import Batch
-from hpcdist.cli.following import describe, warn_of_exposed_secret, warn_of_missing_data
+from hpcdist.cli.following import OneLine, describe, warn_of_exposed_secret, warn_of_missing_data
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.prepare import Prepared
-from hpcdist.printable import printable_line
 from hpcdist.statuses import pause_s
 from hpcdist.studies import Watch
 from hpcdist.study import Trial
@@ -20,43 +16,8 @@ from hpcdist.study_state import StudyState
 from hpcdist.trials import NOT_SUBMITTED, query_trials
 
 POLL_INTERVAL_S = 2.0
-LINE_INTERVAL_S = 10.0
 # Sending that is over sooner needs no line.
 QUICK_S = 2.0
-
-
-class OneLine:
-    """One line that is rewritten on a terminal; elsewhere a new line when its key changed or time passed."""
-
-    def __init__(self) -> None:
-        self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self.key = ""
-        self.text = ""
-        self.shown_at = 0.0
-
-    def show(self, text: str, key: str) -> None:
-        """Shows a text; `key` says whether it is news."""
-        text = printable_line(text)
-        now = time.monotonic()
-        if self.is_terminal:
-            sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
-            sys.stderr.flush()
-        elif key != self.key or (text != self.text and now - self.shown_at >= LINE_INTERVAL_S):
-            click.echo(text, err=True)
-            self.shown_at = now
-        self.key, self.text = key, text
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        if self.is_terminal and self.text:
-            sys.stderr.write("\r\x1b[K")
-        click.echo(printable_line(text), err=True)
-
-    def close(self) -> None:
-        """Leaves the last line standing."""
-        if self.is_terminal and self.text:
-            sys.stderr.write("\n")
-        self.text = ""
 
 
 class RunWatch(Watch):
