@@ -186,12 +186,14 @@ def most_gpu_hours(job: JobSpec) -> float | None:
     return count_gpus(job.layout) * limit_s * starts / 3600
 
 
-def check_gpu_hours(study: Study, variants: Sequence[Variant], trials: Sequence[Trial], former_hours: float) -> None:
+def check_gpu_hours(
+    study: Study, hours: Mapping[str, float | None], trials: Sequence[Trial], former_hours: float
+) -> None:
     """Compares what a study may take at most with its limit.
 
     Args:
         study: The study.
-        variants: All its variants.
+        hours: What a trial of each variant takes at most, by the variants' labels.
         trials: All its trials, sent or not.
         former_hours: What its former trials may have taken at most.
 
@@ -201,7 +203,6 @@ def check_gpu_hours(study: Study, variants: Sequence[Variant], trials: Sequence[
     limit = study.limits.max_gpu_hours
     if limit is None:
         return
-    hours = {variant.label: most_gpu_hours(build_job(variant.options)) for variant in variants}
     unlimited = [label for label, most in hours.items() if most is None]
     if unlimited:
         raise UsageError(

@@ -55,13 +55,10 @@ def claim_run(prepared: Prepared) -> Run:
         HpcdistError: It can't be written.
     """
     store = Store(Path(prepared.place.root))
-    name = prepared.place.run
-    if name is None:
-        raise UsageError("a run needs a name", "pass --run")
-    run = store.claim(name)
+    run = store.claim(prepared.run)
     with run.locked():
         if not (run.path / "job.json").is_file():
-            record = describe_run(prepared, name, {})
+            record = describe_run(prepared, {})
             store.create(msgspec.structs.replace(record, job_id=store.next_local_id()), prepared.script)
         else:
             _require_same(run.record(), prepared.spec)

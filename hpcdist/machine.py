@@ -28,7 +28,10 @@ def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str
     gpus = count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     needed = nodes * job.layout.gpus
     if training.accelerator == "gpu" and gpus < needed:
-        raise SubmitError(f"accelerator is gpu, but the layout needs {needed} and this machine has {gpus}", _GPU_HINT)
+        raise SubmitError(
+            f"accelerator is gpu, but the layout needs {needed} and this machine has {gpus}",
+            "leave out --accelerator gpu to train on the CPUs",
+        )
     if gpus < needed or training.accelerator == "cpu":
         training = msgspec.structs.replace(training, accelerator="cpu")
         device = f"CPU (gloo): {gpus} GPU(s) here, {needed} asked for"
@@ -36,6 +39,3 @@ def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str
         device = "GPUs (NCCL)" if needed else "CPU (gloo)"
     said = f"no Slurm here: {world} rank(s) on {socket.gethostname()} with {cpus} thread(s) each, {device}"
     return msgspec.structs.replace(job, layout=layout, training=training), said
-
-
-_GPU_HINT = "leave out --accelerator gpu to train on the CPUs"

@@ -42,6 +42,17 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     secrets: dict[str, str] = {}
     note: str = ""
 
+    @property
+    def run(self) -> str:
+        """The run's name.
+
+        Raises:
+            UsageError: It has none: its script names the run after the Slurm job.
+        """
+        if self.place.run is None:
+            raise UsageError("a submission needs a run's name", "pass run=")
+        return self.place.run
+
 
 def choose_backend(asked: Backend | None) -> Backend:
     """The backend asked for, else Slurm where it is there, else this machine."""

@@ -4,14 +4,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+# Compiled when they are first used: most programs meet no such text.
 # Whole escape sequences first, or their printable tail ("[31m") would stay: CSI, OSC, then any other escape.
-_ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b.?")
+_ESCAPES = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b.?"
 # C0 and C1 controls, and the marks that are invisible or turn the reading direction.
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+_CONTROLS = "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
 # What a byte that is not UTF-8 becomes under "surrogateescape"; it cannot be encoded again, so it cannot be written.
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_SURROGATES = "[\ud800-\udfff]"
 # White space that ends a line or has no width of its own.
-_BREAKS = re.compile("[\t-\r\x85\u2028\u2029]")
+_BREAKS = "[\t-\r\x85\u2028\u2029]"
 
 
 def printable(text: str) -> str:
@@ -21,7 +22,7 @@ def printable(text: str) -> str:
     """
     if text.isascii() and text.isprintable() and "  " not in text:
         return text.strip()
-    text = _SURROGATES.sub("\ufffd", _CONTROLS.sub("", _ESCAPES.sub("", text)))
+    text = re.sub(_SURROGATES, "\ufffd", _strip(text))
     return " ".join(text.split())
 
 
@@ -37,8 +38,11 @@ def printable_line(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    text = _BREAKS.sub(" ", _CONTROLS.sub("", _ESCAPES.sub("", text.expandtabs(4))))
-    return _SURROGATES.sub("\ufffd", text)
+    return re.sub(_SURROGATES, "\ufffd", re.sub(_BREAKS, " ", _strip(text.expandtabs(4))))
+
+
+def _strip(text: str) -> str:
+    return re.sub(_CONTROLS, "", re.sub(_ESCAPES, "", text))
 
 
 def underscored(name: str) -> str:

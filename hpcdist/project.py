@@ -92,18 +92,13 @@ def read_options(path: Path, *, site: bool) -> dict[str, Any]:
     Raises:
         UsageError: The file can't be read, isn't TOML, or has a key that no option has.
     """
-    import tomllib  # only here: a render without a file shall not wait for it
+    from hpcdist.study_lines import parse_toml, read_text  # only here: a render without a file shall not wait for it
 
-    try:
-        options = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"can't read {path}: {error.strerror}", "check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}", "see https://toml.io for the format") from None
+    options = parse_toml(read_text(path), str(path))
     if "layouts" in options:
         raise UsageError(f"{path} has layouts: it is a study, not a job", f"hpcdist study run {path}")
     if site:
         return normalize(options, str(path))
     options = with_underscores(options)
-    check_keys(options, str(path), site=False)
+    check_keys(options, str(path))
     return options

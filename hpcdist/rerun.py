@@ -15,11 +15,8 @@ from hpcdist.printable import dashed, underscored
 from hpcdist.privacy import part_secrets
 from hpcdist.project import Project
 from hpcdist.run_files import RunRecord
-from hpcdist.spec import JOB_KEYS, JobSpec, Layout, Training, build_job, check_keys
+from hpcdist.spec import JOB_KEYS, TABLES, JobSpec, Layout, Training, build_job, check_keys, option_types
 from hpcdist.store import new_run_name
-
-_TABLES = ("env", "sbatch", "srun")
-_KINDS = {field.name: field.type for kind in (Layout, Training, JobSpec) for field in msgspec.structs.fields(kind)}
 
 
 class Rerun(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,9 +43,9 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
         name = underscored(key.strip().removeprefix("--"))
         if not equals:
             raise UsageError(f"--set {text!a} has no '='", "write --set option=value, for example --set nodes=2")
-        check_keys([name], "--set", site=False)
+        check_keys([name], "--set")
         parsed = _parse_value(name, value) if value else None
-        if name in _TABLES and name in changes and parsed is not None:
+        if name in TABLES and name in changes and parsed is not None:
             parsed = {**changes[name], **parsed}
         changes[name] = parsed
     return changes
@@ -56,9 +53,9 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
 
 def _parse_value(name: str, value: str) -> Any:
     try:
-        if value[:1] in ("[", "{") and name in (*_TABLES, "command", "setup"):
+        if value[:1] in ("[", "{") and name in (*TABLES, "command", "setup"):
             return tomllib.loads(f"value = {value}")["value"]
-        if name in _TABLES:
+        if name in TABLES:
             key, equals, inner = value.partition("=")
             if name == "env" and not equals:
                 raise UsageError(f"--set env={value!a} has no second '='", "write --set env=NAME=VALUE")
@@ -67,7 +64,7 @@ def _parse_value(name: str, value: str) -> Any:
             return shlex.split(value)
         if name == "setup":
             return [value]
-        return msgspec.convert(value, _KINDS[name], strict=False)
+        return msgspec.convert(value, option_types()[name], strict=False)
     except (ValueError, msgspec.ValidationError) as error:
         raise UsageError(f"--set {name}={value!a}: {error}", "hpcdist submit --help has each option's form") from None
 
@@ -111,7 +108,7 @@ def prepare_rerun(record: RunRecord, root: Path, changes: Mapping[str, Any], run
     Raises:
         UsageError: An option can't be used, or the template is gone.
     """
-    check_keys(changes, "rerun", site=False)
+    check_keys(changes, "rerun")
     job = change_job(record.job, {"dependency": None, **changes})
     prepared = prepare(
         job,

@@ -30,23 +30,20 @@ def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:
         HpcdistError: The run can't be written.
     """
     store = Store(Path(prepared.place.root))
-    name = prepared.place.run
-    if name is None:
-        raise UsageError("a submission needs a run's name", "pass run=")
     config = slurm.read_config() if prepared.backend == "slurm" else {}
-    run = store.run(name)
+    run = store.run(prepared.run)
     known = run.path.is_dir()
     if not (run.path / "job.json").is_file():
         require_secrets(prepared.spec.secret_env, prepared.secrets)
-    store.claim(name)
+    store.claim(prepared.run)
     # Held from before the record is written: two that submit one run at once must not each find none, or the later
     # one would overwrite the other's job id and send the job again.
     with run.locked():
         if run.script.is_file() and run.script.read_text() != prepared.script:
-            raise UsageError(f"run {name} exists with another script", "choose another --run, or leave it out")
+            raise UsageError(f"run {run.name} exists with another script", "choose another --run, or leave it out")
         has_record = (run.path / "job.json").is_file()
         if not has_record:
-            store.create(describe_run(prepared, name, config), prepared.script)
+            store.create(describe_run(prepared, config), prepared.script)
         record = run.record()
         if record.job_id is None:
             with exported(prepared.secrets):
@@ -144,10 +141,10 @@ def _write(run: Run, record: RunRecord) -> None:
         ) from None
 
 
-def describe_run(prepared: Prepared, name: str, config: Mapping[str, str]) -> RunRecord:
+def describe_run(prepared: Prepared, config: Mapping[str, str]) -> RunRecord:
     """The record of a run that is about to begin."""
     return RunRecord(
-        run=name,
+        run=prepared.run,
         job=prepared.spec,
         site=prepared.site,
         backend=prepared.backend,

@@ -1,6 +1,6 @@
 """The settings of `hpcdist.toml`: its keys checked, and one of its profiles chosen. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -8,13 +8,13 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
-from hpcdist.printable import suggest, with_underscores
+from hpcdist.printable import with_underscores
 from hpcdist.site import Container, Partitions, Prices
-from hpcdist.spec import JOB_KEYS, LAYOUT_KEYS, SITE_KEYS, TRAINING_KEYS
+from hpcdist.spec import OPTION_KEYS, SITE_KEYS, check_keys
 
 PROFILES = "sites"
 _TABLES: dict[str, type[msgspec.Struct]] = {"partitions": Partitions, "container": Container, "prices": Prices}
-_KEYS = LAYOUT_KEYS | TRAINING_KEYS | JOB_KEYS | SITE_KEYS
+_KEYS = OPTION_KEYS | SITE_KEYS
 
 
 def normalize(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -41,14 +41,13 @@ def normalize(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _normalize_table(values: Mapping[str, Any], where: str, path: tuple[str, ...]) -> dict[str, Any]:
     options = with_underscores(values)
-    _check(options, _KEYS if path else _KEYS | {PROFILES}, where, path)
+    check_keys(options, where, _KEYS if path else _KEYS | {PROFILES}, path)
     for key, kind in _TABLES.items():
         if key not in options:
             continue
         table = with_underscores(_as_table(options[key], where, (*path, key)))
-        fields = msgspec.structs.fields(kind)
-        _check(table, [field.name for field in fields], where, (*path, key))
-        spelt = {field.name: field.encode_name for field in fields}
+        spelt = {field.name: field.encode_name for field in msgspec.structs.fields(kind)}
+        check_keys(table, where, spelt, (*path, key))
         options[key] = {spelt[name]: value for name, value in table.items()}
     return options
 
@@ -58,14 +57,6 @@ def _as_table(value: Any, where: str, path: tuple[str, ...]) -> Mapping[str, Any
         name = ".".join(path)
         raise UsageError(f"{where}: {name} is {value!r}, expected a table", f"write [{name}] on a line of its own")
     return value
-
-
-def _check(keys: Iterable[str], known: Iterable[str], where: str, path: tuple[str, ...]) -> None:
-    for key in keys:
-        if key in known:
-            continue
-        hint = suggest(key, known, f"the keys are: {', '.join(sorted(known))}")
-        raise UsageError(f"{where}: unknown key {'.'.join((*path, key))!r}", hint)
 
 
 def choose_profile(

@@ -6,7 +6,6 @@ that the cluster has changed since (replaced).
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 from hpcdist.errors import UsageError
 from hpcdist.printable import clean, with_underscores
 from hpcdist.site_proposal import Setting
+from hpcdist.study_lines import parse_toml
 
 _RECORD = "# hpcdist init wrote: "
 _HEADER = re.compile(r"\s*\[")
@@ -71,10 +71,7 @@ def merge_file(text: str, settings: Sequence[Setting], section: str | None, wher
     Raises:
         UsageError: It is no TOML.
     """
-    try:
-        parsed = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}: {error}", "see https://toml.io for the format") from None
+    parsed = parse_toml(text, where)
     lines = text.splitlines()
     if section is not None and section not in parsed.get("sites", {}):
         name = section if _BARE.fullmatch(section) else json.dumps(section)

@@ -1,7 +1,8 @@
 """What the user asks for: layout, site, training, job. Pure values, checked when they are made."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -192,6 +193,9 @@ LAYOUT_KEYS = frozenset(Layout.__struct_fields__)
 TRAINING_KEYS = frozenset(Training.__struct_fields__)
 SITE_KEYS = frozenset(Site.__struct_fields__)
 JOB_KEYS = frozenset(JobSpec.__struct_fields__) - {"layout", "training"}
+OPTION_KEYS = LAYOUT_KEYS | TRAINING_KEYS | JOB_KEYS
+# Options that are tables of text.
+TABLES = ("env", "sbatch", "srun")
 
 
 def check_name(name: str) -> None:
@@ -222,23 +226,31 @@ def check_run_name(name: str) -> str:
     return name
 
 
-def check_keys(options: Iterable[str], where: str, *, site: bool) -> None:
-    """Refuses keys that no option has.
+def check_keys(
+    found: Iterable[str], where: str, known: Collection[str] = OPTION_KEYS, path: tuple[str, ...] = ()
+) -> None:
+    """Refuses keys that nothing has.
 
     Args:
-        options: The keys found.
+        found: The keys found.
         where: The file or call they were found in, for the message.
-        site: Whether the site's keys are allowed too.
+        known: The keys there are: those of options.
+        path: The table in the file.
 
     Raises:
         UsageError: Names the first unknown key and the nearest right one.
     """
-    known = LAYOUT_KEYS | TRAINING_KEYS | JOB_KEYS | (SITE_KEYS if site else frozenset())
-    for key in options:
-        if key in known:
-            continue
-        hint = suggest(underscored(key), known, f"the keys are: {', '.join(sorted(known))}")
-        raise UsageError(f"{where}: unknown key {key!r}", hint)
+    for key in found:
+        if key not in known:
+            hint = suggest(underscored(key), known, f"the keys are: {', '.join(sorted(known))}")
+            raise UsageError(f"{where}: unknown key {'.'.join((*path, key))!r}", hint)
+
+
+@cache
+def option_types() -> dict[str, Any]:
+    """The type of each option, by its name."""
+    kinds = (Layout, Training, JobSpec)
+    return {field.name: field.type for kind in kinds for field in msgspec.structs.fields(kind)}
 
 
 def build_site(options: Mapping[str, Any], where: str = "hpcdist.toml") -> Site:

@@ -2,7 +2,6 @@
 
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,16 +10,15 @@ import msgspec
 from hpcdist.errors import UsageError
 from hpcdist.printable import underscored, with_underscores
 from hpcdist.privacy import is_secret
-from hpcdist.spec import JobSpec, Layout, Training, check_keys, check_name
+from hpcdist.spec import TABLES, check_keys, check_name, option_types
 from hpcdist.study import Limits, Prices, Reference, Scale, Scaling, Study, Variant
-from hpcdist.study_lines import Path, find_lines, line_of
+from hpcdist.study_lines import Path, find_lines, line_of, parse_toml
 from hpcdist.study_scale import find_place, lay_over
 from hpcdist.study_values import as_text, convert, explain_unknown, read_struct, read_table, show
-from hpcdist.variants import LABEL, TABLES, StudyError, check_baseline, expand
+from hpcdist.variants import LABEL, StudyError, check_baseline, expand
 
 KEYS = ("name", "repeat", "scaling", "baseline", "target_accuracy")
 SECTIONS = ("layouts", "options", "grid", "zip", "prices", "limits", "reference")
-_KINDS = {field.name: field.type for kind in (Layout, Training, JobSpec) for field in msgspec.structs.fields(kind)}
 _NOT_HERE = {
     "name": ("the jobs are called as the study is", "leave it out"),
     "array": ("a study makes job arrays by itself", "repeat = N runs everything N times"),
@@ -45,11 +43,7 @@ def parse_study(text: str, where: str, defaults: Mapping[str, Any] | None = None
     Raises:
         UsageError: It has a fault; the message has the line and the key.
     """
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{where}: {error}", "see https://toml.io for the format") from None
-    values = with_underscores(values)
+    values = with_underscores(parse_toml(text, where))
     try:
         study = msgspec.structs.replace(_read(lay_over(values, scale)), scale=scale)
         variants = expand(study, defaults or {})
@@ -183,7 +177,7 @@ def _read_option(key: str, value: Any, path: Path) -> Any:
     if key in _NOT_HERE:
         raise StudyError(f"{key}: {_NOT_HERE[key][0]}", _NOT_HERE[key][1], path)
     try:
-        check_keys([key], str(path[0]), site=False)
+        check_keys([key], str(path[0]))
     except UsageError as error:
         raise StudyError(error.message, error.hint, path) from None
     if key in TABLES and isinstance(value, dict):
@@ -194,7 +188,7 @@ def _read_option(key: str, value: Any, path: Path) -> Any:
                 f'export it, and write secret-env = ["{secrets[0]}"] under [options]',
                 path,
             )
-    return msgspec.to_builtins(convert(value, _KINDS[key], path))
+    return msgspec.to_builtins(convert(value, option_types()[key], path))
 
 
 def _read_sweep(table: Mapping[str, Any], path: Path) -> dict[str, tuple[Any, ...]]:

@@ -1,10 +1,11 @@
-"""Which line of a TOML text each key stands on: tomllib reads values alone. Pure.
+"""TOML texts: read, and which line each of their keys stands on: tomllib reads values alone."""
 
-The text must be TOML that tomllib has read; nothing is checked again.
-"""
-
+import pathlib
 import re
+import tomllib
+from typing import Any
 
+from hpcdist.errors import UsageError
 from hpcdist.printable import underscored
 
 Path = tuple[str | int, ...]
@@ -22,10 +23,37 @@ _STRING = re.compile(
 _SCALAR = re.compile(r"[^,\]}\n#]+")
 
 
+def read_text(file: pathlib.Path) -> str:
+    """A file's text.
+
+    Raises:
+        UsageError: It can't be read, or is no UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"can't read {file}: {error.strerror}", "check the path") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: {error}", "see https://toml.io for the format") from None
+
+
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """What a text says.
+
+    Raises:
+        UsageError: It is no TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{where}: {error}", "see https://toml.io for the format") from None
+
+
 def find_lines(text: str) -> dict[Path, int]:
     """The line, from 1, of every key and array element, by its path: `("layouts", 1, "gpus")`.
 
-    Keys are given with `_` for `-`. Of a table that is written in parts, the first counts.
+    Keys are given with `_` for `-`. Of a table that is written in parts, the first counts. The text must be TOML that
+    `parse_toml` has read; nothing is checked again.
     """
     return _Scan(text).lines
 

@@ -74,12 +74,12 @@ def plan_study(
     if retry:
         state = _without_failed(state)
     missing = [trial for trial in state.trials if trial.run is None]
+    hours = {variant.label: most_gpu_hours(build_job(variant.options)) for variant in variants}
     if missing:
-        check_gpu_hours(study, variants, state.trials, _former_hours(state))
+        check_gpu_hours(study, hours, state.trials, _former_hours(state))
     batches = make_batches(study, variants, missing, state.former, largest_array=_largest_array(backend))
     planned = {(trial.variant, trial.repeat): trial for batch in batches for trial in batch.trials}
     trials = tuple(planned.get((trial.variant, trial.repeat), trial) for trial in state.trials)
-    hours = {variant.label: most_gpu_hours(build_job(variant.options)) for variant in variants}
     told = [hours[trial.variant] for trial in missing]
     known_hours = [one for one in told if one is not None]
     return StudyPlan(

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.printable import dashed, printable, suggest, with_underscores
-from hpcdist.spec import JOB_KEYS, LAYOUT_KEYS, TRAINING_KEYS
+from hpcdist.spec import OPTION_KEYS
 from hpcdist.study_lines import Path
 from hpcdist.variants import StudyError
 
@@ -36,7 +36,7 @@ def read_struct(table: Mapping[str, Any], kind: type, path: Path) -> Any:
 
 def explain_unknown(key: str, known: tuple[str, ...]) -> tuple[str, str]:
     """What to say of a key that nothing has: message and hint."""
-    if key in LAYOUT_KEYS | TRAINING_KEYS | JOB_KEYS:
+    if key in OPTION_KEYS:
         return f"{key} is an option of the jobs", "put it under [options]"
     hint = suggest(dashed(key), map(dashed, known), f"the keys are: {', '.join(known)}")
     return f"unknown key {printable(key)!r}", hint

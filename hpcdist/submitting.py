@@ -39,7 +39,7 @@ def submit(
         UsageError: An option can't be used.
         SubmitError: The scheduler refused.
     """
-    check_keys(options, "submit()", site=False)
+    check_keys(options, "submit()")
     project = open_project()
     shape = msgspec.structs.asdict(layout) if layout else {}
     job = complete_job(merge_options(shape, options, {"command": tuple(command) or None}), project)

@@ -11,11 +11,10 @@ import msgspec
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
 from hpcdist.printable import suggest
-from hpcdist.spec import LAYOUT_KEYS, Layout, build_job
+from hpcdist.spec import LAYOUT_KEYS, TABLES, Layout, build_job
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_lines import Path
 
-TABLES = ("env", "sbatch", "srun")
 LABEL = "label"  # of a layout: its own name for what it is, in place of the options in which it differs
 # What says when, where to charge and how to keep watch, not what is run: a trial stays the same when these change.
 _SCHEDULING = frozenset(
@@ -106,7 +105,9 @@ def expand(study: Study, defaults: Mapping[str, Any]) -> tuple[Variant, ...]:
     marks = _layout_marks(study, choices, layouts)
     variants: dict[str, Variant] = {}
     for choice, layout, own in zip(choices, layouts, options, strict=True):
-        label = " ".join([layout.name, *marks[choice.layout], *map(_format_pair, *_columns(choice.settings))])
+        label = " ".join(
+            [layout.name, *marks[choice.layout], *itertools.starmap(_format_pair, choice.settings.items())]
+        )
         if label in variants:
             raise StudyError(
                 f"two variants are {label!r}", "give each layout and each swept value once", ("layouts", choice.layout)
@@ -186,10 +187,6 @@ def _own_settings(layouts: Sequence[Mapping[str, Any]], place: int) -> dict[str,
             continue
         found |= {f"{key}.{name}": inner for name, inner in value.items()} if key in TABLES else {key: value}
     return found
-
-
-def _columns(settings: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
-    return list(settings), list(settings.values())
 
 
 def _format_pair(key: str, value: Any) -> str:

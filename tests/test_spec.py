@@ -84,7 +84,7 @@ def test_a_wrong_type_is_reported_with_its_key():
 
 def test_an_unknown_key_is_reported_with_the_nearest_right_one():
     with pytest.raises(UsageError, match=r"site.toml: unknown key 'partitoin'") as caught:
-        check_keys(["partitoin"], "site.toml", site=True)
+        check_keys(["partitoin"], "site.toml")
     assert caught.value.hint == "did you mean 'partition'?"
 
 

@@ -10,6 +10,7 @@ from hpcdist.cli.offers import offer_jobs, offer_partitions
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
 from hpcdist.project import read_options
+from hpcdist.spec import TABLES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +74,7 @@ SWITCHES = (
 )
 
 
+FILE = click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[FILE.toml]")
 BACKEND = click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where to run [Slurm if it is there].")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
 WAIT = click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
@@ -168,7 +170,7 @@ def collect_options(file: Path | None, given: dict[str, Any], command: tuple[str
         UsageError: A KEY=VALUE has no `=`, or the file has a fault.
     """
     options = {key: value for key, value in given.items() if value is not None and value != ()}
-    for key in ("env", "sbatch", "srun"):
+    for key in TABLES:
         if key in options:
             options[key] = dict(_pair(key, text) for text in options[key])
     if command:

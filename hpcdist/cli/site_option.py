@@ -1,7 +1,5 @@
 """`--site NAME`, and the project that it leads to."""
 
-from pathlib import Path
-
 import click
 
 from hpcdist.cli.offers import offer_sites
@@ -31,7 +29,7 @@ def open_here() -> Project:
     Raises:
         UsageError: `hpcdist.toml` has a fault, or no such profile.
     """
-    return open_project(Path.cwd(), profile=asked_profile())
+    return open_project(profile=asked_profile())
 
 
 def asked_profile() -> str | None:

@@ -16,7 +16,6 @@ from hpcdist.cli.options import BACKEND, JSON
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
-from hpcdist.errors import UsageError
 from hpcdist.job_status import JobStatus
 from hpcdist.prepare import choose_backend
 from hpcdist.printable import printable_line
@@ -26,6 +25,7 @@ from hpcdist.spec import Backend
 from hpcdist.studies import cancel_study, prepare_batches, run_study
 from hpcdist.study import Scale, Study, Trial
 from hpcdist.study_file import parse_study
+from hpcdist.study_lines import read_text
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, load_study
 from hpcdist.trials import find_runs, query_trials
@@ -47,13 +47,7 @@ def read_study(file: Path, project: Project, scale: Scale = "full") -> Study:
     Raises:
         UsageError: It can't be read, or has a fault.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"can't read {file}: {error.strerror}", "check the path") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: {error}", "see https://toml.io for the format") from None
-    study = parse_study(text, str(file), project.defaults, scale=scale)
+    study = parse_study(read_text(file), str(file), project.defaults, scale=scale)
     # A study that says nothing of prices is charged what the cluster charges.
     return study if has_prices(study.prices) else msgspec.structs.replace(study, prices=project.site.prices)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from hpcdist.cli.options import BACKEND, DRY_RUN, JSON, WAIT, JobCommand, collect_options, job_options
+from hpcdist.cli.options import BACKEND, DRY_RUN, FILE, JSON, WAIT, JobCommand, collect_options, job_options
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.prepare import Prepared, choose_backend, complete_job, prepare
 from hpcdist.render import packaged_templates
@@ -15,7 +15,6 @@ RUN = click.option("--run", metavar="NAME", help="Name of the run.")
 TEMPLATE = click.option(
     "--template", type=click.Path(path_type=Path), metavar="FILE", help="Template to use in place of the packaged one."
 )
-FILE = click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[FILE.toml]")
 
 
 @click.command(

@@ -1,20 +1,19 @@
 """hpcdist tune."""
 
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hpcdist.cli.options import BACKEND, JSON, collect_options, job_options
+from hpcdist.cli.options import BACKEND, FILE, JSON, collect_options, job_options
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study import read_study
 from hpcdist.cli.study_progress import RunWatch
 from hpcdist.disk import write_atomically
-from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.errors import HpcdistError
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.merging import merge_options
 from hpcdist.prepare import choose_backend
@@ -22,6 +21,7 @@ from hpcdist.printable import dashed, printable_line
 from hpcdist.project import Project
 from hpcdist.spec import Backend
 from hpcdist.study import Trial
+from hpcdist.study_lines import parse_toml, read_text
 from hpcdist.tune import Tuned, tune
 from hpcdist.tuned_file import check_writable, set_options
 from hpcdist.tuning import Attempt
@@ -39,7 +39,7 @@ HEADER = ("BATCH", "PER RANK", "WORKERS", "IMAGES/S", "BUSY", "MEMORY", "DATA", 
   hpcdist tune jobs/mnist-layouts.toml --nodes 2 --gpus 1 --target-utilization 0.9
 """,
 )
-@click.argument("file", required=False, type=click.Path(path_type=Path), metavar="[FILE.toml]")
+@FILE
 @job_options
 @click.option(
     "--target-utilization",
@@ -83,7 +83,7 @@ def tune_command(
     It says nothing of accuracy, which a larger batch may cost.
     """
     project = open_here()
-    text = _read(file) if file else ""
+    text = read_text(file) if file else ""
     given = _collect(file, text, options, project)
     watch = TuneWatch()
     found = tune(
@@ -133,25 +133,13 @@ class TuneWatch(RunWatch):
         self.line.show(f"trying {trial.variant}: {status.state}{elapsed}{speed}", f"{trial.variant} {status.state}")
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"can't read {file}: {error.strerror}", "check the path") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file}: {error}", "see https://toml.io for the format") from None
-
-
 def _collect(file: Path | None, text: str, options: dict[str, Any], project: Project) -> dict[str, Any]:
     """The job's options: of a study those of its first layout, or of the one that was asked for.
 
     Raises:
         UsageError: The file has a fault, or leaves what is to be found no place.
     """
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{file}: {error}", "see https://toml.io for the format") from None
+    values = parse_toml(text, str(file))
     check_writable(values, str(file))
     if file is None or "layouts" not in values:
         return collect_options(file, options)
