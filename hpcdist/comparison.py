@@ -260,6 +260,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     basis: str
     measured_s: float | None = None
 
+    @property
+    def wall(self) -> Spread:
+        """The predicted time with its range; measured in no run."""
+        return Spread(median=self.wall_s, low=self.low_s, high=self.high_s, count=0)
+
 
 class VariantUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What the ranks of one job of a variant used over time.

@@ -4,7 +4,6 @@ At most: by the time limits. Likely: as earlier trials of the same variant went,
 """
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -14,6 +13,7 @@ from hpcdist.comparison import Prediction, Spread
 from hpcdist.joined import JobRecord
 from hpcdist.link import Link
 from hpcdist.prediction import predict
+from hpcdist.scaling import scale, spread
 from hpcdist.spec import JobSpec, build_job
 from hpcdist.study import Prices, Study, Trial, Variant
 from hpcdist.units import parse_slurm_time
@@ -97,7 +97,7 @@ def make_plan(
                 wall_s=wall,
                 likely_cost=_prices(study.prices, job, wall, len(own)),
                 predicted=guess,
-                predicted_cost=_prices(study.prices, job, _as_spread(guess), len(own)),
+                predicted_cost=_prices(study.prices, job, guess.wall if guess else None, len(own)),
             )
         )
     return tuple(rows)
@@ -105,17 +105,19 @@ def make_plan(
 
 def measured_walls(records: Sequence[tuple[Trial, JobRecord | None]]) -> dict[str, Spread]:
     """Wall-clock seconds of completed trials, by their variants' labels."""
-    found: dict[str, list[float]] = {}
-    for trial, record in records:
-        if record is None or record.status.state != "COMPLETED":
-            continue
-        wall_s = record.efficiency.wall_time_s if record.efficiency else None
-        if wall_s is not None:
-            found.setdefault(trial.variant, []).append(wall_s)
-    return {
-        label: Spread(median=statistics.median(walls), low=min(walls), high=max(walls), count=len(walls))
-        for label, walls in found.items()
+    walls = {
+        label: spread(one.efficiency.wall_time_s for one in several if one.efficiency)
+        for label, several in _completed(records).items()
     }
+    return {label: wall for label, wall in walls.items() if wall}
+
+
+def _completed(records: Sequence[tuple[Trial, JobRecord | None]]) -> dict[str, list[JobRecord]]:
+    found: dict[str, list[JobRecord]] = {}
+    for trial, record in records:
+        if record is not None and record.status.state == "COMPLETED":
+            found.setdefault(trial.variant, []).append(record)
+    return found
 
 
 def predict_unmeasured(
@@ -132,10 +134,7 @@ def predict_unmeasured(
         records: What happened to earlier trials.
         links: Probes of the network besides those at the trials' start.
     """
-    completed: dict[str, list[JobRecord]] = {}
-    for trial, record in records:
-        if record is not None and record.status.state == "COMPLETED":
-            completed.setdefault(trial.variant, []).append(record)
+    completed = _completed(records)
     known = [(variant, completed[variant.label]) for variant in variants if variant.label in completed]
     missing = [variant for variant in variants if variant.label not in completed]
     guesses = [predict(variant, known, links, weak=study.scaling == "weak") for variant in missing]
@@ -152,15 +151,8 @@ def price_of(prices: Prices, job: JobSpec, duration_s: float | None) -> float | 
 def _prices(prices: Prices, job: JobSpec, wall: Spread | None, trials: int) -> Spread | None:
     if wall is None:
         return None
-    costs = [price_of(prices, job, one * trials) for one in (wall.median, wall.low, wall.high)]
-    median, low, high = costs
-    if median is None or low is None or high is None:
-        return None
-    return Spread(median=median, low=low, high=high, count=wall.count)
-
-
-def _as_spread(guess: Prediction | None) -> Spread | None:
-    return Spread(median=guess.wall_s, low=guess.low_s, high=guess.high_s, count=0) if guess else None
+    per_second = price_of(prices, job, trials)
+    return None if per_second is None else scale(wall, per_second)
 
 
 def parse_start(words: str) -> str | None:

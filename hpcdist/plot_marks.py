@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from hpcdist.comparison import Spread, VariantRow
 from hpcdist.drawing import INK, LAYOUT_COLOURS, MARKERS, PAPER, label, new_axes
+from hpcdist.study import format_settings
 from hpcdist.units import format_number
 
 _MOST_IN_LEGEND = 12
@@ -49,11 +50,6 @@ def _name_settings(row: VariantRow) -> str:
     """As its label does, which may have a name of the study's own for them, and is shorter then."""
     layout, _, name = row.label.partition(" ")
     return name if name and layout == row.layout.name else format_settings(row.settings)
-
-
-def format_settings(settings: dict[str, Any]) -> str:
-    """`batch_size=128 precision=32`; empty for no settings."""
-    return " ".join(f"{key}={value}" for key, value in settings.items())
 
 
 def draw_point(axes: Axes, x: float | Spread, y: Spread, look: Look) -> None:

@@ -16,11 +16,11 @@ from hpcdist.plot_marks import (
     draw_bars,
     draw_legend,
     draw_point,
-    format_settings,
     show_ranks,
     side_by_side,
 )
 from hpcdist.scaling import EFFICIENCY_LINE, scale
+from hpcdist.study import format_settings
 
 # How far a fitted law is drawn beyond the last measured point.
 _BEYOND = 2

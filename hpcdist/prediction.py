@@ -17,8 +17,8 @@ from hpcdist.joined import JobRecord
 from hpcdist.link import BACKWARD_SHARE, Link, carry_to_ranks, choose_links, find_exposed_s
 from hpcdist.record import StepSplit, TrainingMetrics
 from hpcdist.scaling import SINGLE_MARGIN, spread
-from hpcdist.steps import mean_split, waiting_s
-from hpcdist.study import Variant
+from hpcdist.steps import PARTS, mean_split, median_split, waiting_s
+from hpcdist.study import Variant, settings_key
 
 # The preflight all-reduces each size so often.
 PROBE_REPEATS = 3
@@ -91,7 +91,7 @@ def predict_measured(
     """For each variant that ran, what would have been predicted from the others and its own probe."""
     groups: dict[bytes, list[tuple[Variant, Sequence[JobRecord]]]] = {}
     for variant, records in known:
-        groups.setdefault(msgspec.json.encode(variant.settings, order="sorted"), []).append((variant, records))
+        groups.setdefault(settings_key(variant.settings), []).append((variant, records))
     found = []
     for group in groups.values():
         summaries, links = _summarize_all(group), find_links(group)
@@ -147,15 +147,13 @@ def _summarize_all(runs: Iterable[tuple[Variant, Sequence[JobRecord]]]) -> list[
 def _summarize(variant: Variant, records: Sequence[JobRecord]) -> _Known | None:
     """The medians of one layout's jobs; None where a figure that is needed was not measured."""
     found = [(record, training) for record in records if (training := _first_training(record)) and training.steps]
-    splits = [split for record, _ in found if (split := mean_split(record.ranks))]
+    split = median_split([split for record, _ in found if (split := mean_split(record.ranks))])
     wall = spread(record.efficiency.wall_time_s for record, _ in found if record.efficiency)
     batch = [training.global_batch_size for _, training in found if training.global_batch_size]
     worlds = {training.world_size for _, training in found}
     # A job that lacked ranks says nothing about its layout.
-    if wall is None or not splits or not batch or worlds != {variant.layout.world_size}:
+    if wall is None or split is None or not batch or worlds != {variant.layout.world_size}:
         return None
-    parts = ("data_s", "compute_s", "communication_s", "other_s", "step_s")
-    medians = {name: statistics.median(getattr(split, name) for split in splits) for name in parts}
     waiting = spread(waiting_s(record.ranks) for record, _ in found)
     return _Known(
         label=variant.label,
@@ -164,7 +162,7 @@ def _summarize(variant: Variant, records: Sequence[JobRecord]) -> _Known | None:
         runs=wall.count,
         wall=wall,
         steps=statistics.median(training.steps or 0 for _, training in found),
-        split=StepSplit(steps=min(split.steps for split in splits), **medians),
+        split=split,
         waiting_s=waiting.median if waiting else 0.0,
         bytes_per_step=max(training.bytes_per_step or 0 for _, training in found),
         batch=batch[0],
@@ -218,9 +216,7 @@ def _guess(
     own_s = max(0.0, base.split.communication_s - base.waiting_s)
     exposed_s = find_exposed_s(own_s, before_s, after_s, BACKWARD_SHARE * work.compute_s, base.bytes_per_step)
     # What the parts leave of the measured step stays unexplained, as it was.
-    unexplained_s = base.split.step_s - sum(
-        (base.split.data_s, base.split.compute_s, base.split.communication_s, base.split.other_s)
-    )
+    unexplained_s = base.split.step_s - sum(getattr(base.split, part) for part in PARTS)
     step_s = work.data_s + work.compute_s + work.other_s + base.waiting_s + exposed_s + unexplained_s
     # The preflight and the first copy of the parameters take the network's time too.
     starting_s = after_s - before_s

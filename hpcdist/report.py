@@ -13,9 +13,9 @@ import msgspec
 from hpcdist.comparison import SPREAD_FIGURES, Comparison, Fit, Spread, TrialRow, VariantRow
 from hpcdist.joined import JobRecord
 from hpcdist.prediction import predict_measured
-from hpcdist.record import StepSplit
 from hpcdist.scaling import compare_spreads, fit_all, ratio, scale, spread
-from hpcdist.study import Prices, Study, Trial, Variant
+from hpcdist.steps import median_split
+from hpcdist.study import Prices, Study, Trial, Variant, settings_key
 from hpcdist.trial_row import build_trial_row
 from hpcdist.unmeasured import find_unmeasured
 from hpcdist.verdict import judge
@@ -90,7 +90,7 @@ def _build_row(study: Study, variant: Variant, trials: Sequence[tuple[Trial, Job
         ranks_asked=variant.layout.world_size,
         ranks_worked=min((row.ranks_worked for row in done if row.ranks_worked is not None), default=None),
         trials=tuple(built),
-        split=_median_split([row.split for row in done if row.split]),
+        split=median_split([row.split for row in done if row.split]),
         waiting_s=_median(row.waiting_s for row in done),
         straggler=max(stragglers, key=attrgetter("slowdown"), default=None),
         bytes_per_step=_median_int(row.bytes_per_step for row in done),
@@ -110,15 +110,6 @@ def _median_int(values: Iterable[int | None]) -> int | None:
     """A value that was really seen: the lower of two in the middle."""
     known = [value for value in values if value is not None]
     return statistics.median_low(known) if known else None
-
-
-def _median_split(splits: Sequence[StepSplit]) -> StepSplit | None:
-    """Each part's median; `steps` the fewest."""
-    if not splits:
-        return None
-    parts = ("data_s", "compute_s", "communication_s", "other_s", "step_s")
-    medians = {name: statistics.median(getattr(one, name) for one in splits) for name in parts}
-    return StepSplit(steps=min(one.steps for one in splits), **medians)
 
 
 def find_baselines(study: Study, variants: Sequence[Variant]) -> dict[str, str]:
@@ -147,11 +138,6 @@ def _find_baseline(study: Study, variants: Sequence[Variant]) -> Variant:
     begun = [variant for variant in variants if variant.label.startswith(f"{study.baseline} ")]
     alone = [variant for variant in variants if variant.layout.world_size == 1]
     return [*exact, *begun, *alone, *variants][0]
-
-
-def settings_key(settings: Mapping[str, Any]) -> bytes:
-    """What variants with the same settings have in common."""
-    return msgspec.json.encode(settings, order="sorted")
 
 
 def _layout_key(variant: Variant) -> bytes:

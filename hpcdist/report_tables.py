@@ -5,6 +5,7 @@ from collections.abc import Callable
 from hpcdist.comparison import Comparison, Fit, TrialRow, VariantRow, name_rank
 from hpcdist.job_status import ENDED_STATES
 from hpcdist.report_cells import Cell, Heading, Line, Mark, Table, efficiency_cell, spread_cell
+from hpcdist.study import format_settings
 from hpcdist.units import (
     format_accuracy,
     format_factor,
@@ -187,7 +188,7 @@ def tabulate_fits(comparison: Comparison) -> Table:
     )
     lines = []
     for fit in comparison.fits:
-        settings = " ".join(f"{key}={value}" for key, value in fit.settings.items()) if swept else None
+        settings = format_settings(fit.settings) if swept else None
         ranks = ", ".join(str(number) for number in fit.ranks) or None
         cells = (Cell(_LAWS[fit.law], settings, "name"), Cell(ranks), Cell(fit.note or describe_fit(fit), None, "wide"))
         lines.append(Line(cells))

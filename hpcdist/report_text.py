@@ -8,6 +8,7 @@ from hpcdist.comparison import Comparison, Fit, Prediction, Spread, VariantRow
 from hpcdist.printable import printable
 from hpcdist.report_reference import describe_references, format_column, format_printed
 from hpcdist.scaling import EFFICIENCY_LINE
+from hpcdist.study import format_settings
 from hpcdist.table import measure
 
 GAP = "  "
@@ -208,8 +209,7 @@ FIGURES = (
 
 def format_fit(fit: Fit) -> str:
     """`Amdahl: serial fraction 0.12 over 1, 2, 4 ranks`; why there is none, where there is none."""
-    settings = " ".join(f"{name}={value}" for name, value in fit.settings.items())
-    name = _FITS[fit.law] + (f" ({settings})" if settings else "")
+    name = _FITS[fit.law] + (f" ({format_settings(fit.settings)})" if fit.settings else "")
     if fit.note:
         return f"{name}: {fit.note}"
     over = f"over {', '.join(map(str, fit.ranks))} ranks"

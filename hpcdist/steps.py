@@ -1,7 +1,7 @@
 """Where the steps of a job go, over all its ranks: the mean split, what is waiting, the slowest rank. Pure."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from hpcdist.comparison import Straggler
 from hpcdist.record import RankUsage, StepSplit
@@ -12,11 +12,19 @@ PARTS = ("data_s", "compute_s", "communication_s", "other_s")
 
 def mean_split(ranks: Sequence[RankUsage]) -> StepSplit | None:
     """The mean of the ranks' splits, its `steps` the fewest of any; None where no rank has one."""
-    splits = [split for _, split in _measured(ranks)]
+    return _combine([split for _, split in _measured(ranks)], statistics.fmean)
+
+
+def median_split(splits: Sequence[StepSplit]) -> StepSplit | None:
+    """The median of each part over several jobs, its `steps` the fewest of any; None where no job has one."""
+    return _combine(splits, statistics.median)
+
+
+def _combine(splits: Sequence[StepSplit], middle: Callable[[Iterable[float]], float]) -> StepSplit | None:
     if not splits:
         return None
-    means = {name: statistics.fmean(getattr(split, name) for split in splits) for name in (*PARTS, "step_s")}
-    return StepSplit(steps=min(split.steps for split in splits), **means)
+    parts = {name: middle(getattr(split, name) for split in splits) for name in (*PARTS, "step_s")}
+    return StepSplit(steps=min(split.steps for split in splits), **parts)
 
 
 def waiting_s(ranks: Sequence[RankUsage]) -> float | None:

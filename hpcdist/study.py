@@ -1,5 +1,6 @@
 """A study: the same training over several layouts and settings, repeated, to be compared. Pure values."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -109,3 +110,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     run: str | None = None
     task: str | None = None
     digest: str = ""
+
+
+def settings_key(settings: Mapping[str, Any], without: frozenset[str] = frozenset()) -> bytes:
+    """What variants with the same settings have in common, some settings left out."""
+    return msgspec.json.encode({name: value for name, value in settings.items() if name not in without}, order="sorted")
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    """`batch_size=128 precision=32`; empty for no settings."""
+    return " ".join(f"{name}={value}" for name, value in settings.items())

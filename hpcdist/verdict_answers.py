@@ -9,6 +9,7 @@ from hpcdist.units import format_accuracy, format_hours, format_percent, format_
 from hpcdist.verdict_words import Case, format_spread, join_names, name_ranks, reached_target, size
 
 Figure = Callable[[VariantRow], Spread | None]
+_Measured = tuple[VariantRow, Spread]
 
 
 def answer(case: Case) -> list[Statement]:
@@ -50,17 +51,20 @@ def _speed(case: Case) -> tuple[list[VariantRow], Figure, str]:
     return list(case.done), attrgetter("wall_s"), "from start to end"
 
 
-def choose(rows: Sequence[VariantRow], figure: Figure) -> tuple[VariantRow, VariantRow] | None:
-    """The row to recommend for the least of a figure, and the row that had the least.
+def choose(rows: Sequence[VariantRow], figure: Figure) -> tuple[_Measured, _Measured] | None:
+    """The row to recommend for the least of a figure, and the row that had the least; each with its figure.
 
     They differ where a smaller layout can't be told from the one with the least.
     """
-    known = [(row, value) for row in rows if (value := figure(row))]
+    known = _measure(rows, figure)
     if not known:
         return None
-    best, least = min(known, key=lambda pair: (pair[1].median, size(pair[0])))
-    equals = [row for row, value in known if not is_less(least, value)]
-    return min(equals, key=size), best
+    best = min(known, key=lambda pair: (pair[1].median, size(pair[0])))
+    return min((pair for pair in known if not is_less(best[1], pair[1])), key=lambda pair: size(pair[0])), best
+
+
+def _measure(rows: Sequence[VariantRow], figure: Figure) -> list[_Measured]:
+    return [(row, value) for row in rows if (value := figure(row))]
 
 
 def _fastest(case: Case) -> Statement | None:
@@ -68,17 +72,15 @@ def _fastest(case: Case) -> Statement | None:
     chosen = choose(rows, figure)
     if chosen is None:
         return None
-    recommended, best = chosen
-    spread, least = figure(recommended), figure(best)
-    if spread is None or least is None:
-        return None
+    (recommended, spread), (best, least) = chosen
     sentence = f"For the fastest result use {recommended.label}: {format_spread(spread, format_time)} {what}"
     sentence += _compare_to_base(case, recommended, figure)
     if recommended.label != best.label:
         sentence += f"; {best.label} is no faster beyond doubt: {format_spread(least, format_time)}"
+    caution = " It ran once, so nobody knows its spread." if spread.count == 1 else ""
     return Statement(
         code="fastest",
-        sentence=sentence + "." + _caution(spread),
+        sentence=f"{sentence}.{caution}",
         variant=recommended.label,
         evidence={
             "seconds": spread.median,
@@ -100,14 +102,10 @@ def _compare_to_base(case: Case, row: VariantRow, figure: Figure) -> str:
     return f", {others.median / own.median:.2f} times as fast as {base.label}"
 
 
-def _caution(spread: Spread) -> str:
-    return " It ran once, so nobody knows its spread." if spread.count == 1 else ""
-
-
 def _equal(case: Case) -> Statement | None:
     """The rows that can't be told from the fastest."""
     rows, figure, what = _speed(case)
-    known = [(row, value) for row in rows if (value := figure(row))]
+    known = _measure(rows, figure)
     if not known:
         return None
     best, least = min(known, key=lambda pair: pair[1].median)
@@ -148,11 +146,8 @@ def _cheapest(case: Case) -> Statement | None:
     if priced is None or chosen is None:
         return None
     rows, figure, form = priced
-    recommended, best = chosen
-    spread, least = figure(recommended), figure(best)
-    if spread is None or least is None:
-        return None
-    dearest = max((value.median for row in rows if (value := figure(row))), default=spread.median)
+    (recommended, spread), (best, least) = chosen
+    dearest = max(value.median for _, value in _measure(rows, figure))
     sentence = f"For the cheapest result use {recommended.label}: {format_spread(spread, form)}"
     if recommended.label != best.label:
         sentence += f"; {best.label} is no cheaper beyond doubt: {format_spread(least, form)}"
@@ -168,13 +163,13 @@ def _cheapest(case: Case) -> Statement | None:
 
 def _most_ranks(case: Case) -> Statement | None:
     """The largest layout on the 75 % line that also ends earlier than the smaller ones; of the fastest's settings."""
-    chosen = choose(*_speed(case)[:2])
+    rows, figure, _ = _speed(case)
+    chosen = choose(rows, figure)
     if chosen is None:
         return None
-    group = sorted((row for row in case.group(chosen[0]) if row.efficiency), key=size)
+    group = sorted((row for row in case.group(chosen[0][0]) if row.efficiency), key=size)
     if len({size(row) for row in group}) < 2:
         return None
-    figure = _speed(case)[1]
     worth = group[0]
     for row in group[1:]:
         own, others = figure(row), figure(worth)

@@ -7,6 +7,7 @@ import msgspec
 
 from hpcdist.comparison import Spread, Statement, VariantRow
 from hpcdist.scaling import is_less
+from hpcdist.study import format_settings, settings_key
 from hpcdist.units import format_accuracy, format_time
 from hpcdist.verdict_words import Case, join_names, reached_target
 
@@ -19,15 +20,9 @@ def find_strategies(case: Case) -> list[Statement]:
     groups: dict[bytes, list[VariantRow]] = {}
     for row in case.done:
         if row.ranks > 1 and row.images_per_s:
-            groups.setdefault(_rest(row), []).append(row)
+            groups.setdefault(msgspec.json.encode(row.layout) + settings_key(row.settings, OPTIONS), []).append(row)
     several = [group for group in groups.values() if len({name_strategy(row.settings) for row in group}) > 1]
     return [_compare(group, case.study.target_accuracy) for group in several]
-
-
-def _rest(row: VariantRow) -> bytes:
-    """Layout and settings without the strategy."""
-    settings = {name: value for name, value in row.settings.items() if name not in OPTIONS}
-    return msgspec.json.encode((row.layout, settings), order="sorted")
 
 
 def name_strategy(settings: Mapping[str, Any]) -> str:
@@ -109,5 +104,5 @@ def _figures(row: VariantRow) -> str:
 
 def _slowed(settings: Mapping[str, Any]) -> list[str]:
     """`with env.HPCDIST_DRILL_SLOW_RANK=1:0.02`."""
-    told = [f"{name}={value}" for name, value in settings.items() if name not in OPTIONS]
-    return [f"with {' '.join(told)}"] if told else []
+    told = format_settings({name: value for name, value in settings.items() if name not in OPTIONS})
+    return [f"with {told}"] if told else []

@@ -6,7 +6,7 @@ import msgspec
 
 from hpcdist.comparison import Spread, VariantRow
 from hpcdist.scaling import is_less
-from hpcdist.study import Study
+from hpcdist.study import Study, settings_key
 
 BATCH_OPTIONS = frozenset({"batch_size", "batch_size_per_rank"})
 _MOST_NAMES = 3
@@ -31,11 +31,11 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     def group(self, row: VariantRow) -> tuple[VariantRow, ...]:
         """The completed rows with the same settings, itself included."""
-        return self.groups[_key(row)]
+        return self.groups[settings_key(row.settings)]
 
     def but_batch(self, row: VariantRow) -> tuple[VariantRow, ...]:
         """The completed rows that differ from this one in layout and batch only, itself included."""
-        return self.alike[_key(row, BATCH_OPTIONS)]
+        return self.alike[settings_key(row.settings, BATCH_OPTIONS)]
 
     def smaller(self, row: VariantRow) -> list[VariantRow]:
         """The completed rows with the same settings and fewer ranks, or as many on fewer nodes."""
@@ -53,13 +53,8 @@ def build_case(rows: Sequence[VariantRow], study: Study) -> Case:
 def _group(rows: Iterable[VariantRow], without: frozenset[str] = frozenset()) -> dict[bytes, tuple[VariantRow, ...]]:
     groups: dict[bytes, list[VariantRow]] = {}
     for row in rows:
-        groups.setdefault(_key(row, without), []).append(row)
+        groups.setdefault(settings_key(row.settings, without), []).append(row)
     return {key: tuple(group) for key, group in groups.items()}
-
-
-def _key(row: VariantRow, without: frozenset[str] = frozenset()) -> bytes:
-    settings = {name: value for name, value in row.settings.items() if name not in without}
-    return msgspec.json.encode(settings, order="sorted")
 
 
 def size(row: VariantRow) -> tuple[int, int]:

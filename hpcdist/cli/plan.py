@@ -102,7 +102,7 @@ def _row(row: PlanRow) -> list[str | None]:
     wall = row.wall_s
     cost, basis = row.likely_cost, f"{wall.count} earlier trial(s)" if wall else None
     if row.predicted:
-        wall = Spread(median=row.predicted.wall_s, low=row.predicted.low_s, high=row.predicted.high_s, count=0)
+        wall = row.predicted.wall
         cost, basis = row.predicted_cost, row.predicted.basis
     return [
         row.label,
