@@ -8,6 +8,8 @@ from hpcdist.errors import UsageError
 from hpcdist.launches import Program
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
+MEMORY_OPTIONS = ("mem", "mem-per-cpu", "mem-per-gpu")
+
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a job or a component of one asks for, as far as its directives say it.

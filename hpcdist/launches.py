@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, zip_longest
 
 import msgspec
 
@@ -48,6 +48,18 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     name_word: Word
     options: tuple[Given, ...] = ()
 
+    @property
+    def texts(self) -> list[str]:
+        """Its arguments as texts."""
+        return [word.text for word in self.words]
+
+    def arguments(self) -> Iterator[tuple[str, str]]:
+        """Each argument with a value that it may have: what follows its `=`, else the next argument."""
+        texts = self.texts
+        for text, following in zip_longest(texts, texts[1:], fillvalue=""):
+            name, equals, value = text.partition("=")
+            yield name, value if equals else following
+
     def option(self, *names: str) -> str | None:
         """Value of the last of srun's options by these names; "" without a value, None where it is not given."""
         values = [given.value or "" for given in self.options if given.name in names]
@@ -75,6 +87,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     def last(self) -> Program:
         """The program that does the work."""
         return self.programs[-1]
+
+    @property
+    def start(self) -> int:
+        """Byte at which the name of that program begins."""
+        return self.last.name_word.start
 
 
 def is_python(name: str) -> bool:
@@ -140,7 +157,7 @@ def _move(word: Word, at: Word) -> Word:
 
 def _inner_text(program: Program, command: Command) -> str | None:
     """The text that a shell is given to run: with -c, in a here-document, by ssh or by trap."""
-    texts = [word.text for word in program.words]
+    texts = program.texts
     if program.name == "trap":
         return texts[0] if len(texts) > 1 and not texts[0].startswith("-") else None
     if program.name == "ssh":

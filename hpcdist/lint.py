@@ -9,18 +9,9 @@ from hpcdist.lint_rule import Edit, Finding, Hit, Rule, Surroundings
 from hpcdist.lint_rules import ending, environment, gpus, header, launching, logs, network, requests, safety, site
 from hpcdist.sbatch_script import Script
 
-RULES: tuple[Rule, ...] = (
-    *header.RULES,
-    *requests.RULES,
-    *site.RULES,
-    *logs.RULES,
-    *gpus.RULES,
-    *launching.RULES,
-    *network.RULES,
-    *ending.RULES,
-    *environment.RULES,
-    *safety.RULES,
-)
+_FAMILIES = (header, requests, site, logs, gpus, launching, network, ending, environment, safety)
+# In the order in which they are written.
+RULES = tuple(one for family in _FAMILIES for one in vars(family).values() if isinstance(one, Rule))
 NOWHERE = Surroundings()
 # A fix may open the way for another; a rule whose fix does not silence it must not go on for ever.
 MOST_PASSES = 10
@@ -36,9 +27,8 @@ def find_rule(code: str) -> Rule:
     Raises:
         UsageError: There is none.
     """
-    for one in RULES:
-        if one.code == code:
-            return one
+    if found := next((one for one in RULES if one.code == code), None):
+        return found
     raise UsageError(f"there is no rule {code!r}", "hpcdist lint --explain all lists them")
 
 

@@ -52,6 +52,10 @@ class Script:
         line = self.line_of(at)
         return self._line_starts[line] if line < len(self._line_starts) else len(self.data)
 
+    def is_written(self, word: Word, text: str) -> bool:
+        """Whether a word stands in the script just so, and not as the value of a variable."""
+        return self.data[word.start : word.end] == text.encode()
+
     def given(self, *names: str, component: int | None = None) -> Iterator[Directive]:
         """The directives by these names."""
         among = self.header.directives if component is None else self._by_component.get(component, ())
@@ -80,32 +84,43 @@ class Script:
         """What the job asks for; the first component of a heterogeneous one."""
         return self.requests[0]
 
+    @property
+    def node_count(self) -> int:
+        """Nodes of all components, for certain."""
+        return sum(request.node_count for request in self.requests)
+
+    @property
+    def task_count(self) -> int:
+        """Tasks of all components, for certain."""
+        return sum(request.task_count for request in self.requests)
+
     @cached_property
     def is_multi_node(self) -> bool:
         """Whether the job has several nodes for certain."""
-        return sum(request.node_count for request in self.requests) > 1
+        return self.node_count > 1
+
+    @cached_property
+    def _assignments(self) -> dict[str, list[Assignment]]:
+        found: dict[str, list[Assignment]] = {}
+        for assignment in self.shell.assignments:
+            found.setdefault(assignment.name, []).append(assignment)
+        return found
 
     @cached_property
     def values(self) -> dict[str, Word]:
         """Variables that get one value, in one place."""
-        counts: dict[str, list[Assignment]] = {}
-        for assignment in self.shell.assignments:
-            counts.setdefault(assignment.name, []).append(assignment)
         return {
             name: given[0].value
-            for name, given in counts.items()
+            for name, given in self._assignments.items()
             if len(given) == 1 and given[0].value is not None and given[0].depth == 0 and not given[0].prefix
         }
 
     @cached_property
     def arrays(self) -> dict[str, tuple[Word, ...]]:
         """Arrays that are filled once, whatever happens, and perhaps added to."""
-        given: dict[str, list[Assignment]] = {}
-        for assignment in self.shell.assignments:
-            given.setdefault(assignment.name, []).append(assignment)
         return {
             name: tuple(word for one in several for word in one.words or ())
-            for name, several in given.items()
+            for name, several in self._assignments.items()
             if all(one.words is not None and one.depth == 0 and not one.prefix for one in several)
             and [one.adds for one in several] == [False] + [True] * (len(several) - 1)
         }
@@ -171,7 +186,7 @@ class Script:
 
     def exports(self, name: str) -> bool:
         """Whether the script gives tasks a variable."""
-        return any(assignment.name == name for assignment in self.shell.assignments)
+        return name in self._assignments
 
     def _request(self, component: int) -> Request:
         def count(*names: str) -> int | None:

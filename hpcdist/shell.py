@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hpcdist.shell_words import Assignment, Command, Shell, Word, read_word, text_of
+from hpcdist.shell_words import Assignment, Command, Place, Shell, Word, read_word, text_of
 
 if TYPE_CHECKING:
     from tree_sitter import Node, Parser
@@ -18,23 +18,6 @@ if TYPE_CHECKING:
 MOST_BYTES = 64 * 1024
 MOST_OPERATORS = 2_000
 _OPERATORS = re.compile(rb"[|(<{]")
-
-
-class _Place(msgspec.Struct, frozen=True, kw_only=True):
-    """What the walk knows about where it is; as in `Command`."""
-
-    depth: int = 0
-    background: bool = False
-    condition: bool = False
-    rescued: bool = False
-    branch: bool = False
-    substitution: bool = False
-    function: bool = False
-    statement: int = -1
-    piped_into: tuple[str, ...] = ()
-    writes: tuple[Word, ...] = ()
-    heredoc: str | None = None
-    raw_heredoc: bool = False
 
 
 def _parser() -> "Parser":
@@ -57,7 +40,7 @@ def parse_shell(data: bytes) -> Shell:
     commands: list[Command] = []
     assignments: list[Assignment] = []
     comments: list[tuple[int, int, str]] = []
-    stack: list[tuple[Node, _Place]] = [(root, _Place())]
+    stack: list[tuple[Node, Place]] = [(root, Place())]
     while stack:
         node, place = stack.pop()
         kind = node.type
@@ -68,7 +51,7 @@ def parse_shell(data: bytes) -> Shell:
             assignments += commands[-1].assignments
         elif kind in ("declaration_command", "unset_command"):
             assignments += _declared(node, place)
-            commands.append(_declaration(node, place))
+            commands.append(_make(node, place, [read_word(child) for child in node.children], []))
         elif kind == "variable_assignment" and (node.parent is None or node.parent.type not in _HOLDERS):
             assignments.append(_assignment(node, place, exported=False))
         if node.child_count:
@@ -90,7 +73,7 @@ _LOOPS = ("for_statement", "while_statement", "c_style_for_statement")
 _PLAIN = ("raw_string", "word", "number", "variable_name", "string_content", "regex", "test_operator")
 
 
-def _below(node: "Node", place: _Place) -> "Iterator[tuple[Node, _Place]]":
+def _below(node: "Node", place: Place) -> "Iterator[tuple[Node, Place]]":
     """The children, each with its place."""
     kind = node.type
     if kind in _PLAIN:
@@ -121,7 +104,7 @@ def _below(node: "Node", place: _Place) -> "Iterator[tuple[Node, _Place]]":
             yield child, inner
 
 
-def _sequence(node: "Node", children: "list[Node]", place: _Place) -> "Iterator[tuple[Node, _Place]]":
+def _sequence(node: "Node", children: "list[Node]", place: Place) -> "Iterator[tuple[Node, Place]]":
     top = node.type == "program"
     for at, child in enumerate(children):
         if not child.child_count:
@@ -135,14 +118,14 @@ def _sequence(node: "Node", children: "list[Node]", place: _Place) -> "Iterator[
             yield child, place
 
 
-def _conditional(children: "list[Node]", place: _Place) -> "Iterator[tuple[Node, _Place]]":
+def _conditional(children: "list[Node]", place: Place) -> "Iterator[tuple[Node, Place]]":
     before = True
     for child in children:
         before = before and child.type not in ("then", "do_group")
         yield child, msgspec.structs.replace(place, condition=True) if before else place
 
 
-def _list(children: "list[Node]", place: _Place) -> "Iterator[tuple[Node, _Place]]":
+def _list(children: "list[Node]", place: Place) -> "Iterator[tuple[Node, Place]]":
     """`a && b`, `a || b`: a's status is looked at, b runs only sometimes."""
     operator = next((child.type for child in children if child.type in ("&&", "||")), "")
     left = msgspec.structs.replace(place, condition=True, rescued=place.rescued or operator == "||")
@@ -153,7 +136,7 @@ def _list(children: "list[Node]", place: _Place) -> "Iterator[tuple[Node, _Place
         yield child, right if seen else left
 
 
-def _pipeline(children: "list[Node]", place: _Place) -> "Iterator[tuple[Node, _Place]]":
+def _pipeline(children: "list[Node]", place: Place) -> "Iterator[tuple[Node, Place]]":
     names = [_first_name(child) for child in children if child.is_named]
     at = 0
     for child in children:
@@ -169,7 +152,7 @@ def _first_name(node: "Node") -> str:
     return text_of(name) if name is not None else node.type
 
 
-def _redirects(children: "list[Node]", place: _Place) -> dict[str, object]:
+def _redirects(children: "list[Node]", place: Place) -> dict[str, object]:
     writes: list[Word] = list(place.writes)
     change: dict[str, object] = {}
     for child in children[1:]:
@@ -185,7 +168,7 @@ def _redirects(children: "list[Node]", place: _Place) -> dict[str, object]:
     return change | {"writes": tuple(writes)}
 
 
-def _command(node: "Node", place: _Place) -> Command:
+def _command(node: "Node", place: Place) -> Command:
     words: list[Word] = []
     assignments: list[Assignment] = []
     for child in node.children:
@@ -198,40 +181,22 @@ def _command(node: "Node", place: _Place) -> Command:
     return _make(node, place, words, assignments)
 
 
-def _declaration(node: "Node", place: _Place) -> Command:
-    words = [read_word(child) for child in node.children]
-    return _make(node, place, words, [])
+def _make(node: "Node", place: Place, words: list[Word], assignments: list[Assignment]) -> Command:
+    where = msgspec.structs.asdict(place)
+    if place.statement < 0:
+        where["statement"] = node.start_byte
+    start, end = node.start_byte, node.end_byte
+    return Command(words=tuple(words), assignments=tuple(assignments), start=start, end=end, **where)
 
 
-def _make(node: "Node", place: _Place, words: list[Word], assignments: list[Assignment]) -> Command:
-    return Command(
-        words=tuple(words),
-        assignments=tuple(assignments),
-        start=node.start_byte,
-        end=node.end_byte,
-        piped_into=place.piped_into,
-        depth=place.depth,
-        background=place.background,
-        condition=place.condition,
-        rescued=place.rescued,
-        branch=place.branch,
-        substitution=place.substitution,
-        function=place.function,
-        statement=place.statement if place.statement >= 0 else node.start_byte,
-        writes=place.writes,
-        heredoc=place.heredoc,
-        raw_heredoc=place.raw_heredoc,
-    )
-
-
-def _declared(node: "Node", place: _Place) -> Iterator[Assignment]:
+def _declared(node: "Node", place: Place) -> Iterator[Assignment]:
     exported = bool(node.children) and text_of(node.children[0]) in ("export", "declare", "typeset")
     for child in node.children:
         if child.type == "variable_assignment":
             yield _assignment(child, place, exported=exported)
 
 
-def _assignment(node: "Node", place: _Place, *, exported: bool, prefix: bool = False) -> Assignment:
+def _assignment(node: "Node", place: Place, *, exported: bool, prefix: bool = False) -> Assignment:
     name, value = node.child_by_field_name("name"), node.child_by_field_name("value")
     is_array = value is not None and value.type == "array"
     return Assignment(

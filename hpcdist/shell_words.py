@@ -77,15 +77,10 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     prefix: bool = False
 
 
-class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """A simple command and where it stands.
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a command stands.
 
     Attributes:
-        words: Its words, the first one its name.
-        assignments: Those in front of it.
-        start: Byte at which it begins.
-        end: Byte after it.
-        piped_into: Names of the commands that its output is piped into.
         depth: Functions, branches, loops and subshells around it.
         background: Whether it ends in `&`, or what it stands in does.
         condition: Whether its status is looked at: after if, while or `!`, or on the left of `||` and `&&`.
@@ -93,17 +88,13 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
         branch: Whether it runs only sometimes: in an if, a case, or on the right of `||` and `&&`.
         substitution: Whether it stands in `$(…)` or backquotes.
         function: Whether it stands in a function.
-        statement: Byte at which the outermost statement around it begins.
+        statement: Byte at which the outermost statement around it begins; -1 where there is none.
+        piped_into: Names of the commands that its output is piped into.
         writes: Files that it is redirected to.
         heredoc: Text of its here-document; None without one.
         raw_heredoc: Whether the shell replaces nothing in it.
     """
 
-    words: tuple[Word, ...]
-    start: int
-    end: int
-    assignments: tuple[Assignment, ...] = ()
-    piped_into: tuple[str, ...] = ()
     depth: int = 0
     background: bool = False
     condition: bool = False
@@ -111,10 +102,27 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     branch: bool = False
     substitution: bool = False
     function: bool = False
-    statement: int = 0
+    statement: int = -1
+    piped_into: tuple[str, ...] = ()
     writes: tuple[Word, ...] = ()
     heredoc: str | None = None
     raw_heredoc: bool = False
+
+
+class Command(Place, frozen=True, kw_only=True):
+    """A simple command and where it stands.
+
+    Attributes:
+        words: Its words, the first one its name.
+        assignments: Those in front of it.
+        start: Byte at which it begins.
+        end: Byte after it.
+    """
+
+    words: tuple[Word, ...]
+    assignments: tuple[Assignment, ...] = ()
+    start: int
+    end: int
 
 
 class Shell(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,7 +48,7 @@ def is_step_work(launch: Launch) -> bool:
 
 def program_word(python: Program) -> str:
     """The script or module that Python runs; empty for a helper, `-c`, `--version` and such."""
-    words = [word.text for word in python.words]
+    words = python.texts
     for at, text in enumerate(words):
         if text == "-m":
             name = words[at + 1] if at + 1 < len(words) else ""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from hpcdist.launches import Launch
-from hpcdist.lint_rule import Hit, Rule, Surroundings, insert, rule
+from hpcdist.lint_rule import Hit, Surroundings, insert, rule
 from hpcdist.sbatch_script import Script
 from hpcdist.work import is_step_work, is_work
 from hpcdist.wrappers import MPI
@@ -28,7 +28,7 @@ def rank_death(script: Script, _: Surroundings) -> Iterator[Hit]:
     for launch, srun, request in script.steps:
         if request.task_count > 1 and srun.option("kill-on-bad-exit") in (None, "0"):
             word = srun.name_word
-            is_plain = script.data[word.start : word.end] == b"srun" and srun.option("kill-on-bad-exit") is None
+            is_plain = script.is_written(word, "srun") and srun.option("kill-on-bad-exit") is None
             edits = insert(word.end, " --kill-on-bad-exit=1") if is_plain and not launch.inside else ()
             yield Hit(word.start, f"srun of {request.task_count} tasks without --kill-on-bad-exit", edits)
 
@@ -183,21 +183,10 @@ def requeue_loop(script: Script, _: Surroundings) -> Iterator[Hit]:
     """A requeue without a cap, a script that submits itself whatever happened."""
     capped = b"SLURM_RESTART_COUNT" in script.data
     for launch in script.launches:
-        texts = [word.text for word in launch.last.words]
+        texts = launch.last.texts
         if launch.last.name == "scontrol" and "requeue" in texts[:2] and not capped:
-            yield Hit(launch.last.name_word.start, "scontrol requeue without a look at SLURM_RESTART_COUNT")
+            yield Hit(launch.start, "scontrol requeue without a look at SLURM_RESTART_COUNT")
         own = any(text in ("$0", "${0}", "${BASH_SOURCE[0]}") for text in texts)
         plain = not launch.command.branch and not launch.command.function and not launch.inside
         if launch.last.name == "sbatch" and own and plain and not capped:
-            yield Hit(launch.last.name_word.start, "the script submits itself whatever happened")
-
-
-RULES: tuple[Rule, ...] = (
-    rank_death,
-    srun_wait,
-    tee_hides_death,
-    exit_code,
-    rc_under_set_e,
-    signal_target,
-    requeue_loop,
-)
+            yield Hit(launch.start, "the script submits itself whatever happened")

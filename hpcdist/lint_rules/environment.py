@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from hpcdist.launches import Launch
-from hpcdist.lint_rule import Edit, Hit, Rule, Surroundings, rule
+from hpcdist.lint_rule import Edit, Hit, Surroundings, rule
 from hpcdist.sbatch_script import Script
 from hpcdist.work import is_python_launch, is_work
 
@@ -36,7 +36,7 @@ def threads(script: Script, _: Surroundings) -> Iterator[Hit]:
         for launch in script.launches:
             count = _workers(launch) if is_work(launch) else None
             if count is not None and count > cpus:
-                yield Hit(launch.last.name_word.start, f"{count} workers on {cpus} CPU(s) per task")
+                yield Hit(launch.start, f"{count} workers on {cpus} CPU(s) per task")
     if script.exports("OMP_NUM_THREADS"):
         return
     for launch, srun, request in script.steps:
@@ -45,13 +45,8 @@ def threads(script: Script, _: Surroundings) -> Iterator[Hit]:
 
 
 def _workers(launch: Launch) -> int | None:
-    words = [word.text for word in launch.last.words]
-    for at, text in enumerate(words):
-        name, equals, value = text.partition("=")
-        value = value if equals else words[at + 1] if at + 1 < len(words) else ""
-        if name in _WORKERS and re.fullmatch("[0-9]{1,4}", value):
-            return int(value)
-    return None
+    counts = (value for name, value in launch.last.arguments() if name in _WORKERS)
+    return next((int(value) for value in counts if re.fullmatch("[0-9]{1,4}", value)), None)
 
 
 @rule(
@@ -121,12 +116,12 @@ def nested_env(script: Script, _: Surroundings) -> Iterator[Hit]:
     for launch in script.launches:
         if launch.last.name != "sbatch" or shapes is None:
             continue
-        texts = [word.text for word in launch.last.words]
+        texts = launch.last.texts
         own = any("$0" in text or "BASH_SOURCE" in text for text in texts)
         clean = any(text.startswith("--export=") and "ALL" not in text for text in texts)
         cleaner = launch.find("env")
         if not own and not clean and cleaner is None and b"unset SLURM" not in script.data:
-            yield Hit(launch.last.name_word.start, "sbatch inside of a job")
+            yield Hit(launch.start, "sbatch inside of a job")
 
 
 @rule(
@@ -142,11 +137,11 @@ def data_race(script: Script, _: Surroundings) -> Iterator[Hit]:
         srun = launch.find("srun")
         if srun is None or script.step_request(srun).task_count <= 1:
             continue
-        texts = [word.text for word in launch.last.words]
+        texts = launch.last.texts
         option = next((text for text in texts if re.fullmatch(r"--?download(=(true|True|1))?", text)), None)
         if _fetches(launch) or option:
             what = launch.last.name + (f" {option}" if option else "")
-            yield Hit(launch.last.name_word.start, f"{script.step_request(srun).task_count} tasks run {what}")
+            yield Hit(launch.start, f"{script.step_request(srun).task_count} tasks run {what}")
 
 
 @rule(
@@ -162,11 +157,11 @@ def download(script: Script, _: Surroundings) -> Iterator[Hit]:
         return
     for launch in script.launches:
         if _fetches(launch) and launch.find("srun") is None:
-            yield Hit(launch.last.name_word.start, f"{launch.last.name} inside of the job")
+            yield Hit(launch.start, f"{launch.last.name} inside of the job")
 
 
 def _fetches(launch: Launch) -> bool:
-    name, texts = launch.last.name, [word.text for word in launch.last.words]
+    name, texts = launch.last.name, launch.last.texts
     if name == "python" and texts[:3] == ["-m", "pip", "install"]:
         return "--no-index" not in texts
     if name not in _FETCHERS:
@@ -176,6 +171,3 @@ def _fetches(launch: Launch) -> bool:
     if name in ("git", "huggingface-cli", "hf"):
         return texts[:1] in (["clone"], ["download"]) or texts[:2] == ["lfs", "pull"]
     return any(text.startswith(("http", "ftp")) or "$" in text for text in texts)
-
-
-RULES: tuple[Rule, ...] = (threads, conda_set_u, conda_init, nested_env, data_race, download)

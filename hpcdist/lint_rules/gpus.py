@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from hpcdist.asked import Request, gres_gpus
 from hpcdist.launches import Program
-from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
+from hpcdist.lint_rule import Hit, Surroundings, rule
 from hpcdist.sbatch_script import Script
 from hpcdist.work import is_python_launch, is_work
 
@@ -116,7 +116,7 @@ def devices_mismatch(script: Script, _: Surroundings) -> Iterator[Hit]:
         request = script.step_request(srun) if srun else script.request
         for option, value, asked, what in _numbers(launch.last, request):
             if asked and value and value != asked:
-                yield Hit(launch.last.name_word.start, f"{option} is {value}, but the job has {asked} {what}")
+                yield Hit(launch.start, f"{option} is {value}, but the job has {asked} {what}")
 
 
 def _numbers(program: Program, request: Request) -> Iterator[tuple[str, int | None, int | None, str]]:
@@ -150,16 +150,10 @@ def _numbers(program: Program, request: Request) -> Iterator[tuple[str, int | No
 
 def find_option(program: Program, *names: str) -> tuple[str, int | None]:
     """The first option by one of the names, and its number where it is a plain one."""
-    words = program.words
-    for at, word in enumerate(words):
-        name, equals, value = word.text.partition("=")
+    for text, (name, value) in zip(program.texts, program.arguments(), strict=True):
         if name in names:
-            text = value if equals else words[at + 1].text if at + 1 < len(words) else ""
-            return name, int(text) if re.fullmatch("[0-9]{1,6}", text) else None
+            return name, int(value) if re.fullmatch("[0-9]{1,6}", value) else None
         # What follows the script are its own options.
-        if program.name != "python" and (word.text.endswith(".py") or word.text in ("-m", "--module")):
+        if program.name != "python" and (text.endswith(".py") or text in ("-m", "--module")):
             break
     return "", None
-
-
-RULES: tuple[Rule, ...] = (gpus_per_task, gpu_bind, gpu_flag, cuda_visible_devices, tasks_gpus, devices_mismatch)

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterator
 
+from hpcdist.asked import MEMORY_OPTIONS
 from hpcdist.directives import Directive
 from hpcdist.errors import UsageError
-from hpcdist.lint_rule import Edit, Hit, Rule, Surroundings, rule
+from hpcdist.lint_rule import Edit, Hit, Surroundings, rule
 from hpcdist.sbatch_options import SBATCH, UNKNOWN, find_nearest
 from hpcdist.sbatch_script import Script
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
@@ -14,7 +15,6 @@ _MISSPELT = re.compile(r"(\s+#SBATCH|#\s+SBATCH|#(?i:sbatch))(?=[\s-])\s*-")
 _NODES = re.compile(r"[0-9]+[kKmM]?(-[0-9]+[kKmM]?)?(:[0-9]+)?|[0-9,:-]+")
 _NUMBERS = ("ntasks", "ntasks-per-node", "cpus-per-task", "ntasks-per-socket", "ntasks-per-core", "cpus-per-gpu")
 _TIMES = ("time", "time-min")
-_MEMORIES = ("mem", "mem-per-cpu", "mem-per-gpu")
 _ARRAY = re.compile(r"(0x)?[0-9]+(-[0-9]+(:[0-9]+)?)?(,[0-9]+(-[0-9]+(:[0-9]+)?)?)*(%[0-9]+)?")
 # Looking for the option that was meant takes long.
 MOST_FAULTS = 50
@@ -196,7 +196,7 @@ def _complaint(directive: Directive) -> str | None:
     try:
         if name in _TIMES:
             parse_slurm_time(value)
-        elif name in _MEMORIES:
+        elif name in MEMORY_OPTIONS:
             parse_slurm_memory(value)
     except UsageError as error:
         return error.hint
@@ -249,19 +249,3 @@ def repeated_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
         end = script.line_end(directive.start) if directive.alone else directive.end
         message = f"--{directive.name} is given again in line {line}, which counts"
         yield Hit(directive.start, message, (Edit(start=start, end=end, text=""),))
-
-
-RULES: tuple[Rule, ...] = (
-    shebang,
-    crlf,
-    nul_byte,
-    unread,
-    ignored_directive,
-    not_a_directive,
-    directive_quoting,
-    stray_word,
-    unknown_option,
-    bad_value,
-    directive_variable,
-    repeated_directive,
-)

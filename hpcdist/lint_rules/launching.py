@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from hpcdist.launches import Launch
-from hpcdist.lint_rule import Edit, Hit, Rule, Surroundings, insert, rule
+from hpcdist.lint_rule import Edit, Hit, Surroundings, insert, rule
 from hpcdist.lint_rules.gpus import find_option
 from hpcdist.sbatch_script import Script
 from hpcdist.work import is_python_launch, is_work
@@ -30,7 +30,7 @@ def cpus_per_task(script: Script, _: Surroundings) -> Iterator[Hit]:
         if srun.option("cpus-per-task", "exclusive", "cpus-per-gpu") is None:
             word = srun.name_word
             # The components of a heterogeneous job have variables of their own.
-            is_plain = script.data[word.start : word.end] == b"srun" and not script.header.separators
+            is_plain = script.is_written(word, "srun") and not script.header.separators
             edits = insert(word.end, ' --cpus-per-task="$SLURM_CPUS_PER_TASK"') if is_plain else ()
             yield Hit(word.start, f"srun without the job's --cpus-per-task={directive.value}", edits)
 
@@ -73,15 +73,14 @@ def ntasks_per_node(script: Script, _: Surroundings) -> Iterator[Hit]:
 )
 def python_without_srun(script: Script, _: Surroundings) -> Iterator[Hit]:
     """Several tasks, and nothing that starts them."""
-    tasks = sum(request.task_count for request in script.requests)
+    tasks, nodes = script.task_count, script.node_count
     if tasks <= 1 or script.steps or _starts_elsewhere(script):
         return
     for launch in script.launches:
         if is_python_launch(launch) and launch.find("srun", *MPI, "ssh") is None:
-            nodes = sum(request.node_count for request in script.requests)
             fix = "" if nodes > 1 else "Start it with srun; threads and workers are asked for with --cpus-per-task."
             message = f"{nodes} node(s) and {tasks} tasks, but this runs once, on the first node"
-            yield Hit(launch.last.name_word.start, message, fix=fix)
+            yield Hit(launch.start, message, fix=fix)
             return
 
 
@@ -105,16 +104,13 @@ def torchrun(script: Script, _: Surroundings) -> Iterator[Hit]:
         if launch.last.name not in ("torchrun", "accelerate", "deepspeed") or not is_work(launch):
             continue
         if launch.find("srun", *MPI) is None and not _finds_nodes(launch):
-            nodes = sum(request.node_count for request in script.requests)
             how = "through ssh" if launch.find("ssh") else "outside srun"
-            yield Hit(launch.last.name_word.start, f"{launch.last.name} {how} in a job of {nodes} nodes")
+            yield Hit(launch.start, f"{launch.last.name} {how} in a job of {script.node_count} nodes")
 
 
 def _finds_nodes(launch: Launch) -> bool:
     """Whether deepspeed was told of the other nodes, which it reaches by itself."""
-    return launch.last.name == "deepspeed" and any(
-        word.text.partition("=")[0] in _OWN_CLUSTER for word in launch.last.words
-    )
+    return launch.last.name == "deepspeed" and any(name in _OWN_CLUSTER for name, _ in launch.last.arguments())
 
 
 @rule(
@@ -177,7 +173,7 @@ def _is_single(script: Script, launch: Launch) -> bool:
 )
 def node_rank(script: Script, _: Surroundings) -> Iterator[Hit]:
     """A task's number in a command of the batch shell."""
-    if sum(request.task_count for request in script.requests) <= 1 or _runs_itself(script):
+    if script.task_count <= 1 or _runs_itself(script):
         return
     # Where srun tasks read the value of a variable, it is the assignment that was too early.
     for assignment in script.shell.assignments:
@@ -217,15 +213,3 @@ def het_group(script: Script, _: Surroundings) -> Iterator[Hit]:
     if script.header.separators and script.steps and not grouped:
         start = script.steps[0][1].name_word.start
         yield Hit(start, f"{len(script.requests)} components, but srun uses only the first")
-
-
-RULES: tuple[Rule, ...] = (
-    cpus_per_task,
-    ntasks_per_node,
-    python_without_srun,
-    torchrun,
-    torchrun_tasks,
-    mpirun_mix,
-    node_rank,
-    het_group,
-)

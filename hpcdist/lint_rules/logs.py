@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.lint_rule import Hit, Rule, Surroundings, insert, rule
+from hpcdist.lint_rule import Hit, Surroundings, insert, rule
 from hpcdist.sbatch_script import Script
 
 
@@ -86,6 +86,3 @@ def mail_type(script: Script, _: Surroundings) -> Iterator[Hit]:
     directive = script.last("mail-user")
     if directive and not script.last("mail-type"):
         yield Hit(directive.start, "--mail-user without --mail-type")
-
-
-RULES: tuple[Rule, ...] = (log_dir, array_output, requeue_log, mail_type)

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.lint_rule import Hit, Rule, Surroundings, insert, replace, rule
+from hpcdist.launches import Program
+from hpcdist.lint_rule import Hit, Surroundings, insert, replace, rule
 from hpcdist.sbatch_script import Script
-from hpcdist.shell_words import Word
 from hpcdist.work import is_work
 from hpcdist.wrappers import CONTAINERS
 
@@ -34,19 +34,18 @@ def port(script: Script, _: Surroundings) -> Iterator[Hit]:
     for assignment in script.shell.assignments:
         word = assignment.value
         if assignment.name in _PORTS and word and re.fullmatch("[0-9]{2,5}", word.text):
-            plain = script.data[word.start : word.end].decode(errors="replace") == word.text
-            edits = replace(word.start, word.end, FREE_PORT) if plain else ()
+            edits = replace(word.start, word.end, FREE_PORT) if script.is_written(word, word.text) else ()
             seen.add(assignment.start)
             yield Hit(assignment.start, f"{assignment.name} is always {word.text}", edits)
     for launch in script.launches:
         if not is_work(launch):
             continue
-        values = dict(_options(launch.last.words, _PORT_OPTIONS))
+        values = dict(_options(launch.last, _PORT_OPTIONS))
         for option, value in values.items():
             found = re.search(r"(?:^|:)([0-9]{2,5})$", value)
             if found and found[1] != "0" and not seen:
-                yield Hit(launch.last.name_word.start, f"{option} is always {found[1]}")
-        texts = [word.text for word in launch.last.words]
+                yield Hit(launch.start, f"{option} is always {found[1]}")
+        texts = launch.last.texts
         # Told of other nodes, it may have them from sbatch's command line.
         several = any(re.match(r"--(nnodes(?!=1$)|node.rank)", text) for text in texts)
         is_alone = (
@@ -54,18 +53,17 @@ def port(script: Script, _: Surroundings) -> Iterator[Hit]:
         )
         if launch.last.name == "torchrun" and not values and not is_alone and not script.is_multi_node:
             word = launch.last.name_word
-            is_plain = script.data[word.start : word.end] == b"torchrun" and not launch.inside
+            is_plain = script.is_written(word, "torchrun") and not launch.inside
             edits = insert(word.end, " --standalone") if is_plain else ()
             fix = "torchrun --standalone chooses a free port."
             yield Hit(word.start, "torchrun without --standalone always takes port 29500", edits, fix)
 
 
-def _options(words: tuple[Word, ...], names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    for at, word in enumerate(words):
-        name, equals, value = word.text.partition("=")
+def _options(program: Program, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for text, (name, value) in zip(program.texts, program.arguments(), strict=True):
         if name in names:
-            yield name, value if equals else words[at + 1].text if at + 1 < len(words) else ""
-        elif word.text.endswith(".py"):
+            yield name, value
+        elif text.endswith(".py"):
             return
 
 
@@ -97,10 +95,10 @@ def master_addr(script: Script, _: Surroundings) -> Iterator[Hit]:
             if said:
                 yield Hit(command_word.start, f"MASTER_ADDR is {said}, in each task another")
     for launch in script.launches:
-        for option, value in _options(launch.last.words, _ADDRESS_OPTIONS) if is_work(launch) else ():
+        for option, value in _options(launch.last, _ADDRESS_OPTIONS) if is_work(launch) else ():
             said = _own_address(value)
             if said:
-                yield Hit(launch.last.name_word.start, f"{option} is {said}")
+                yield Hit(launch.start, f"{option} is {said}")
 
 
 def _own_address(text: str) -> str:
@@ -141,7 +139,7 @@ def nodelist(script: Script, _: Surroundings) -> Iterator[Hit]:
         if reads and cutter and launch.last.name in ("echo", "printf"):
             yield Hit(command.start, f"{cutter} cuts the node list by hand")
         if launch.last.name == "scontrol" and launch.find(*CONTAINERS):
-            yield Hit(launch.last.name_word.start, "scontrol in a container, which has no Slurm in it")
+            yield Hit(launch.start, "scontrol in a container, which has no Slurm in it")
 
 
 @rule(
@@ -159,6 +157,3 @@ def nic(script: Script, _: Surroundings) -> Iterator[Hit]:
         text = assignment.value.text if assignment.value else ""
         if assignment.name in _INTERFACES and re.match(r"=?(lo\b|docker|virbr|veth|eth[0-9])", text):
             yield Hit(assignment.start, f"{assignment.name}={text} in a job of several nodes")
-
-
-RULES: tuple[Rule, ...] = (port, master_addr, nodelist, nic)

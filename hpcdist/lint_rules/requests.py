@@ -3,16 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.asked import read_memory_bytes, read_time_s
+from hpcdist.asked import MEMORY_OPTIONS, read_memory_bytes, read_time_s
 from hpcdist.directives import Directive
-from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
+from hpcdist.lint_rule import Hit, Surroundings, rule
 from hpcdist.sbatch_script import Script
-
-_MEMORIES = ("mem", "mem-per-cpu", "mem-per-gpu")
-
-
-def _components(script: Script) -> range:
-    return range(len(script.requests))
 
 
 @rule(
@@ -24,8 +18,8 @@ def _components(script: Script) -> range:
 )
 def mem_flags(script: Script, _: Surroundings) -> Iterator[Hit]:
     """Two ways to ask for memory."""
-    for component in _components(script):
-        given = list(script.given(*_MEMORIES, component=component))
+    for component in range(len(script.requests)):
+        given = list(script.given(*MEMORY_OPTIONS, component=component))
         for later in given[1:]:
             if later.name != given[0].name:
                 yield Hit(later.start, f"--{later.name} with --{given[0].name}")
@@ -41,9 +35,9 @@ def mem_flags(script: Script, _: Surroundings) -> Iterator[Hit]:
 )
 def exclusive_memory(script: Script, _: Surroundings) -> Iterator[Hit]:
     """Whole nodes without their memory."""
-    for component in _components(script):
+    for component in range(len(script.requests)):
         directive = script.last("exclusive", component=component)
-        if directive and directive.value is None and not script.last(*_MEMORIES, component=component):
+        if directive and directive.value is None and not script.last(*MEMORY_OPTIONS, component=component):
             yield Hit(directive.start, "--exclusive without --mem")
 
 
@@ -99,7 +93,7 @@ def conflicting_directives(script: Script, _: Surroundings) -> Iterator[Hit]:
 )
 def memory_unit(script: Script, _: Surroundings) -> Iterator[Hit]:
     """`--mem=64`."""
-    for directive in script.given(*_MEMORIES):
+    for directive in script.given(*MEMORY_OPTIONS):
         size = read_memory_bytes(directive.value)
         if size and (directive.value or "").isdecimal() and size < 1024**3:
             yield Hit(directive.start, f"--{directive.name}={directive.value} is {directive.value} MB")
@@ -154,14 +148,3 @@ def export(script: Script, _: Surroundings) -> Iterator[Hit]:
         return
     if any(srun.option("export") is None for _, srun, _ in script.steps):
         yield Hit(directive.start, f"--export={directive.value} and srun without --export=ALL")
-
-
-RULES: tuple[Rule, ...] = (
-    mem_flags,
-    exclusive_memory,
-    conflicting_directives,
-    memory_unit,
-    job_name,
-    wckey,
-    export,
-)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from hpcdist.exposure import KEY, WANDB_KEY, is_value, names_secret
 from hpcdist.launches import Launch
-from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
+from hpcdist.lint_rule import Hit, Surroundings, rule
 from hpcdist.privacy import is_secret
 from hpcdist.sbatch_script import Script
 from hpcdist.shell_words import Word
@@ -108,6 +108,3 @@ def _in_step(launch: Launch, filled: Sequence[str]) -> Iterator[Hit]:
 def _folder(word: Word) -> str:
     found = _LOCAL_FOLDER.search(word.text)
     return found[1] if found else word.text
-
-
-RULES: tuple[Rule, ...] = (secret, shared_tmp)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from hpcdist.asked import Request, read_memory_bytes, read_time_s
 from hpcdist.directives import Directive
-from hpcdist.lint_rule import Hit, Rule, Surroundings, rule
+from hpcdist.lint_rule import Hit, Surroundings, rule
 from hpcdist.partitions import Node, Partition
 from hpcdist.sbatch_script import Script
 from hpcdist.units import format_bytes, format_duration
@@ -88,20 +88,13 @@ def _too_much(
     most = max(size or 0 for size in sizes)
     if memory and memory_bytes and memory_bytes > most and None not in sizes:
         yield ("mem",), f"--mem={memory.value}, but no node has more than {format_bytes(most)}"
-    cpus = (request.cpus_per_task or 1) * (request.tasks_per_node or 1)
-    most_cpus = max(node.cpus for node in nodes)
+    cpus, most_cpus = (request.cpus_per_task or 1) * (request.tasks_per_node or 1), max(node.cpus for node in nodes)
     if cpus > most_cpus:
         yield ("cpus-per-task", "ntasks-per-node"), f"{cpus} CPUs on a node, but none has more than {most_cpus}"
-    gpus = request.node_gpus or 0
-    there = max(node.gpus for node in nodes)
-    if gpus > there:
-        yield (
-            ("gpus-per-node", "gres", "gpus", "gpus-per-task"),
-            f"{gpus} GPUs on a node, but none has more than {there}",
-        )
+    gpus, most_gpus = request.node_gpus or 0, max(node.gpus for node in nodes)
+    if gpus > most_gpus:
+        names = ("gpus-per-node", "gres", "gpus", "gpus-per-task")
+        yield names, f"{gpus} GPUs on a node, but none has more than {most_gpus}"
     count = sum(node.count for node in nodes)
     if request.nodes and request.nodes > count:
         yield ("nodes",), f"{request.nodes} nodes, but there are {count}"
-
-
-RULES: tuple[Rule, ...] = (partition, time_limit, no_such_node)
