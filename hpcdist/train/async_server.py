@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,58 +18,56 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
+from hpcdist.train.data import Batch
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.flat import flatten, list_statistics, list_weights, spread, take_gradients
-from hpcdist.train.laps import Part
+from hpcdist.train.flat import count_bytes, flatten, list_statistics, list_weights, spread, take_gradients
 from hpcdist.train.message import ANSWER_NUMBERS, QUESTION_NUMBERS, Message
-from hpcdist.train.sync_server import SERVER, no_lap
-
-if TYPE_CHECKING:  # it knows the module, which asks how far this is
-    from hpcdist.train.server import Server
+from hpcdist.train.pace import RankStrategy
+from hpcdist.train.server import Server
+from hpcdist.train.sync_server import SERVER
 
 # A server waits for its clients while they test; that a rank hangs is the watchdog's business.
 TIMEOUT = timedelta(days=30)
 ASK_INTERVAL_S = 0.5
 
 
-class AsyncServer(SingleDeviceStrategy):
+class AsyncServer(RankStrategy, SingleDeviceStrategy):
     """Sends gradients, takes weights and the number of the next part.
 
     Args:
         device: Of this rank.
         rank: This rank.
+        server: On rank 0.
+        parts_per_epoch: Parts that all ranks train in an epoch.
+        parts_done: Parts that they have trained before.
 
     Attributes:
-        lap: Told what was done until now, for the split of a step.
-        images: Images that all ranks trained since they started, as of the server's last answer.
         is_paused: Whether this step ended in a meeting in the middle of an epoch.
     """
 
-    def __init__(self, device: torch.device, rank: RankEnvironment) -> None:
+    is_process_of_its_own = True
+
+    def __init__(
+        self,
+        device: torch.device,
+        rank: RankEnvironment,
+        server: Server | None,
+        *,
+        parts_per_epoch: int,
+        parts_done: int,
+    ) -> None:
         super().__init__(device=device)
         self._rank = rank
         self._group: Any = None
-        self._server: Server | None = None
+        self._server, self._parts_per_epoch, self._parts_done = server, parts_per_epoch, parts_done
         self._question: Message | None = None
         self._answer: Message | None = None
         self._asked_at = 0.0
         self._is_asked = False
         self._ticket: int | None = None
         self._part_images = 0
-        self._parts_done, self._parts_per_epoch = 0, 1
-        self.lap: Callable[[Part], None] = no_lap
-        self.images = 0
+        self._images = 0  # that all ranks trained since they started, as of the server's last answer
         self.is_paused = False
-
-    def plan(self, server: "Server | None", *, parts_per_epoch: int, parts_done: int) -> None:
-        """Says what is to be trained, before the training starts.
-
-        Args:
-            server: On rank 0.
-            parts_per_epoch: Parts that all ranks train in an epoch.
-            parts_done: Parts that they have trained before.
-        """
-        self._server, self._parts_per_epoch, self._parts_done = server, parts_per_epoch, parts_done
 
     @property
     def steps_done(self) -> int:
@@ -86,6 +84,14 @@ class AsyncServer(SingleDeviceStrategy):
         """The epoch of the last part, counted from 1."""
         return math.ceil(self._parts_done / self._parts_per_epoch) or 1
 
+    def count_images(self, batch: Batch, before: int) -> int:
+        """Return what the server said: this rank knows nothing of the others' steps."""
+        return self._images
+
+    def bytes_per_step(self, network: nn.Module) -> int:
+        """Return the size of the gradients and of the weights."""
+        return 2 * count_bytes(list_weights(network))
+
     def setup_optimizers(self, trainer: Any) -> None:
         """Leaves the learning rate to the server."""
         super().setup_optimizers(trainer)
@@ -94,7 +100,7 @@ class AsyncServer(SingleDeviceStrategy):
     def on_train_start(self) -> None:
         """Starts the server, and begins with its weights and a part for each rank."""
         # Lightning would test after a fixed number of this rank's steps; so it tests when an epoch is over.
-        self._trainer().val_check_batch = float("inf")
+        self.trainer.val_check_batch = float("inf")
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         size = sum(one.numel() for one in self._weights())
         self._question, self._answer = Message(QUESTION_NUMBERS, size), Message(ANSWER_NUMBERS, size)
@@ -119,7 +125,7 @@ class AsyncServer(SingleDeviceStrategy):
         if self._ticket is None:
             is_epoch_over = self._meet()
             self.is_paused = not is_epoch_over
-            self._trainer().fit_loop.epoch_loop.batch_progress.is_last_batch = is_epoch_over
+            self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = is_epoch_over
         for group in optimizer.param_groups:
             group["lr"] = self._messages()[1].numbers[3].item()  # to be logged
         self.lap("communication")
@@ -157,7 +163,7 @@ class AsyncServer(SingleDeviceStrategy):
         return bool(told[0])
 
     def _take(self, answer: Message, offset: int) -> None:
-        ticket, self._parts_done, self.images = (int(number) for number in answer.numbers[:3].tolist())
+        ticket, self._parts_done, self._images = (int(number) for number in answer.numbers[:3].tolist())
         self._ticket = ticket + offset if ticket >= 0 else None
         spread(answer.floats, self._weights())
 
@@ -205,6 +211,3 @@ class AsyncServer(SingleDeviceStrategy):
 
     def _weights(self) -> list[nn.Parameter]:
         return list_weights(self._network())
-
-    def _trainer(self) -> Any:
-        return self._network().trainer

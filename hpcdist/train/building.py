@@ -1,18 +1,28 @@
-"""What is trained: the network with its learning rates."""
+"""What is trained, the network with its learning rates, and Lightning's trainer for it."""
 
+import logging
 import os
+import re
 import shutil
+import warnings
 
+import pytorch_lightning as pl
 import torch
 
 from hpcdist.errors import NotReadyError
+from hpcdist.train.cluster import StartedRanks
 from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
+from hpcdist.train.loggers import RunLoggers
 from hpcdist.train.module import Classifier
 from hpcdist.train.networks import build_network, measure_size
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.pace import RankStrategy
 from hpcdist.train.schedules import describe_rates, plan_rates
+
+# What Lightning says of itself on every run, and nobody can act on.
+NOISE = ("The `srun` command is available", "`isinstance(treespec, LeafSpec)` is deprecated")
 
 
 def count_steps(options: Options, steps_per_epoch: int) -> int:
@@ -74,3 +84,69 @@ def build_module(options: Options, rank: RankEnvironment, data: ImageData, outco
         # A kernel per shape, so that what a sum rounds to does not depend on which shapes came before.
         network.forward = torch.compile(network.forward, dynamic=False)
     return Classifier(network, training, steps=steps, world_size=rank.world_size // parts, rates=rates)
+
+
+def build_trainer(
+    options: Options,
+    rank: RankEnvironment,
+    callbacks: list[pl.Callback],
+    logger: RunLoggers | None,
+    *,
+    strategy: RankStrategy,
+    device: torch.device,
+    cuts_data: bool = False,
+) -> pl.Trainer:
+    """Build a Lightning trainer without what acts behind our back.
+
+    Args:
+        options: What is trained.
+        rank: This rank.
+        callbacks: What is called at each point.
+        logger: Where the curves go.
+        strategy: How it shares with the other ranks.
+        device: Of this rank.
+        cuts_data: Whether Lightning gives each rank its share of the data.
+    """
+    # Set by Lightning's import: on a machine without a GPU each step of Adam would look for the driver's library again.
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", re.escape(message))
+    is_single, epochs = strategy.is_process_of_its_own, strategy.own_epochs
+    trainer = pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1 if is_single else rank.local_world_size,
+        num_nodes=1 if is_single else options.layout.nodes,
+        strategy=strategy,
+        plugins=[StartedRanks(rank)],
+        precision=options.training.precision,
+        max_epochs=options.training.epochs if epochs is None else epochs,
+        max_steps=(options.training.max_steps or -1) if epochs is None else -1,
+        accumulate_grad_batches=options.accumulate,
+        logger=logger.all if logger else False,
+        callbacks=callbacks,
+        log_every_n_steps=options.training.log_every,
+        num_sanity_val_steps=0,
+        limit_val_batches=None if options.speed_trial_s is None else 0,
+        use_distributed_sampler=cuts_data,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    own_signals(trainer)
+    return trainer
+
+
+def own_signals(trainer: pl.Trainer) -> None:
+    """Keeps Lightning from the signals, and from asking all ranks for them before every step.
+
+    Lightning 2.6.6 turns SIGTERM into an exit with status 0, a half-trained job that looks completed, and under DDP
+    broadcasts a flag in each step for it. It has no option for either; both are private, so a test watches them.
+    """
+    trainer._signal_connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
+
+
+def _do_nothing() -> None:
+    pass

@@ -9,7 +9,6 @@ import random
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from pytorch_lightning import LightningModule, Trainer
 
 from hpcdist.errors import UsageError
 from hpcdist.record import TestResult
-from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.checkpoint_files import find_checkpoint, read_step, remove_unfinished, write_checkpoint
 from hpcdist.train.data import cut_shard
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.module import Classifier, Tally
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.pace import count_steps_done
+from hpcdist.train.pace import rank_strategy
 
 OWN_KEY = "hpcdist"
 OLDER = {"ps_mode": "sync"}  # what checkpoints that do not say it were made with
@@ -70,12 +68,12 @@ class Checkpoints:
         """Copies everything; every rank must call it after the same step."""
         interrupted = self._clock.enter("checkpoint")
         self.taken_at = time.monotonic()
-        strategy = trainer.strategy
+        strategy = rank_strategy(trainer)
         # Taken before the others go on: then they wait until all is copied.
-        with strategy.held() if isinstance(strategy, AsyncServer) else nullcontext():
+        with strategy.held():
             ranks = _gather(_rank_state(trainer), self._rank)
             if self._folder and self._rank.rank == 0:
-                data, step = self._copy(trainer, ranks), count_steps_done(trainer)
+                data, step = self._copy(trainer, ranks), strategy.steps_done
                 self.wait()
                 self._writing = self._writer.submit(self._write, self._folder, step, data, self.taken_at)
         self._clock.enter(interrupted)
@@ -85,8 +83,8 @@ class Checkpoints:
         content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         tests = msgspec.to_builtins(self._outcome.metrics().tests)
         content[OWN_KEY] = {"ranks": ranks, "tests": list(tests), "steps": self._steps, **self._identity()}
-        if isinstance(trainer.strategy, AsyncServer):
-            content[OWN_KEY]["server"] = trainer.strategy.server_state()
+        if server := rank_strategy(trainer).server_state():
+            content[OWN_KEY]["server"] = server
         data = io.BytesIO()
         torch.save(content, data)
         return data.getbuffer()

@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from hpcdist.disk import write_atomically
 from hpcdist.job_status import Progress
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.pace import count_steps_done, find_epoch
+from hpcdist.train.pace import rank_strategy
 from hpcdist.train.recorder import Recorder
 
 FILE_INTERVAL_S = 1.0
@@ -63,16 +63,16 @@ class Commentary(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Writes the new accuracy down at once."""
-        self._tested_at = count_steps_done(trainer)
+        self._tested_at = rank_strategy(trainer).steps_done
         self._file_at = time.monotonic()
         self._write(self._progress(trainer))
 
     def _progress(self, trainer: Trainer) -> Progress:
-        step = count_steps_done(trainer)
+        strategy = rank_strategy(trainer)
         return Progress(
-            epoch=find_epoch(trainer),
+            epoch=strategy.epoch,
             epochs=self._epochs,
-            step=step,
+            step=strategy.steps_done,
             steps=self.steps,
             loss=self._recorder.train_loss,
             accuracy=self._outcome.metrics().accuracy,

@@ -1,22 +1,16 @@
 """Puts the parts together and trains."""
 
-import logging
 import os
-import re
-import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.strategies import SingleDeviceStrategy
 
-from hpcdist.train.async_server import AsyncServer
-from hpcdist.train.building import build_module, count_steps
+from hpcdist.train.building import build_module, build_trainer, count_steps
 from hpcdist.train.checkpoint_files import read_step
 from hpcdist.train.checkpoints import OWN_KEY, Checkpoints
 from hpcdist.train.cluster import (
-    StartedRanks,
     choose_device,
     choose_threads,
     count_ranks_here,
@@ -29,12 +23,13 @@ from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.goal import Goal
-from hpcdist.train.loggers import RunLoggers, open_loggers
+from hpcdist.train.loggers import open_loggers
 from hpcdist.train.memory import keep_freed_memory
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.own import fit_own
 from hpcdist.train.own_pace import share_out
-from hpcdist.train.pace import count_steps_done
+from hpcdist.train.pace import RankStrategy
 from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.preflight import preflight
 from hpcdist.train.reading import read_data
@@ -42,15 +37,12 @@ from hpcdist.train.recorder import Recorder
 from hpcdist.train.speed_trial import SpeedTrial
 from hpcdist.train.splitter import Splitter
 from hpcdist.train.strategies import build_strategy
-from hpcdist.train.sync_server import SyncServer
 from hpcdist.train.watchdog import Watchdog, watching
 
 # Share of a step spent waiting for data from which it is worth a line.
 STARVED = 0.2
 # What reading data may always take: it imports torchvision, from a disk that may be cold.
 READING_S = 60.0
-# What Lightning says of itself on every run, and nobody can act on.
-NOISE = ("The `srun` command is available", "`isinstance(treespec, LeafSpec)` is deprecated")
 
 
 def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outcome, last_words: LastWords) -> None:
@@ -72,8 +64,6 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
     keep_freed_memory()
     outcome.learn(world_size=rank.world_size)
     if options.training.module:
-        from hpcdist.train.own import fit_own  # most trainings have no module of their own
-
         fit_own(options, rank, device=device, outcome=outcome, last_words=last_words)
     else:
         clock.enter("data")
@@ -146,16 +136,12 @@ def _fit(
     trial_s = options.speed_trial_s
     pauses = Pauses(checkpoints, rank, options.checkpoint_interval_s, steps)
     callbacks += [pauses if trial_s is None else SpeedTrial(trial_s, rank.world_size), splitter]
-    trainer = build_trainer(options, rank, device, callbacks, logger)
-    strategy = trainer.strategy
-    if isinstance(strategy, SyncServer | AsyncServer):
-        strategy.lap = splitter.lap
-    if isinstance(strategy, AsyncServer):
-        share_out(
-            trainer,
-            strategy,
+    strategy: RankStrategy
+    if options.is_async:
+        strategy = share_out(
             module,
             data,
+            device,
             options=options,
             rank=rank,
             steps=steps,
@@ -164,83 +150,22 @@ def _fit(
             content=content,
         )
         begin = None
+    else:
+        strategy = build_strategy(options, rank, device)
+    strategy.lap = splitter.lap
+    trainer = build_trainer(options, rank, callbacks, logger, strategy=strategy, device=device)
     if logger:
         logger.log_options(options)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
-    if count_steps_done(trainer) < steps and not goal.is_reached and trial_s is None:
-        raise RuntimeError(f"the training ended at step {count_steps_done(trainer)} of {steps}")
-    if module.tested_at_step != count_steps_done(trainer) and trial_s is None:
+    reached = strategy.steps_done
+    if reached < steps and not goal.is_reached and trial_s is None:
+        raise RuntimeError(f"the training ended at step {reached} of {steps}")
+    if module.tested_at_step != reached and trial_s is None:
         # `max_steps` ended within an epoch, where Lightning does not validate.
         trainer.validate(module, datamodule=data, verbose=False)
     outcome.learn(finished=True)
     if logger:
         logger.log_summary(outcome.metrics())
-
-
-def build_trainer(
-    options: Options,
-    rank: RankEnvironment,
-    device: torch.device,
-    callbacks: list[pl.Callback],
-    logger: RunLoggers | None,
-    *,
-    cuts_data: bool = False,
-) -> pl.Trainer:
-    """A Lightning trainer without what costs time in each step or acts behind our back.
-
-    Args:
-        options: What is trained.
-        rank: This rank.
-        device: Its device.
-        callbacks: What is called at each point.
-        logger: Where the curves go.
-        cuts_data: Whether Lightning gives each rank its share of the data.
-    """
-    # Set by Lightning's import: on a machine without a GPU each step of Adam would look for the driver's library again.
-    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in NOISE:
-        warnings.filterwarnings("ignore", re.escape(message))
-    strategy = build_strategy(options, rank, device)
-    # A parameter server's ranks are processes of their own for Lightning.
-    is_single = isinstance(strategy, SingleDeviceStrategy)
-    trainer = pl.Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1 if is_single else rank.local_world_size,
-        num_nodes=1 if is_single else options.layout.nodes,
-        strategy=strategy,
-        plugins=[StartedRanks(rank)],
-        precision=options.training.precision,
-        max_epochs=options.training.epochs,
-        max_steps=options.training.max_steps or -1,
-        accumulate_grad_batches=options.accumulate,
-        logger=logger.all if logger else False,
-        callbacks=callbacks,
-        log_every_n_steps=options.training.log_every,
-        num_sanity_val_steps=0,
-        limit_val_batches=None if options.speed_trial_s is None else 0,
-        use_distributed_sampler=cuts_data,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    own_signals(trainer)
-    return trainer
-
-
-def own_signals(trainer: pl.Trainer) -> None:
-    """Keeps Lightning from the signals, and from asking all ranks for them before every step.
-
-    Lightning 2.6.6 turns SIGTERM into an exit with status 0, a half-trained job that looks completed, and under DDP
-    broadcasts a flag in each step for it. It has no option for either; both are private, so a test watches them.
-    """
-    trainer._signal_connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
-
-
-def _do_nothing() -> None:
-    pass
 
 
 def _introduce(options: Options, device: torch.device, threads: int, steps: int) -> None:

@@ -23,6 +23,11 @@ def list_weights(network: nn.Module) -> list[nn.Parameter]:
     return [one for one in network.parameters() if one.requires_grad]
 
 
+def count_bytes(tensors: Sequence[Tensor]) -> int:
+    """Return the size of all tensors in memory."""
+    return sum(one.numel() * one.element_size() for one in tensors)
+
+
 def list_statistics(network: nn.Module) -> list[Tensor]:
     """What a network keeps of the data beside its weights: the means and variances of batch normalisation."""
     return [one for one in network.buffers() if one.is_floating_point()]

@@ -12,9 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hpcdist.spec import Training
 from hpcdist.train.data import Batch, ImageData
 from hpcdist.train.models import build_optimizer
-from hpcdist.train.pace import count_steps_done
+from hpcdist.train.pace import rank_strategy
 from hpcdist.train.schedules import Rates, follow
-from hpcdist.train.strategies import all_reduce
 
 
 class Tally:
@@ -119,11 +118,11 @@ class Classifier(LightningModule):
         """Sums over ranks: exact, and the same figure on each."""
         loss_sum, correct, count = self._sum_over_ranks(self._test_sums)
         self.test_loss, self.test_accuracy = loss_sum / count, correct / count
-        self.tested_at_step = count_steps_done(self.trainer)
+        self.tested_at_step = rank_strategy(self.trainer).steps_done
 
     def _sum_over_ranks(self, sums: Tensor) -> tuple[float, float, float]:
         if torch.distributed.is_initialized():
-            all_reduce(self.trainer.strategy, sums)
+            torch.distributed.all_reduce(sums)
         loss_sum, correct, count = sums.tolist()
         return loss_sum, correct, count
 

@@ -17,19 +17,19 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.data import extract_batch_size
 
 from hpcdist.errors import UsageError
-from hpcdist.train.building import require_compiler
+from hpcdist.train.building import build_trainer, require_compiler
 from hpcdist.train.checkpoint_files import read_step
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.commentary import Commentary
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
-from hpcdist.train.fit import build_trainer
 from hpcdist.train.loggers import open_loggers
 from hpcdist.train.module import ends_step
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.pauses import GoOn, Pauses
 from hpcdist.train.recorder import Recorder, settle
+from hpcdist.train.strategies import build_strategy
 from hpcdist.train.watchdog import Watchdog
 
 # What modules log their test accuracy and loss as, the likeliest first.
@@ -153,7 +153,8 @@ def fit_own(
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
         callbacks.append(Commentary(recorder, outcome, progress, epochs=training.epochs, steps=0))
     callbacks.append(Pauses(checkpoints, rank, options.checkpoint_interval_s, steps=-1))
-    trainer = build_trainer(options, rank, device, callbacks, logger, cuts_data=True)
+    strategy = build_strategy(options, rank, device)
+    trainer = build_trainer(options, rank, callbacks, logger, strategy=strategy, device=device, cuts_data=True)
     if logger:
         logger.log_options(options)
     with closing(watchdog):

@@ -1,8 +1,8 @@
-"""Puts together a training whose ranks do not wait for each other."""
+"""Put together a training whose ranks do not wait for each other."""
 
 from typing import Any
 
-import pytorch_lightning as pl
+import torch
 
 from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.checkpoints import OWN_KEY, Checkpoints
@@ -17,10 +17,9 @@ from hpcdist.train.tickets import Tickets
 
 
 def share_out(
-    trainer: pl.Trainer,
-    strategy: AsyncServer,
     module: Classifier,
     data: ImageData,
+    device: torch.device,
     *,
     options: Options,
     rank: RankEnvironment,
@@ -28,14 +27,13 @@ def share_out(
     checkpoints: Checkpoints,
     last_words: LastWords,
     content: dict[str, Any] | None,
-) -> None:
-    """Has the server say who trains what, and Lightning go on until it says that all is done.
+) -> AsyncServer:
+    """Build the strategy of a rank that the server tells what to train, and give it the batches for it.
 
     Args:
-        trainer: What trains.
-        strategy: Its strategy.
         module: What is trained.
         data: The training set; its batches are replaced.
+        device: Of this rank.
         options: What was asked for.
         rank: This rank.
         steps: Batches in all.
@@ -44,28 +42,28 @@ def share_out(
         content: The checkpoint to go on from; None begins anew.
     """
     steps_per_epoch, ranks = data.train_batches.steps_per_epoch, rank.world_size
-    state: dict[str, Any] | None = None
+    parts_per_epoch = ranks * steps_per_epoch
+    optimizer_state: dict[str, Any] | None = None
     parts_done = 0
     if content is not None:
         module.load_state_dict(content["state_dict"])
         state = content[OWN_KEY]["server"]
-        parts_done = _convert_parts(content[OWN_KEY]["server"]["parts_done"], len(content[OWN_KEY]["ranks"]), ranks)
+        optimizer_state = state["optimizer"]
+        parts_done = _convert_parts(state["parts_done"], len(content[OWN_KEY]["ranks"]), ranks)
     server = None
     if rank.rank == 0:
-        tickets = Tickets(ranks=ranks, batches_per_epoch=steps_per_epoch, batches=steps, done=parts_done)
         server = Server(
             module,
-            tickets,
+            Tickets(ranks=ranks, batches_per_epoch=steps_per_epoch, batches=steps, done=parts_done),
             lambda: checkpoints.is_due(options.checkpoint_interval_s),
             last_words,
-            optimizer_state=state["optimizer"] if state else None,
+            optimizer_state=optimizer_state,
             parts_done=parts_done,
         )
-    strategy.plan(server, parts_per_epoch=ranks * steps_per_epoch, parts_done=parts_done)
+    strategy = AsyncServer(device, rank, server, parts_per_epoch=parts_per_epoch, parts_done=parts_done)
+    strategy.own_epochs = -(-steps // steps_per_epoch) - parts_done // parts_per_epoch
     data.train_batches = PartBatches(data.train_batches, strategy, ranks, options.accumulate)
-    # This rank's own steps and epochs say nothing of the training.
-    trainer.fit_loop.epoch_loop.max_steps = -1
-    trainer.fit_loop.max_epochs = -(-steps // steps_per_epoch) - parts_done // (ranks * steps_per_epoch)
+    return strategy
 
 
 def _convert_parts(parts_done: int, ranks_before: int, ranks: int) -> int:

@@ -1,42 +1,87 @@
 """How far a training is over all its ranks, whatever its strategy."""
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import Strategy
+from torch import nn
 
-from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.data import Batch
+from hpcdist.train.laps import Part
 
 
-# In each step, so not isinstance(): of an abstract class it takes microseconds.
-def count_steps_done(trainer: Trainer) -> int:
-    """Whole batches trained over all ranks: this rank's own steps, unless each goes its own pace."""
-    strategy = trainer.strategy
-    return strategy.steps_done if type(strategy) is AsyncServer else trainer.global_step
+def no_lap(part: Part) -> None:
+    """Measure nothing."""
 
 
-def count_epochs_done(trainer: Trainer) -> int:
-    """Epochs trained to their last batch, once the last batch of one is done."""
-    strategy = trainer.strategy
-    return strategy.epochs_done if type(strategy) is AsyncServer else trainer.current_epoch + 1
+class RankStrategy(Strategy):
+    """What the training asks of each of its strategies; the answers here are those of ranks that go in step.
 
-
-def find_epoch(trainer: Trainer) -> int:
-    """The epoch of the last step, counted from 1."""
-    strategy = trainer.strategy
-    if type(strategy) is AsyncServer:
-        return strategy.epoch
-    # Not current_epoch: Lightning counts it up before the last test.
-    return math.ceil(trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches) or 1
-
-
-def count_images(trainer: Trainer, batch: Batch, before: int) -> int:
-    """Images that all ranks trained since the process began, after a step with this batch.
-
-    Args:
-        trainer: The training.
-        batch: This rank's part of the step.
-        before: What it was before the step.
+    Attributes:
+        lap: Told what was done until now, for the split of a step.
+        is_process_of_its_own: Whether Lightning takes this rank for all there is.
+        own_epochs: Epochs of this rank, where its own steps say nothing of the training; None where they do.
+        is_paused: Whether a server has called all ranks together in this step; None where they agree by themselves.
     """
-    strategy = trainer.strategy
-    return strategy.images if type(strategy) is AsyncServer else before + batch.global_count
+
+    lap: Callable[[Part], None] = staticmethod(no_lap)
+    is_process_of_its_own = False
+    own_epochs: int | None = None
+    is_paused: bool | None = None
+
+    @property
+    def trainer(self) -> Trainer:
+        """The trainer that this is the strategy of."""
+        module = self.lightning_module
+        if module is None:
+            raise RuntimeError("there is no model yet")
+        return module.trainer
+
+    @property
+    def steps_done(self) -> int:
+        """Whole batches that all ranks have trained."""
+        return self.trainer.global_step
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs trained to their last batch, once the last batch of one is done."""
+        return self.trainer.current_epoch + 1
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 1."""
+        trainer = self.trainer
+        # Not current_epoch: Lightning counts it up before the last test.
+        return math.ceil(trainer.global_step * trainer.accumulate_grad_batches / trainer.num_training_batches) or 1
+
+    def count_images(self, batch: Batch, before: int) -> int:
+        """Count the images that all ranks trained since the process began.
+
+        Args:
+            batch: This rank's part of the step that was just done.
+            before: What it was before the step.
+        """
+        return before + batch.global_count
+
+    def bytes_per_step(self, network: nn.Module) -> int:
+        """Return what one rank sends per step, and with a server also gets back; see `TrainingMetrics`."""
+        return 0
+
+    def held(self) -> AbstractContextManager[Any]:
+        """Let no rank change the weights for a while."""
+        return nullcontext()
+
+    def server_state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the server; empty where there is none."""
+        return {}
+
+    def close(self) -> None:
+        """Expect no rank to send anything any more."""
+
+
+def rank_strategy(trainer: Trainer) -> RankStrategy:
+    """Return the trainer's strategy, which is one of ours."""
+    return cast("RankStrategy", trainer.strategy)

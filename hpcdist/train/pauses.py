@@ -7,16 +7,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.strategies import Strategy
 
-from hpcdist.train.async_server import AsyncServer
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import StoppedError
 from hpcdist.train.module import Classifier, ends_step
-from hpcdist.train.pace import count_steps_done
-from hpcdist.train.strategies import all_reduce
+from hpcdist.train.pace import rank_strategy
 
 # How often the ranks agree. Each time costs an all-reduce of three numbers: 0.5 % of the time at 2.5 ms.
 INTERVAL_S = 0.5
@@ -53,7 +50,7 @@ class Pauses(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Starts the stop-watches."""
-        step = count_steps_done(trainer)
+        step = rank_strategy(trainer).steps_done
         self._agreed = (step, time.monotonic())
         self._next = step + 1
 
@@ -61,11 +58,9 @@ class Pauses(Callback):
         """Agrees when it is time, but not between the last step of an epoch and its test, nor within a step."""
         if not ends_step(trainer):
             return
-        step = count_steps_done(trainer)
-        strategy = trainer.strategy
-        if type(strategy) is AsyncServer:
-            is_time = strategy.is_paused
-        else:
+        strategy = rank_strategy(trainer)
+        step, is_time = strategy.steps_done, strategy.is_paused
+        if is_time is None:
             is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
             is_time = step >= self._next and not is_last and step != self._steps
         if is_time:
@@ -73,9 +68,9 @@ class Pauses(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Agrees when it is time since the last step of the epoch before: an epoch may be a single step."""
-        step = count_steps_done(trainer)
-        if step >= self._next and not isinstance(trainer.strategy, AsyncServer):
-            self._pause(trainer, module, step)
+        strategy = rank_strategy(trainer)
+        if strategy.is_paused is None and strategy.steps_done >= self._next:
+            self._pause(trainer, module, strategy.steps_done)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """A test begins."""
@@ -86,22 +81,20 @@ class Pauses(Callback):
         self._test_s = time.monotonic() - self._test_began
 
     def _pause(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        strategy = trainer.strategy
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         left = (trainer.num_training_batches - progress.ready) / trainer.accumulate_grad_batches
-        stop, save = self._agree(strategy, step, left, module.device)
+        stop, save = self._agree(step, left, module.device)
         if stop or save:
             self._checkpoints.take(trainer)
         if stop:
             self._checkpoints.wait()
-            if isinstance(strategy, AsyncServer):
-                strategy.close()
+            rank_strategy(trainer).close()
             if self._rank.world_size > 1:
                 # A rank that exits while rank 0 still writes would have the job killed.
                 dist.barrier()
             raise StoppedError(f"asked to stop: saved after step {step} of {self._steps}")
 
-    def _agree(self, strategy: Strategy, step: int, left: float, device: torch.device) -> tuple[bool, bool]:
+    def _agree(self, step: int, left: float, device: torch.device) -> tuple[bool, bool]:
         """Whether to stop, and whether to save; `left` is of the epoch's steps."""
         last_step, last_time = self._agreed
         now = time.monotonic()
@@ -111,7 +104,7 @@ class Pauses(Callback):
         due = self._rank.rank == 0 and self._checkpoints.is_due(self._interval_s - next_s)
         wishes = torch.tensor([asked, due, step_s], dtype=torch.float64, device=device)
         if self._rank.world_size > 1:
-            all_reduce(strategy, wishes, is_largest=True)
+            dist.all_reduce(wishes, dist.ReduceOp.MAX)
         stop, save, step_s = wishes.tolist()
         self._agreed = (step, now)
         self._next = step + max(1, math.ceil(INTERVAL_S / step_s))

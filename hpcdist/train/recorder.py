@@ -11,7 +11,7 @@ from hpcdist.train.failure import LastWords, StoppedError
 from hpcdist.train.loggers import RunLoggers
 from hpcdist.train.module import Classifier, ends_step
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.pace import count_epochs_done, count_images, count_steps_done
+from hpcdist.train.pace import rank_strategy
 from hpcdist.train.phases import StepTimes
 
 
@@ -55,9 +55,9 @@ class Recorder(Callback):
         """Counts the step."""
         if not ends_step(trainer):
             return
-        self._images = count_images(trainer, batch, self._images)
+        self._images = rank_strategy(trainer).count_images(batch, self._images)
         self._count_step(trainer, module)
-        self._outcome.count(steps=count_steps_done(trainer), samples=_classifier(module).tally.samples)
+        self._outcome.count(steps=rank_strategy(trainer).steps_done, samples=_classifier(module).tally.samples)
 
     def _count_step(self, trainer: Trainer, module: LightningModule) -> None:
         self._step += 1
@@ -68,7 +68,7 @@ class Recorder(Callback):
             self._clock.enter("steady")
             self._outcome.learn(steady_at_s=time.time())
         if self._logs_at(self._step):
-            self._log_point(module, count_steps_done(trainer))
+            self._log_point(module, rank_strategy(trainer).steps_done)
         self._step_times.tick(settled=self._is_cpu or is_first or self._logs_at(self._step))
 
     def _logs_at(self, step: int) -> bool:
@@ -95,7 +95,7 @@ class Recorder(Callback):
         """Notes the test accuracy."""
         accuracy, loss = self._test_figures(trainer, module)
         if accuracy is not None:
-            step = count_steps_done(trainer)
+            step = rank_strategy(trainer).steps_done
             test = TestResult(step=step, accuracy=accuracy, at_s=time.time())
             self._outcome.learn(accuracy=accuracy, loss=loss, tests=(*self._outcome.metrics().tests, test))
             if self._logger and loss is not None:
@@ -110,7 +110,7 @@ class Recorder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Counts the epoch, unless `max_steps` cut it short."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._outcome.learn(epochs=count_epochs_done(trainer))
+            self._outcome.learn(epochs=rank_strategy(trainer).epochs_done)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops measuring."""

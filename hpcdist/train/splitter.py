@@ -12,8 +12,8 @@ from hpcdist.train.data import Batch
 from hpcdist.train.laps import CudaLaps, HostLaps, Laps, Part
 from hpcdist.train.module import ends_step
 from hpcdist.train.outcome import Outcome
+from hpcdist.train.pace import rank_strategy
 from hpcdist.train.slowdown import Slowdown
-from hpcdist.train.strategies import count_bytes
 
 LEARNED_EVERY = 20
 
@@ -67,7 +67,7 @@ class Splitter(Callback):
         if not isinstance(network, nn.Module):
             raise TypeError(f"{type(network).__name__} is no network")
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self._outcome.learn(bytes_per_step=0 if self._is_alone else count_bytes(trainer.strategy, network))
+        self._outcome.learn(bytes_per_step=rank_strategy(trainer).bytes_per_step(network))
         self._hooks = [network.register_forward_pre_hook(self._begin_computing)]
         if not self._is_alone:
             self._search = [_hook(one, self._note_last) for one in trained]

@@ -13,32 +13,34 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.flat import flatten, give_gradients, list_statistics, list_weights, spread, take_gradients
-from hpcdist.train.laps import Part
+from hpcdist.train.flat import (
+    count_bytes,
+    flatten,
+    give_gradients,
+    list_statistics,
+    list_weights,
+    spread,
+    take_gradients,
+)
+from hpcdist.train.pace import RankStrategy
 
 SERVER = 0
 
 
-def no_lap(part: Part) -> None:
-    """Measures nothing."""
-
-
-class SyncServer(SingleDeviceStrategy):
+class SyncServer(RankStrategy, SingleDeviceStrategy):
     """Each rank trains for Lightning's eyes alone; between backward pass and next step it talks to the server.
 
     Args:
         device: Of this rank.
         rank: This rank.
-
-    Attributes:
-        lap: Told what was done until now, for the split of a step.
     """
+
+    is_process_of_its_own = True
 
     def __init__(self, device: torch.device, rank: RankEnvironment) -> None:
         super().__init__(device=device)
         self._me, self._size = rank.rank, rank.world_size
         self._clients = [one for one in range(rank.world_size) if one != SERVER]
-        self.lap: Callable[[Part], None] = no_lap
 
     def on_train_start(self) -> None:
         """Begins with the server's weights."""
@@ -62,6 +64,10 @@ class SyncServer(SingleDeviceStrategy):
         self._fetch_weights()
         self.lap("communication")
         return result
+
+    def bytes_per_step(self, network: nn.Module) -> int:
+        """Return the size of the gradients, the weights and batch normalisation's statistics."""
+        return 2 * count_bytes(list_weights(network)) + count_bytes(list_statistics(network))
 
     def _send_gradients(self) -> None:
         weights = list_weights(self._network())

@@ -11,7 +11,6 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.errors import HpcdistError
 from hpcdist.record import HANG_STATUS
-from hpcdist.train import exchange
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 
@@ -103,9 +102,7 @@ def _waits_for_others() -> bool:
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "_engine_run_backward" or code.co_filename == exchange.__file__:
-            return True
-        if "/torch/distributed/" in code.co_filename:
+        if code.co_name == "_engine_run_backward" or "/torch/distributed/" in code.co_filename:
             return True
         frame = frame.f_back
     return False

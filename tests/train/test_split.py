@@ -28,6 +28,7 @@ from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
 from hpcdist.train.slowdown import Slowdown, read_slowdown
 from hpcdist.train.splitter import Splitter
+from hpcdist.train.strategies import LoneRank
 
 PROFILED_RANK = [sys.executable, str(Path(__file__).with_name("profiled_rank.py"))]
 PARTS = ("data_s", "compute_s", "communication_s", "other_s")
@@ -41,6 +42,8 @@ HOOKS = {
     "on_train_batch_end": 3,
 }
 CPU = torch.device("cpu")
+OPTIMIZER = "aten::_foreach_add_"  # counts its steps first; Lightning's Optimizer.step holds both passes, too
+ALL_REDUCE = "c10d::allreduce_"
 GRADIENT = "torch::autograd::AccumulateGrad"  # a parameter's is there at its end
 
 
@@ -68,11 +71,11 @@ class ProfiledSteps:
         self.compute_s, self.communication_s = [], []
         for begun, end in zip((event["ts"] for event in forward), ends, strict=True):
             step = [event for event in events if event["tid"] == thread and begun <= event["ts"] < end]
-            optimizer = [event["ts"] for event in step if event["name"].startswith("Optimizer.step")]
+            optimizer = [event["ts"] for event in step if event["name"] == OPTIMIZER]
             if not optimizer:
                 continue  # a test, or the backward pass before the first step, which settles DDP's buckets
             before = [event for event in step if event["ts"] < optimizer[0]]
-            reduced = [event["ts"] for event in before if event["name"] == "all-reduce"][-1]
+            reduced = [event["ts"] for event in before if event["name"] == ALL_REDUCE][-1]
             ready = max(_end(event) for event in before if event["name"] == GRADIENT and event["ts"] < reduced)
             back = max(_end(event) for event in before)
             self.compute_s.append((ready - begun) / 1e6)
@@ -224,7 +227,7 @@ class Step:
         callbacks = [pl.Callback(), *([splitter] if is_measured else [])]
         self.trainer = pl.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=callbacks,
+            enable_model_summary=False, callbacks=callbacks, strategy=LoneRank(CPU),
         )  # fmt: skip
         self.batches = iter(lambda: torch.ones(2, 4), None)
         if is_measured:
