@@ -72,7 +72,7 @@ class Outcome:
 
 def run_hpcdist(*arguments, env=None, cwd=None, timeout=120, anew=False) -> Outcome:
     """Runs the program as a user does; unless `anew`, in a process that has its imports from another one."""
-    environment = {**os.environ, **(env or {})}
+    environment = {**forks.own_environment(), **(env or {})}
     # A test runner's own idea of a terminal, where there is none.
     for name in ("COLUMNS", "LINES"):
         if name not in (env or {}):

@@ -25,13 +25,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # What Python and the libraries read when they start: of a program that is to have others, a new process is started.
-READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_", "OPENBLAS_", "MALLOC_", "MPL", "TORCH")
+LIBRARIES = ("OMP_", "MKL_", "OPENBLAS_", "TORCH")
+READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "MPL", *LIBRARIES)
 ENVIRONMENT = dict(os.environ)
 LARGEST_REQUEST = 1 << 17
 
 
 def read_at_start(environment: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(READ_AT_START)}
+
+
+def own_environment() -> dict[str, str]:
+    """This process's environment, without what torch and Lightning have put there when a test used them in it."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(LIBRARIES)}
+    return ours | {name: value for name, value in ENVIRONMENT.items() if name.startswith(LIBRARIES)}
 
 
 class Forked:

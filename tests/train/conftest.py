@@ -1,7 +1,6 @@
 """Ranks of the built-in training, started as a launcher does."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -31,7 +30,9 @@ def clean_environment() -> dict[str, str]:
     """This process's environment without what a job would set."""
     ours = ("SLURM_", "HPCDIST_")
     return {
-        name: value for name, value in os.environ.items() if not name.startswith(ours) and name not in RANK_VARIABLES
+        name: value
+        for name, value in forks.own_environment().items()
+        if not name.startswith(ours) and name not in RANK_VARIABLES
     }
 
 
