@@ -1,5 +1,6 @@
 """A job's efficiency: from the site's seff, from sacct, or from what its ranks measured."""
 
+import functools
 import grp
 import shutil
 import time
@@ -13,7 +14,7 @@ from hpcdist.job_status import JobStatus, split_task
 from hpcdist.kinds import RANK_GATHERING, name_kinds
 from hpcdist.live import complete, iter_complete, read_gathering
 from hpcdist.printable import printable
-from hpcdist.record import Efficiency, Gathering, RankUsage
+from hpcdist.record import Efficiency, Gathering, RankUsage, sum_known
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import batch_job_ids, expand_job_id
 
@@ -54,10 +55,8 @@ def iter_known(job_ids: Sequence[str], source: Source | None = None) -> Iterator
 
 def _read_sacct(job_ids: Sequence[str]) -> tuple[list[Efficiency], list[str]]:
     """The figures, and the ids of which accounting has no row."""
-    groups, found = GroupNames(), []
-    for batch in batch_job_ids(job_ids):
-        answer = ask_jobs(batch)
-        found += parse_sacct(answer.lines, answer.delimiter, groups)
+    answers = (ask_jobs(batch) for batch in batch_job_ids(job_ids))
+    found = [one for answer in answers for one in parse_sacct(answer.lines, answer.delimiter, group_name)]
     known = set().union(*(names_of(one) for one in found))
     return found, [name for one in job_ids if one not in known for name in sorted(names_asked(one) - known)]
 
@@ -95,11 +94,10 @@ def iter_slurm(job_ids: Sequence[str], *, missing_ok: bool = False) -> Iterator[
 
 def _iter_accounted(job_ids: Sequence[str], unseen: list[str], gathering: Gathering) -> Iterator[Efficiency]:
     """The jobs that accounting knows; the ids of the others are added to `unseen`."""
-    groups = GroupNames()
     for batch in batch_job_ids(job_ids):
         left = set().union(*map(names_asked, batch))
         answer = ask_jobs(batch)
-        for one in iter_sacct(answer.lines, answer.delimiter, groups, gathering):
+        for one in iter_sacct(answer.lines, answer.delimiter, group_name, gathering):
             if left:
                 left -= names_of(one)
             yield one
@@ -115,24 +113,12 @@ def iter_period(since: str, users: Sequence[str] = ()) -> Iterator[Efficiency]:
     """
     gathering = read_gathering()
     answer = ask_period(since, users)
-    return iter_complete(iter_sacct(answer.lines, answer.delimiter, GroupNames(), gathering), gathering)
+    return iter_complete(iter_sacct(answer.lines, answer.delimiter, group_name, gathering), gathering)
 
 
-class GroupNames:
-    """The names of groups by their numbers, each looked up once; a number that has no name here stays one."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, str] = {}
-
-    def __call__(self, text: str) -> str:
-        """The name of a group."""
-        name = self.known.get(text)
-        if name is None:
-            name = self.known[text] = _group_name(text)
-        return name
-
-
-def _group_name(text: str) -> str:
+@functools.lru_cache(maxsize=4096)
+def group_name(text: str) -> str:
+    """The name of a group by its number, which stays where it has no name here."""
     try:
         return printable(grp.getgrgid(int(text)).gr_name)
     except (KeyError, ValueError, OverflowError):
@@ -233,10 +219,10 @@ def from_ranks(
     live = any(end is None for end in ends)
     wall_s = (time.time() if live else max(end for end in ends if end is not None)) - started_s
     cores = layout.world_size * layout.cpus_per_task
-    cpu_s = _sum([rank.cpu_time_s for rank in ranks])
-    memory = _sum([rank.memory_peak_bytes for rank in ranks])
+    cpu_s = sum_known([rank.cpu_time_s for rank in ranks])
+    memory = sum_known([rank.memory_peak_bytes for rank in ranks])
     busy = [rank.gpu_utilization for rank in ranks if rank.gpu_utilization is not None]
-    gpu_memory = _sum([rank.gpu_memory_peak_bytes for rank in ranks])
+    gpu_memory = sum_known([rank.gpu_memory_peak_bytes for rank in ranks])
     codes = [rank.exit_code if rank.exit_code is not None else 128 + (rank.signal or 0) for rank in ranks]
     return Efficiency(
         job_id=job_id,
@@ -268,9 +254,3 @@ def from_ranks(
         ),
         live=live,
     )
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    """The sum; None when any part is unknown, because a sum of the rest would be too small."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None

@@ -1,6 +1,6 @@
 """`tb_logs/`: what hpcdist adds beside a run's curves in TensorBoard when the run is over."""
 
-import os
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from hpcdist.disk import write_atomically
 from hpcdist.joined import JobRecord
 from hpcdist.record import Efficiency, TrainingMetrics
 from hpcdist.seff import format_seff
@@ -126,13 +127,11 @@ def _write_values(path: Path, wall_time: float, values: Sequence[Summary.Value])
 
 
 def _write_events(path: Path, wall_time: float, events: Sequence[Event]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        writer = RecordWriter(file)
-        for event in (Event(wall_time=wall_time, file_version="brain.Event:2"), *events):
-            writer.write(event.SerializeToString())
-        writer.flush()
-    temporary.replace(path)
+    file = io.BytesIO()
+    writer = RecordWriter(file)
+    for event in (Event(wall_time=wall_time, file_version="brain.Event:2"), *events):
+        writer.write(event.SerializeToString())
+    write_atomically(path, file.getvalue())
 
 
 def _text(tag: str, rows: Sequence[tuple[str, str]]) -> Summary.Value:

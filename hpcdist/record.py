@@ -1,5 +1,6 @@
 """What happened to a job: accounting figures, and what each rank measured of itself. Pure values."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -271,3 +272,9 @@ class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
     gpu_memory_total_bytes: int | None = None
     node_memory_bytes: int | None = None
     training: TrainingMetrics | None = None
+
+
+def sum_known(values: Sequence[float | None]) -> float | None:
+    """The sum; None when any part is unknown, because a sum of the rest would be too small."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None

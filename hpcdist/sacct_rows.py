@@ -26,7 +26,7 @@ _HINT = (
     "the first line must name the fields, JobID or JobIDRaw first, and State is needed; for all figures: "
     f"sacct -P --format={','.join(FIELDS)}"
 )
-_ROW_ID = re.compile(
+ROW_ID = re.compile(
     r"[0-9]{1,20}(?:_(?:[0-9]{1,20}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?"
 )
 
@@ -78,7 +78,7 @@ def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tupl
     """
     shape = _Shape(delimiter, len(FIELDS), len(FIELDS) - 1, None)
     _, width, name_at, arrange = shape
-    is_id, new = _ROW_ID.fullmatch, tuple.__new__
+    is_id, new = ROW_ID.fullmatch, tuple.__new__
     pending: list[str] = []
     continued: list[str] = []
     found, first = width, 0

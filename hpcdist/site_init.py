@@ -22,6 +22,7 @@ from hpcdist.cluster_facts import (
     parse_qos_limits,
     parse_scontrol,
 )
+from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.partitions import Partition
 from hpcdist.project import CONFIG_NAME, read_options
@@ -273,9 +274,7 @@ def write(path: Path, text: str) -> None:
     Raises:
         HpcdistError: It can't be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_atomically(path, text.encode())
     except OSError as error:
         raise HpcdistError(f"can't write {path}: {error.strerror}", "check the folder's permissions") from None

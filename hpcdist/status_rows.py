@@ -13,6 +13,7 @@ import msgspec
 from hpcdist.ending import Ending, Step
 from hpcdist.errors import ParseError
 from hpcdist.job_status import CONTINUED_STATES, ENDED_STATES, JobStatus, split_task
+from hpcdist.sacct_rows import ROW_ID
 from hpcdist.units import parse_elapsed
 
 SEPARATOR = "\x1f"
@@ -22,9 +23,6 @@ ENDING_FIELDS = "JobID,State,ExitCode,Submit,Start,End,NodeList,Reason"
 MARK_FORMAT = SEPARATOR.join(("%F", "%Z", "%k"))
 MARK_FIELDS = "JobID,WorkDir,Comment"
 
-_JOB_ID = re.compile(
-    r"[0-9]{1,20}(?:_(?:[0-9]{1,10}|\[[0-9,:%.-]{1,1000}\]?))?(?:\+[0-9]{1,9})?(?:\.[A-Za-z0-9_+-]{1,40})?"
-)
 _STATE = re.compile(r"[A-Z_]{1,40}")
 
 
@@ -147,7 +145,7 @@ def parse_marks(listed: str) -> list[Mark]:
     found = []
     for line in listed.split("\n"):
         columns = line.split(SEPARATOR, 2)
-        if len(columns) == 3 and _JOB_ID.fullmatch(columns[0].strip()):
+        if len(columns) == 3 and ROW_ID.fullmatch(columns[0].strip()):
             job_id = split_task(columns[0].strip())[0]
             runs = [word.removeprefix("hpcdist:") for word in columns[2].split() if word.startswith("hpcdist:")]
             found += [Mark(job_id=job_id, workdir=columns[1], run=run) for run in runs]
@@ -164,7 +162,7 @@ def _rows(listed: str, width: int) -> Iterator[list[str]]:
     """The cells of each row; the last takes what is left of its line."""
     for line in listed.split("\n"):
         cells = line.split(SEPARATOR, width - 1)
-        if len(cells) == width and _JOB_ID.fullmatch(cells[0]) and _STATE.match(cells[1]):
+        if len(cells) == width and ROW_ID.fullmatch(cells[0]) and _STATE.match(cells[1]):
             yield cells
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hpcdist.joined import Disagreement, Timeline
-from hpcdist.record import Efficiency, RankUsage
+from hpcdist.record import Efficiency, RankUsage, sum_known
 
 # Figures closer than this are the same: ranks and Slurm look at slightly different processes and moments.
 TOLERANCE = 0.1
@@ -102,7 +102,7 @@ def find_disagreements(slurm: Efficiency, ranks: Sequence[RankUsage]) -> tuple[D
     if slurm.source == "ranks" or slurm.live or not ranks:
         return ()
     found = []
-    cpu_s = _sum([rank.cpu_time_s for rank in ranks])
+    cpu_s = sum_known([rank.cpu_time_s for rank in ranks])
     if (
         slurm.cpu_time_s is not None
         and cpu_s is not None
@@ -110,7 +110,7 @@ def find_disagreements(slurm: Efficiency, ranks: Sequence[RankUsage]) -> tuple[D
     ):
         reason = _CPU_REASONS[slurm.cpu_time_s > cpu_s]
         found.append(Disagreement(figure="cpu_time_s", slurm=slurm.cpu_time_s, ranks=cpu_s, reason=reason))
-    memory = _sum([rank.memory_peak_bytes for rank in ranks])
+    memory = sum_known([rank.memory_peak_bytes for rank in ranks])
     used = slurm.memory_used_bytes
     if used is not None and memory is not None and _differ(used, memory, _WATCHER_BYTES * len(ranks)):
         if used > memory:
@@ -138,8 +138,3 @@ _MISSED = "Slurm's samples missed the peak: many sites sample every 30 s"
 
 def _differ(one: float, other: float, allowed: float) -> bool:
     return abs(one - other) > max(TOLERANCE * max(one, other), allowed)
-
-
-def _sum(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known and len(known) == len(values) else None

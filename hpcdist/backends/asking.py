@@ -1,25 +1,18 @@
 """sacct, asked for many jobs at once and read while it answers."""
 
-import os
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from hpcdist.backends.lines import CommandLines
+from hpcdist.backends.lines import start_command
 from hpcdist.sacct_question import DELIMITER, TIME_ENVIRONMENT, sacct_arguments, sacct_period_arguments
 
-ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
+class Answer(NamedTuple):
+    """The rows that sacct is printing: what parts their fields, and the lines as they come."""
 
-class Answer:
-    """The rows that sacct is printing.
-
-    Attributes:
-        delimiter: What parts their fields.
-        lines: The lines, as they come.
-    """
-
-    def __init__(self, delimiter: str, arguments: Sequence[str]) -> None:
-        self.delimiter = delimiter
-        self.lines = CommandLines(["sacct", *arguments], TIME_ENVIRONMENT)
+    delimiter: str
+    lines: Iterator[str]
 
 
 def ask_jobs(job_ids: Sequence[str]) -> Answer:
@@ -30,7 +23,7 @@ def ask_jobs(job_ids: Sequence[str]) -> Answer:
         NotReadyError: There is no sacct; while reading, accounting is off.
     """
     delimiter = new_delimiter()
-    return Answer(delimiter, sacct_arguments(job_ids, delimiter))
+    return Answer(delimiter, start_command(["sacct", *sacct_arguments(job_ids, delimiter)], TIME_ENVIRONMENT))
 
 
 def ask_period(since: str, users: Sequence[str] = ()) -> Answer:
@@ -44,12 +37,13 @@ def ask_period(since: str, users: Sequence[str] = ()) -> Answer:
         NotReadyError: There is no sacct; while reading, accounting is off.
     """
     delimiter = new_delimiter()
-    return Answer(delimiter, sacct_period_arguments(since, users, delimiter))
+    arguments = sacct_period_arguments(since, users, delimiter)
+    return Answer(delimiter, start_command(["sacct", *arguments], TIME_ENVIRONMENT))
 
 
 def new_delimiter() -> str:
     """What parts sacct's fields in one call: nobody can have put it into a job's name before.
 
-    36 bits, and short: it is in every row two dozen times.
+    40 bits, and short: it is in every row two dozen times.
     """
-    return DELIMITER + "".join(ALPHABET[byte % len(ALPHABET)] for byte in os.urandom(6))
+    return DELIMITER + secrets.token_urlsafe(5)

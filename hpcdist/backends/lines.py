@@ -1,18 +1,15 @@
 """A command's output line by line, while it is still writing."""
 
-import codecs
 import io
 import os
 import subprocess
-import threading
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, cast
+from typing import IO
 
 from hpcdist.errors import AccountingOffError, HpcdistError, NotReadyError
 
-KEPT_LINES = 20
-# As much as a pipe holds.
-PIECE_BYTES = 1 << 16
+KEPT_BYTES = 4096
 
 
 def missing_command(name: str) -> NotReadyError:
@@ -20,67 +17,46 @@ def missing_command(name: str) -> NotReadyError:
     return NotReadyError(f"{name} is not on PATH", "load Slurm's module (module load slurm)")
 
 
-class CommandLines:
-    """A command that runs from now on; iterating gives the lines of its standard output, without their ends.
+def start_command(arguments: Sequence[str], env: Mapping[str, str]) -> Iterator[str]:
+    """Starts a command; returns the lines of its standard output, with their ends, which may be read as they come.
 
-    Nothing is held back. There is no time limit: sacct may take minutes for a year.
+    Nothing is held back. There is no time limit: sacct may take minutes for a year. A command that is not read to its
+    end is stopped.
 
     Raises:
-        HpcdistError: The command is missing; while iterating, it failed (after what it printed).
+        HpcdistError: The command is missing; while reading, it failed (after what it printed).
     """
+    # A file: a command whose complaints nobody reads from a pipe would stop writing.
+    complaints = tempfile.TemporaryFile()  # noqa: SIM115 closed when the lines were read
+    try:
+        process = subprocess.Popen(
+            arguments, env=os.environ | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints
+        )
+    except FileNotFoundError:
+        complaints.close()
+        raise missing_command(arguments[0]) from None
+    return _iter_lines(arguments[0], process, complaints)
 
-    def __init__(self, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        self.name = arguments[0]
-        self.words: list[bytes] = []
-        try:
-            self.process = subprocess.Popen(
-                arguments,
-                env=os.environ | (env or {}),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        except FileNotFoundError:
-            raise missing_command(self.name) from None
-        # Read aside: a command whose complaints nobody reads would stop writing.
-        self.reader = threading.Thread(target=self._keep_end, args=(self.process.stderr,), daemon=True)
-        self.reader.start()
 
-    def __iter__(self) -> Iterator[str]:
-        """The lines; a command that is not read to its end is stopped."""
-        finished = False
+def _iter_lines(name: str, process: subprocess.Popen[bytes], complaints: IO[bytes]) -> Iterator[str]:
+    finished = False
+    with complaints:
         try:
-            yield from _split(cast(io.BufferedReader, self.process.stdout))
+            if process.stdout is not None:
+                # A line feed alone ends a line: a job's name may hold a carriage return.
+                yield from io.TextIOWrapper(process.stdout, "utf-8", errors="replace", newline="\n")
             finished = True
         finally:
             if not finished:
-                self.process.kill()
-            self.process.wait()
-            self.reader.join()
-        if self.process.returncode != 0:
-            said = b"".join(self.words).decode(errors="replace").strip()
-            raise self._failure(said or f"exit status {self.process.returncode}")
-
-    def _failure(self, said: str) -> HpcdistError:
-        if "accounting storage is disabled" in said.lower() or "slurmdbd" in said.lower():
-            return AccountingOffError(f"{self.name}: {said}", "hpcdist status follows the job without accounting")
-        return HpcdistError(f"{self.name}: {said}", "see `hpcdist status`")
-
-    def _keep_end(self, stream: IO[bytes]) -> None:
-        """Reads all complaints and keeps the last."""
-        for line in stream:
-            self.words.append(line)
-            del self.words[:-KEPT_LINES]
+                process.kill()
+            process.wait()
+        if process.returncode != 0:
+            complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - KEPT_BYTES))
+            said = complaints.read().decode(errors="replace").strip()
+            raise _failure(name, said or f"exit status {process.returncode}")
 
 
-def _split(stream: io.BufferedReader) -> Iterator[str]:
-    """The lines of a stream, ended by a line feed and nothing else: a job's name may hold a carriage return."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    rest = ""
-    while piece := stream.read1(PIECE_BYTES):
-        lines = (rest + decoder.decode(piece)).split("\n")
-        rest = lines.pop()
-        yield from lines
-    rest += decoder.decode(b"", final=True)
-    if rest:
-        yield rest
+def _failure(name: str, said: str) -> HpcdistError:
+    if "accounting storage is disabled" in said.lower() or "slurmdbd" in said.lower():
+        return AccountingOffError(f"{name}: {said}", "hpcdist status follows the job without accounting")
+    return HpcdistError(f"{name}: {said}", "see `hpcdist status`")

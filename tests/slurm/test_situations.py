@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
-from hpcdist.accounting import GroupNames
+from hpcdist.accounting import group_name
 from hpcdist.backends import slurm
 from hpcdist.record import Efficiency
 from hpcdist.sacct import parse_sacct
@@ -296,7 +296,7 @@ def test_json_says_the_same_as_the_rows(jobs, monkeypatch):
         monkeypatch.setenv(key, value)
     ids = list(jobs.ids.values())
     lines = slurm.run_command(["sacct", *sacct_arguments(ids)], TIME_ENVIRONMENT)
-    rows = parse_sacct(lines, group_name=GroupNames())
+    rows = parse_sacct(lines, group_name=group_name)
     found = parse_sacct(slurm.run_command(["sacct", "--json", "-D", f"--jobs={','.join(ids)}"]))
     assert len(rows) == len(found)
     by_id = {one.job_id: one for one in found}
