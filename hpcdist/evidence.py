@@ -2,20 +2,35 @@
 
 import math
 import re
+from functools import cached_property
 
 import msgspec
 
+from hpcdist.advice import memory_text, raised_memory_bytes
+from hpcdist.case import describe_exit, format_ranks, name_rank
+from hpcdist.cause import Cause, Kind
 from hpcdist.ending import Ending
 from hpcdist.observed import Observation, Pool
 from hpcdist.record import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS, RankUsage
-from hpcdist.signs import Raised, find_exception, find_time_out, is_lost_peer
+from hpcdist.signs import Raised, find_exception, find_line, find_time_out, is_lost_peer
 from hpcdist.spec import JobSpec
+from hpcdist.units import format_bytes
 
 TERMINATED = 15
 KILLED = 9
 # What a shell makes of a TERM that its program handles.
 _TERMINATED_STATUS = 128 + TERMINATED
 _OTHER_RANK = re.compile(r"\[rank(\d+)\]:")
+TAIL_LINES = 20
+# Of a job that no rank brought down: enough to see where it was.
+SHORT_TAIL_LINES = 5
+# A sign further up was survived.
+LAST_LINES = 40
+# From here on a kill that nobody explains is put down to memory: samples lag behind what a program takes at once, and
+# a training with nine tenths in use is an ordinary one.
+FULL_MEMORY_SHARE = 0.95
+# Causes for which no rank is to blame, whatever the ranks did when they were ended.
+_NOBODY_S = frozenset({"cancelled", "completed", "node-failure", "preempted", "requeued", "stopped", "time-limit"})
 
 
 class Log(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,7 +47,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
     lines: tuple[str, ...]
 
 
-class Evidence(msgspec.Struct, frozen=True, kw_only=True):
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """What is known of one attempt.
 
     Attributes:
@@ -72,10 +87,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         log = self.log_of(rank)
         return find_exception(log.lines) if log else None
 
+    @property
     def pool(self) -> Pool | None:
         """What it used and asked for, to reckon with."""
         return Pool([self.usage]) if self.usage else None
 
+    @cached_property
     def culprit(self) -> RankUsage | None:
         """The rank to blame: of those that failed on their own the first; victims only where there is nobody else."""
         guilty = [(self.innocence(rank), rank.ended_at_s or math.inf, rank.rank, rank) for rank in self.ranks]
@@ -102,6 +119,136 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
         if rank.exit_code == HANG_STATUS or (log and find_time_out(log.lines)):
             return 1
         return 0
+
+    @property
+    def state(self) -> str:
+        """Slurm's word for how the attempt ended."""
+        return self.ending.state
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The lines of the log that matters."""
+        return self.log.lines if self.log else ()
+
+    @cached_property
+    def raised(self) -> Raised | None:
+        """The exception that ends the culprit's log."""
+        return self.exception_of(self.culprit) if self.culprit else None
+
+    @cached_property
+    def log(self) -> Log | None:
+        """The log of the rank to blame, else the batch script's or the first rank's."""
+        if self.culprit:
+            return self.log_of(self.culprit)
+        # A batch script that started the ranks has nothing more to say.
+        told_first = sorted(self.logs, key=lambda log: (log.task is None) == bool(self.ranks))
+        return next((log for log in told_first if log.lines), None)
+
+    @property
+    def who(self) -> str:
+        """`rank 2 on n1`; the job where no rank is to blame."""
+        return name_rank(self.culprit) if self.culprit else "the job"
+
+    def said(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Where the exception that ended the culprit, else the end of its log, shows a sign."""
+        return find_line(pattern, self.raised.text.split("\n") if self.raised else self.lines[-LAST_LINES:])
+
+    def found(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """Where any log shows a sign."""
+        shown = (find_line(pattern, log.lines) for log in self.logs)
+        return next((one for one in shown if one), None)
+
+    def cause(
+        self, kind: Kind, sentence: str, hint: str = "", *proofs: str | None, rank: RankUsage | None = None
+    ) -> Cause:
+        """The cause with all that goes with it.
+
+        Args:
+            kind: What it is.
+            sentence: It in words.
+            hint: What to do next.
+            *proofs: What it rests on, beside what is always told.
+            rank: The rank to blame where that is not the culprit.
+        """
+        blamed, ending = rank or (None if kind in _NOBODY_S else self.culprit), self.ending
+        log = self.log_of(blamed) if blamed else self.log
+        kept = TAIL_LINES if blamed or not self.ranks else SHORT_TAIL_LINES
+        return Cause(
+            kind=kind,
+            sentence=sentence,
+            hint=hint,
+            evidence=tuple(dict.fromkeys(proof for proof in (*proofs, *self._facts()) if proof)),
+            rank=blamed.rank if blamed else None,
+            host=blamed.host if blamed else None,
+            exit_code=blamed.exit_code if blamed else ending.exit_code,
+            signal=blamed.signal if blamed else ending.signal,
+            log=log.path if log else None,
+            tail=log.lines[-kept:] if log else (),
+        )
+
+    def _facts(self) -> list[str]:
+        """What is told with every cause: the scheduler's words and how each rank ended."""
+        ending = self.ending
+        code = describe_exit(ending.exit_code, ending.signal)
+        words = [f"{ending.state}{f', {code}' if code else ''}{f', {ending.reason}' if ending.reason else ''}"]
+        for step in ending.steps:
+            code = describe_exit(step.exit_code, step.signal)
+            words += (
+                [f"step {step.name}: {step.state}{f', {code}' if code else ''}"] if step.state != "COMPLETED" else []
+            )
+        ends: dict[str, list[int]] = {}
+        for rank in self.ranks:
+            ends.setdefault(describe_exit(rank.exit_code, rank.signal) or "no end", []).append(rank.rank)
+        words += [f"rank {format_ranks(ranks)}: {how}" for how, ranks in ends.items()]
+        return words
+
+    @property
+    def name(self) -> str:
+        """What to call it on a command line."""
+        return self.run or self.job_id or "JOB"
+
+    def rerun(self, option: str, value: str) -> str:
+        """The command that asks for something else."""
+        if self.run:
+            return f"hpcdist rerun {self.run} --set {option}={value}"
+        return f"submit it again with --{option.replace('_', '-')}={value}"
+
+    def go_on(self) -> str:
+        """The command with which a run goes on from its checkpoints; of one that has none, that runs it again."""
+        run, job = self.name, self.job
+        if not (job and job.goes_on and self.ranks):
+            return f"hpcdist rerun {run}" if self.run else ""
+        if not job.command:
+            return f"hpcdist rerun --resume {run}"
+        # A program of the user's own looks for its checkpoints in its run's folder, and a new run has another.
+        old, new = f"jobs/runs/{run}", f"jobs/runs/{run}-on"
+        return f"mkdir -p -m 700 {new} && cp -r {old}/checkpoints {new}/ && hpcdist rerun --run {run}-on {run}"
+
+    def _memory(self) -> tuple[int | None, float | None]:
+        """Bytes per node that were asked for, and that the fullest used."""
+        return (self.pool.memory_asked_bytes(), self.pool.memory_bytes()) if self.pool else (None, None)
+
+    def more_memory(self) -> str:
+        """What to do against too little memory, with the figure: what `advise` says of it too."""
+        pool, (asked, used) = self.pool, self._memory()
+        if pool is None or not (asked or used):
+            return "ask for more memory with --mem, or use less: smaller batches, fewer workers"
+        needed = raised_memory_bytes(asked, used)
+        if pool.is_memory_per_cpu():
+            return self.rerun("mem_per_cpu", memory_text(needed / pool.cpus_per_node()))
+        return self.rerun("mem", memory_text(needed))
+
+    def memory_proof(self) -> str | None:
+        """How much of its memory the fullest node used, as far as it is known."""
+        asked, used = self._memory()
+        if not used:
+            return f"{format_bytes(asked)} per node asked for" if asked else None
+        return f"{format_bytes(used)} per node used{f' of {format_bytes(asked)}' if asked else ''}, the highest seen"
+
+    def is_memory_short(self) -> bool:
+        """Whether the fullest node used nearly all it was given."""
+        asked, used = self._memory()
+        return bool(asked and used and used >= FULL_MEMORY_SHARE * asked)
 
 
 def _is_of(line: str, rank: int) -> bool:

@@ -7,11 +7,10 @@ decided comes first, then what the rank that failed first says of itself, then w
 from collections.abc import Callable
 
 from hpcdist import rank_rules, slurm_rules
-from hpcdist.case import Case
 from hpcdist.cause import Cause
 from hpcdist.evidence import Evidence
 
-Rule = Callable[[Case], Cause | None]
+Rule = Callable[[Evidence], Cause | None]
 
 RULES: tuple[Rule, ...] = (
     slurm_rules.refused,
@@ -33,8 +32,7 @@ RULES: tuple[Rule, ...] = (
 
 def judge(evidence: Evidence) -> Cause:
     """Why an attempt ended as it did, or does not run; of kind `unknown` with all that is known rather than a guess."""
-    case = Case(evidence)
     for rule in RULES:
-        if cause := rule(case):
+        if cause := rule(evidence):
             return cause
-    return rank_rules.unknown(case)
+    return rank_rules.unknown(evidence)

@@ -1,8 +1,8 @@
 """Causes that the scheduler itself knows: it refused, waits, or ended the job. Pure."""
 
 from hpcdist.advice import RAISE, time_text
-from hpcdist.case import Case
 from hpcdist.cause import Cause
+from hpcdist.evidence import Evidence
 from hpcdist.record import RankUsage
 from hpcdist.signs import CANCELLED_FOR, NODE_FAILURE, OOM_KILL
 from hpcdist.units import format_duration
@@ -38,42 +38,46 @@ WAITING_HINTS = {
 }
 
 
-def refused(case: Case) -> Cause | None:
+def refused(attempt: Evidence) -> Cause | None:
     """Slurm did not take the script."""
-    if case.state != "REFUSED":
+    if attempt.state != "REFUSED":
         return None
-    words = case.evidence.ending.reason or "it did not say why"
-    return case.cause("bad-script", f"Slurm refused the job: {words}", "mend the request and submit it again")
+    words = attempt.ending.reason or "it did not say why"
+    return attempt.cause("bad-script", f"Slurm refused the job: {words}", "mend the request and submit it again")
 
 
-def lost(case: Case) -> Cause | None:
+def lost(attempt: Evidence) -> Cause | None:
     """Slurm does not know it any more, and did not see it end: its controller came back without it."""
-    if case.state != "LOST":
+    if attempt.state != "LOST":
         return None
-    words = case.evidence.ending.reason or "the controller has forgotten it"
-    return case.cause("lost", f"Slurm lost the job: {words}", case.go_on(), "sacctmgr show runawayjobs lists such jobs")
+    words = attempt.ending.reason or "the controller has forgotten it"
+    return attempt.cause(
+        "lost", f"Slurm lost the job: {words}", attempt.go_on(), "sacctmgr show runawayjobs lists such jobs"
+    )
 
 
-def completed(case: Case) -> Cause | None:
+def completed(attempt: Evidence) -> Cause | None:
     """Nothing went wrong."""
-    return case.cause("completed", "it ended well") if case.state == "COMPLETED" else None
+    return attempt.cause("completed", "it ended well") if attempt.state == "COMPLETED" else None
 
 
-def waiting(case: Case) -> Cause | None:
+def waiting(attempt: Evidence) -> Cause | None:
     """The job waits, or was ended before it started."""
-    ending = case.evidence.ending
+    ending = attempt.ending
     reason = ending.reason or ""
     found = next((hint for start, hint in WAITING_HINTS.items() if _begins(reason, start)), "")
-    hint = found.format(job=case.evidence.job_id or "it")
-    if case.state == "PENDING":
-        return case.cause("never-started", f"it waits{f': {reason}' if reason else ''}", hint)
-    never_ran = ending.nodes is None and not case.evidence.ranks and ending.submitted_at_s is not None
-    if case.state not in ("CANCELLED", "DEADLINE", "BOOT_FAIL") or not never_ran:
+    hint = found.format(job=attempt.job_id or "it")
+    if attempt.state == "PENDING":
+        return attempt.cause("never-started", f"it waits{f': {reason}' if reason else ''}", hint)
+    never_ran = ending.nodes is None and not attempt.ranks and ending.submitted_at_s is not None
+    if attempt.state not in ("CANCELLED", "DEADLINE", "BOOT_FAIL") or not never_ran:
         return None
-    if case.state == "CANCELLED" and reason.startswith("DependencyNeverSatisfied"):
-        return case.cause("never-started", "a job it depends on failed, so it was cancelled unstarted", hint)
+    if attempt.state == "CANCELLED" and reason.startswith("DependencyNeverSatisfied"):
+        return attempt.cause("never-started", "a job it depends on failed, so it was cancelled unstarted", hint)
     by = f" by {ending.cancelled_by}" if ending.cancelled_by else ""
-    return case.cause("cancelled", f"it was cancelled{by} before it started") if case.state == "CANCELLED" else None
+    return (
+        attempt.cause("cancelled", f"it was cancelled{by} before it started") if attempt.state == "CANCELLED" else None
+    )
 
 
 def is_held(state: str, reason: str | None) -> bool:
@@ -90,87 +94,97 @@ def _begins(reason: str, start: str) -> bool:
     return reason.replace(" ", "_").startswith(start.replace(" ", "_"))
 
 
-def running(case: Case) -> Cause | None:
+def running(attempt: Evidence) -> Cause | None:
     """It is not over; a rank that failed already is told."""
-    if case.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING", "STOPPED", "RESIZING"):
+    if attempt.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING", "STOPPED", "RESIZING"):
         return None
-    if case.culprit is None:
-        return case.cause("running", "it runs")
-    return case.cause("running", f"it runs still, but {case.who} failed", "if it does not end by itself, cancel it")
+    if attempt.culprit is None:
+        return attempt.cause("running", "it runs")
+    return attempt.cause(
+        "running", f"it runs still, but {attempt.who} failed", "if it does not end by itself, cancel it"
+    )
 
 
-def out_of_memory(case: Case) -> Cause | None:
+def out_of_memory(attempt: Evidence) -> Cause | None:
     """Slurm or the kernel ended it for wanting more memory than it was given."""
-    killed = [step.name for step in case.evidence.ending.steps if step.state == "OUT_OF_MEMORY"]
-    sign = case.found(OOM_KILL)
-    if case.state == "COMPLETED" or not (case.state == "OUT_OF_MEMORY" or killed or sign):
+    killed = [step.name for step in attempt.ending.steps if step.state == "OUT_OF_MEMORY"]
+    sign = attempt.found(OOM_KILL)
+    if attempt.state == "COMPLETED" or not (attempt.state == "OUT_OF_MEMORY" or killed or sign):
         return None
     proof = sign.string if sign else None
-    return case.cause(
+    return attempt.cause(
         "out-of-memory",
-        f"{case.who} used more memory than it was given",
-        case.more_memory(),
-        case.memory_proof(),
+        f"{attempt.who} used more memory than it was given",
+        attempt.more_memory(),
+        attempt.memory_proof(),
         proof,
     )
 
 
-def node_failure(case: Case) -> Cause | None:
+def node_failure(attempt: Evidence) -> Cause | None:
     """A node died, or did not boot."""
-    said, seen = case.found(CANCELLED_FOR), case.found(NODE_FAILURE)
+    said, seen = attempt.found(CANCELLED_FOR), attempt.found(NODE_FAILURE)
     by_log = seen is not None or (said is not None and said[1] == "NODE FAILURE")
-    if case.state not in ("NODE_FAIL", "BOOT_FAIL") and not (by_log and case.state != "COMPLETED"):
+    if attempt.state not in ("NODE_FAIL", "BOOT_FAIL") and not (by_log and attempt.state != "COMPLETED"):
         return None
-    lost = _silent_rank(case)
-    nodes = case.evidence.ending.nodes
+    lost = _silent_rank(attempt)
+    nodes = attempt.ending.nodes
     node = (
         seen[1] if seen else lost.host if lost else nodes if nodes and "[" not in nodes and "," not in nodes else None
     )
-    hint = case.rerun("exclude", node) if node else "submit it again; sinfo -R tells which node is down"
+    hint = attempt.rerun("exclude", node) if node else "submit it again; sinfo -R tells which node is down"
     sentence = f"node {node} failed" if node else f"one of its nodes failed ({nodes or 'nobody says which'})"
-    there = next((rank for rank in case.evidence.ranks if rank.host == node), lost)
-    return case.cause("node-failure", sentence, hint, seen.string if seen else None, rank=there)
+    there = next((rank for rank in attempt.ranks if rank.host == node), lost)
+    return attempt.cause("node-failure", sentence, hint, seen.string if seen else None, rank=there)
 
 
-def _silent_rank(case: Case) -> RankUsage | None:
+def _silent_rank(attempt: Evidence) -> RankUsage | None:
     """The only rank, or the first of the only node, whose end nobody wrote down while others ended."""
-    open_ended = [rank for rank in case.evidence.ranks if rank.ended_at_s is None]
-    alone = len({rank.host for rank in open_ended}) == 1 and len(open_ended) < len(case.evidence.ranks)
+    open_ended = [rank for rank in attempt.ranks if rank.ended_at_s is None]
+    alone = len({rank.host for rank in open_ended}) == 1 and len(open_ended) < len(attempt.ranks)
     return open_ended[0] if alone else None
 
 
-def preempted(case: Case) -> Cause | None:
+def preempted(attempt: Evidence) -> Cause | None:
     """A job with a higher priority took its nodes."""
-    said = case.found(CANCELLED_FOR)
-    if case.state != "PREEMPTED" and not (said and said[1] == "PREEMPTION" and case.state in ("FAILED", "CANCELLED")):
+    said = attempt.found(CANCELLED_FOR)
+    if attempt.state != "PREEMPTED" and not (
+        said and said[1] == "PREEMPTION" and attempt.state in ("FAILED", "CANCELLED")
+    ):
         return None
     hint = "submit it again, with --sbatch requeue= where the site allows it, or in a partition that is not preempted"
-    return case.cause("preempted", "a job of higher priority took its nodes", hint, said.string if said else None)
+    return attempt.cause("preempted", "a job of higher priority took its nodes", hint, said.string if said else None)
 
 
-def time_limit(case: Case) -> Cause | None:
+def time_limit(attempt: Evidence) -> Cause | None:
     """It ran into its time limit, or would have missed its deadline."""
-    if case.state == "DEADLINE":
-        return case.cause("time-limit", "it could not end before its deadline", "submit it with a later --deadline")
-    said = case.found(CANCELLED_FOR)
-    if case.state != "TIMEOUT" and not (said and said[1] == "TIME LIMIT" and case.state in ("FAILED", "CANCELLED")):
+    if attempt.state == "DEADLINE":
+        return attempt.cause("time-limit", "it could not end before its deadline", "submit it with a later --deadline")
+    said = attempt.found(CANCELLED_FOR)
+    if attempt.state != "TIMEOUT" and not (
+        said and said[1] == "TIME LIMIT" and attempt.state in ("FAILED", "CANCELLED")
+    ):
         return None
-    limit_s = case.pool.time_limit_s() if case.pool else None
+    limit_s = attempt.pool.time_limit_s() if attempt.pool else None
     of = f" of {format_duration(limit_s)}" if limit_s else ""
-    hint = case.rerun("time", time_text(RAISE * limit_s)) if limit_s else "ask for more with --time"
-    proof = f"{format_duration(case.pool.wall_time_s() or 0)} used" if case.pool and case.pool.wall_time_s() else None
-    return case.cause("time-limit", f"it ran into its time limit{of}", hint, proof, said.string if said else None)
+    hint = attempt.rerun("time", time_text(RAISE * limit_s)) if limit_s else "ask for more with --time"
+    proof = (
+        f"{format_duration(attempt.pool.wall_time_s() or 0)} used"
+        if attempt.pool and attempt.pool.wall_time_s()
+        else None
+    )
+    return attempt.cause("time-limit", f"it ran into its time limit{of}", hint, proof, said.string if said else None)
 
 
-def cancelled(case: Case) -> Cause | None:
+def cancelled(attempt: Evidence) -> Cause | None:
     """Somebody ended it."""
-    if case.state not in ("CANCELLED", "REVOKED"):
+    if attempt.state not in ("CANCELLED", "REVOKED"):
         return None
-    by = case.evidence.ending.cancelled_by
-    hint = f"hpcdist rerun {case.evidence.run}" if case.evidence.run else ""
-    return case.cause("cancelled", f"it was cancelled{f' by {by}' if by else ''}", hint)
+    by = attempt.ending.cancelled_by
+    hint = f"hpcdist rerun {attempt.run}" if attempt.run else ""
+    return attempt.cause("cancelled", f"it was cancelled{f' by {by}' if by else ''}", hint)
 
 
-def requeued(case: Case) -> Cause | None:
+def requeued(attempt: Evidence) -> Cause | None:
     """An earlier attempt that was put back into the queue on purpose."""
-    return case.cause("requeued", "it was put back into the queue") if case.state == "REQUEUED" else None
+    return attempt.cause("requeued", "it was put back into the queue") if attempt.state == "REQUEUED" else None
