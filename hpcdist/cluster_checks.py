@@ -66,7 +66,7 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
         return checks
     options = {key: project.defaults[key] for key in PLACE_WORDS if key in project.defaults}
     options |= {"name": "doctor", "time": "1", "nodes": 1, "command": ("true",)}
-    bare = Project(root=project.root, config=project.config, site=project.site, defaults={})
+    bare = Project(root=project.root, site=project.site)
     try:
         prepared = prepare(complete_job(options, bare), bare, backend="slurm", run=None)
         words = sbatch.test_only(prepared.script)

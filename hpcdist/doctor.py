@@ -13,7 +13,7 @@ from hpcdist.partitions import Partition
 from hpcdist.project import Project, find_nearest
 from hpcdist.registry import Problem, find_problems, judge_runs
 from hpcdist.repair import Repair, repair
-from hpcdist.spec import Backend, Site
+from hpcdist.spec import Backend
 from hpcdist.status_rows import Mark
 from hpcdist.store import Store
 from hpcdist.trial import WAIT_S, Tell, choose_shape, probe_between_nodes
@@ -46,7 +46,7 @@ class Doctor:
             self.project = open_project(start, profile=profile)
         except UsageError as error:
             self._fault = Check(name="settings", status="error", sentence=error.message, hint=error.hint)
-            self.project = Project(root=find_nearest(start) or start, config=None, site=Site(), defaults={})
+            self.project = Project(root=find_nearest(start) or start)
         self._config: dict[str, str] | None = None
         self._partitions: tuple[Partition, ...] = ()
         self._is_accounted = False

@@ -28,9 +28,9 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     root: Path
-    config: Path | None
-    site: Site
-    defaults: dict[str, Any]
+    config: Path | None = None
+    site: Site = Site()
+    defaults: dict[str, Any] = {}
     profile: str | None = None
 
 

@@ -112,7 +112,7 @@ def prepare_rerun(record: RunRecord, root: Path, changes: Mapping[str, Any], run
     job = change_job(record.job, {"dependency": None, **changes})
     prepared = prepare(
         job,
-        Project(root=root, config=None, site=record.site, defaults={}),
+        Project(root=root, site=record.site),
         backend=record.backend,
         run=run or new_run_name(job),
         template=Path(record.template) if record.template else None,

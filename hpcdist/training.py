@@ -16,6 +16,7 @@ Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Strategy = Literal["ddp", "ddp-bf16", "parameter-server"]
 PsMode = Literal["sync", "async"]
 ExtraLogger = Literal["csv", "wandb"]
+DEFAULT_BATCH_SIZE = 512  # over all ranks
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:  # noqa: FBT001
@@ -164,6 +165,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     f"{name} is for the built-in networks; a module of one's own says it itself",
                     f"leave out --{dashed(name)}",
                 )
+
+    def global_batch_size(self, ranks: int) -> int:
+        """Samples per optimizer step over all ranks."""
+        if self.batch_size_per_rank is not None:
+            return self.batch_size_per_rank * ranks
+        return self.batch_size or DEFAULT_BATCH_SIZE
 
     @property
     def data_name(self) -> str | None:

@@ -81,7 +81,7 @@ def prepare_trial(project: Project, *, backend: Backend, nodes: int, gpus: int) 
     """
     options = {key: project.defaults[key] for key in PLACE_WORDS if key in project.defaults}
     options |= {"name": "doctor", "nodes": nodes, "gpus": gpus, "time": TIME_LIMIT}
-    bare = Project(root=project.root, config=project.config, site=project.site, defaults={})
+    bare = Project(root=project.root, site=project.site)
     job = complete_job(options, bare)
     first = prepare(job, bare, backend=backend, run=new_run_name(job), workdir=project.root)
     training = msgspec.structs.replace(first.spec.training, data_dir=None)  # no data is read

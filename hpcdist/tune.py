@@ -30,7 +30,6 @@ from hpcdist.tuning import (
 )
 
 POLL_INTERVAL_S = 2.0
-DEFAULT_BATCH_SIZE = 512
 # Together in the queue, since each wait there may be long.
 AT_ONCE_ON_SLURM = 4
 # Start-up on a slow disk, and the trial; a short limit starts sooner.
@@ -135,16 +134,9 @@ def begin_search(job: JobSpec, most: int | None) -> Search:
         raise UsageError(f"most is {most}, and {ranks} ranks train at least one image each", f"use --most {ranks}")
     # What is given per rank is written down per rank.
     multiple = ranks if job.training.batch_size_per_rank is not None else 1
-    start = find_batch(job) if most is None else min(find_batch(job), most // multiple * multiple)
+    batch = job.training.global_batch_size(ranks)
+    start = batch if most is None else min(batch, most // multiple * multiple)
     return Search(start=start, least=ranks, most=most, multiple=multiple)
-
-
-def find_batch(job: JobSpec) -> int:
-    """A job's batch size over all ranks."""
-    training = job.training
-    if training.batch_size_per_rank is not None:
-        return training.batch_size_per_rank * job.layout.world_size
-    return training.batch_size or DEFAULT_BATCH_SIZE
 
 
 def _check(job: JobSpec) -> None:

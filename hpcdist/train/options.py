@@ -8,10 +8,17 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.spec import Layout, Training
-from hpcdist.training import Accelerator, ExtraLogger, Optimizer, Precision, PsMode, Schedule, Strategy
+from hpcdist.training import (
+    DEFAULT_BATCH_SIZE,
+    Accelerator,
+    ExtraLogger,
+    Optimizer,
+    Precision,
+    PsMode,
+    Schedule,
+    Strategy,
+)
 from hpcdist.units import parse_duration
-
-DEFAULT_BATCH_SIZE = 512
 
 LAYOUT_OPTIONS = ("nodes", "gpus", "tasks_per_node", "cpus_per_task")
 
@@ -32,9 +39,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def batch_size(self) -> int:
         """Samples per optimizer step over all ranks."""
-        if self.training.batch_size_per_rank is not None:
-            return self.training.batch_size_per_rank * self.layout.world_size
-        return self.training.batch_size or DEFAULT_BATCH_SIZE
+        return self.training.global_batch_size(self.layout.world_size)
 
     @property
     def accumulate(self) -> int:

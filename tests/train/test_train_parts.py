@@ -14,8 +14,9 @@ from hpcdist.spec import Layout
 from hpcdist.train.cluster import StartedRanks, choose_threads, use_threads
 from hpcdist.train.environment import check_layout, read_environment
 from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
-from hpcdist.train.options import DEFAULT_BATCH_SIZE, parse_options
+from hpcdist.train.options import parse_options
 from hpcdist.train.phases import Clock, StepTimes
+from hpcdist.training import DEFAULT_BATCH_SIZE
 
 RANK_3 = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "1",
