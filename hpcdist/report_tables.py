@@ -1,10 +1,11 @@
 """A report's tables, each a value that a page only has to print. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
-from hpcdist.comparison import Comparison, Fit, TrialRow, VariantRow, name_rank
+from hpcdist.comparison import Comparison, Fit, Prediction, TrialRow, VariantRow, name_rank
 from hpcdist.job_status import ENDED_STATES
-from hpcdist.report_cells import Cell, Heading, Line, Mark, Table, efficiency_cell, spread_cell
+from hpcdist.report_cells import Cell, Heading, Line, Table, efficiency_cell, spread_cell
 from hpcdist.study import format_settings
 from hpcdist.units import (
     format_accuracy,
@@ -20,6 +21,35 @@ from hpcdist.units import (
 
 _LAWS = {"amdahl": "Amdahl", "karp-flatt": "Karp-Flatt", "usl": "Universal scalability law"}
 _MOST_EQUALS = 4
+_NO_PRICES = "no prices given"
+_NONE = Cell(None)
+
+
+class _Column(NamedTuple):
+    """A column of a table: its heading, and the cell of each row."""
+
+    heading: Heading
+    cell: Callable[[Any], Cell]
+
+
+def _tabulate(columns: Sequence[_Column], rows: Iterable[Any]) -> Table:
+    lines = tuple(Line(tuple(column.cell(row) for column in columns)) for row in rows)
+    return Table(tuple(column.heading for column in columns), lines)
+
+
+def _spread(name: str, form: Callable[[float], str], title: str, unit: str = "") -> _Column:
+    """A figure of the completed repeats."""
+    return _Column(Heading(title, unit), lambda row: spread_cell(getattr(row, name), form, len(row.trials)))
+
+
+def _figure(name: str, form: Callable[[float], str], title: str, unit: str = "") -> _Column:
+    """A figure of its own."""
+
+    def cell(row: VariantRow | TrialRow) -> Cell:
+        value = getattr(row, name)
+        return _NONE if value is None else Cell(form(value))
+
+    return _Column(Heading(title, unit), cell)
 
 
 def _name(row: VariantRow) -> Cell:
@@ -31,140 +61,102 @@ def _name(row: VariantRow) -> Cell:
     return Cell(row.label, "; ".join(notes) or None, "name")
 
 
-def _headings(*headings: str | tuple[str, str] | tuple[str, str, Mark]) -> tuple[Heading, ...]:
-    return tuple(Heading(one) if isinstance(one, str) else Heading(*one) for one in headings)
-
-
 def tabulate_speed(comparison: Comparison) -> Table:
     """How fast each variant was, and how well it scaled."""
-    kind = name_rank(comparison.rows)
-    headings = _headings(
-        "Layout",
-        (f"{kind}s worked", "of asked"),
-        "Wall-clock",
-        "Start-up",
-        ("Throughput", "images/s"),
-        "Speedup",
-        ("Efficiency", "75 % line"),
-        ("To target", _target(comparison)),
-        "Accuracy",
-    )
-    return Table(headings, tuple(_speed_line(row) for row in comparison.rows))
-
-
-def _target(comparison: Comparison) -> str:
     target = comparison.study.target_accuracy
-    return "no target set" if target is None else format_accuracy(target)
-
-
-def _speed_line(row: VariantRow) -> Line:
-    repeats = len(row.trials)
-    short = row.ranks_worked is not None and row.ranks_worked < row.ranks_asked
-    speedup, efficiency = spread_cell(row.speedup, format_factor, repeats), efficiency_cell(row.efficiency, repeats)
-    if row.is_baseline:  # 1 by definition, however often it was run
-        speedup, efficiency = speedup._replace(note=None), efficiency._replace(note=None)
-    worked = f"{row.ranks_worked if row.ranks_worked is not None else '–'} of {row.ranks_asked}"
-    cells = (
-        _name(row),
-        Cell(worked, "fewer than asked" if short else None, "bad" if short else ""),
-        spread_cell(row.wall_s, format_seconds, repeats),
-        spread_cell(row.starting_s, format_seconds, repeats),
-        spread_cell(row.images_per_s, format_number, repeats),
-        speedup,
-        efficiency,
-        spread_cell(row.time_to_target_s, format_seconds, repeats),
-        spread_cell(row.accuracy, format_accuracy, repeats),
+    goal = "no target set" if target is None else format_accuracy(target)
+    columns = (
+        _Column(Heading("Layout"), _name),
+        _Column(Heading(f"{name_rank(comparison.rows)}s worked", "of asked"), _worked),
+        _spread("wall_s", format_seconds, "Wall-clock"),
+        _spread("starting_s", format_seconds, "Start-up"),
+        _spread("images_per_s", format_number, "Throughput", "images/s"),
+        _Column(Heading("Speedup"), _speedup),
+        _Column(Heading("Efficiency", "75 % line"), _efficiency),
+        _spread("time_to_target_s", format_seconds, "To target", goal),
+        _spread("accuracy", format_accuracy, "Accuracy"),
     )
+    table = _tabulate(columns, comparison.rows)
+    lines = zip(table.lines, comparison.rows, strict=True)
+    return table._replace(lines=tuple(_explain(line, row) for line, row in lines))
+
+
+def _worked(row: VariantRow) -> Cell:
+    short = row.ranks_worked is not None and row.ranks_worked < row.ranks_asked
+    worked = f"{row.ranks_worked if row.ranks_worked is not None else '–'} of {row.ranks_asked}"
+    return Cell(worked, "fewer than asked" if short else None, "bad" if short else "")
+
+
+def _speedup(row: VariantRow) -> Cell:
+    cell = spread_cell(row.speedup, format_factor, len(row.trials))
+    return cell._replace(note=None) if row.is_baseline else cell  # 1 by definition, however often it was run
+
+
+def _efficiency(row: VariantRow) -> Cell:
+    cell = efficiency_cell(row.efficiency, len(row.trials))
+    return cell._replace(note=None) if row.is_baseline else cell
+
+
+def _explain(line: Line, row: VariantRow) -> Line:
+    """Adds to a variant of which no job completed why that is."""
     if any(trial.state == "COMPLETED" for trial in row.trials):
-        return Line(cells)
+        return line
     reasons = dict.fromkeys(trial.describe_end() for trial in row.trials)
     failed = any(trial.state in ENDED_STATES for trial in row.trials)
-    return Line(cells, "; ".join(reasons) or "no job of it was sent", "failed" if failed else "")
+    return line._replace(remark="; ".join(reasons) or "no job of it was sent", mark="failed" if failed else "")
 
 
 def tabulate_use(comparison: Comparison) -> Table:
     """What each variant took, and how much of that it used."""
-    money = comparison.currency or "no prices given"
-    headings = _headings(
-        "Layout",
-        ("CPU used", "of requested"),
-        ("by loaders", "of requested"),
-        ("Memory used", "of requested"),
-        ("GPU used", "mean"),
-        f"{name_rank(comparison.rows)}-hours",
-        ("Cost", money),
-        ("Cost to target", money),
-        ("Goodput", "ETTR"),
+    money = comparison.currency or _NO_PRICES
+    columns = (
+        _Column(Heading("Layout"), _name),
+        _spread("cpu_efficiency", format_share, "CPU used", "of requested"),
+        _spread("loader_cpu_share", format_share, "by loaders", "of requested"),
+        _spread("memory_efficiency", format_share, "Memory used", "of requested"),
+        _spread("gpu_efficiency", format_share, "GPU used", "mean"),
+        _spread("gpu_hours", format_number, f"{name_rank(comparison.rows)}-hours"),
+        _spread("cost", format_money, "Cost", money),
+        _spread("cost_to_target", format_money, "Cost to target", money),
+        _spread("ettr", format_share, "Goodput", "ETTR"),
     )
-    lines = []
-    for row in comparison.rows:
-        repeats = len(row.trials)
-        cells = (
-            _name(row),
-            spread_cell(row.cpu_efficiency, format_share, repeats),
-            spread_cell(row.loader_cpu_share, format_share, repeats),
-            spread_cell(row.memory_efficiency, format_share, repeats),
-            spread_cell(row.gpu_efficiency, format_share, repeats),
-            spread_cell(row.gpu_hours, format_number, repeats),
-            spread_cell(row.cost, format_money, repeats),
-            spread_cell(row.cost_to_target, format_money, repeats),
-            spread_cell(row.ettr, format_share, repeats),
-        )
-        lines.append(Line(cells))
-    return Table(headings, tuple(lines))
+    return _tabulate(columns, comparison.rows)
 
 
 def tabulate_steps(comparison: Comparison) -> Table:
     """Where a steady-state step goes, and what the network made of the all-reduce."""
-    headings = _headings(
-        "Layout",
-        "Global batch",
-        "Step",
-        ("Data", "waiting for it"),
-        "Compute",
-        ("Communication", "exposed"),
-        ("of it waiting", "for the slowest rank"),
-        "Other",
-        ("All-reduced", "per step"),
-        ("Network", "and latency"),
-        "Slowest rank",
+    columns = (
+        _Column(Heading("Layout"), lambda row: Cell(row.label, None, "name")),
+        _figure("global_batch_size", format_number, "Global batch"),
+        _Column(Heading("Step"), lambda row: Cell(format_seconds(row.split.step_s)) if row.split else _NONE),
+        _part("data_s", "Data", "waiting for it"),
+        _part("compute_s", "Compute"),
+        _part("communication_s", "Communication", "exposed"),
+        _part("waiting_s", "of it waiting", "for the slowest rank"),
+        _part("other_s", "Other"),
+        _figure("bytes_per_step", format_size, "All-reduced", "per step"),
+        _Column(Heading("Network", "and latency"), _network),
+        _Column(Heading("Slowest rank"), _straggler),
     )
-    return Table(headings, tuple(_step_line(row) for row in comparison.rows))
+    return _tabulate(columns, comparison.rows)
 
 
-def _step_line(row: VariantRow) -> Line:
-    split = row.split
-    step_s = split.step_s if split else None
-    names = ("data_s", "compute_s", "communication_s", "other_s")
-    data, compute, communication, other = (_part(getattr(split, name, None), step_s) for name in names)
-    cells = (
-        Cell(row.label, None, "name"),
-        _plain(row.global_batch_size, format_number),
-        _plain(step_s, format_seconds),
-        *(data, compute, communication),
-        _part(row.waiting_s, step_s),
-        other,
-        _plain(row.bytes_per_step, format_size),
-        _network(row),
-        _straggler(row),
-    )
-    return Line(cells)
+def _part(name: str, title: str, unit: str = "") -> _Column:
+    """A part of the step, with its share of it."""
 
+    def cell(row: VariantRow) -> Cell:
+        seconds = row.waiting_s if name == "waiting_s" else getattr(row.split, name, None)
+        if seconds is None:
+            return _NONE
+        step_s = row.split.step_s if row.split else None
+        return Cell(format_seconds(seconds), format_share(seconds / step_s) if step_s else None)
 
-_NONE = Cell(None)
-
-
-def _part(seconds: float | None, step_s: float | None) -> Cell:
-    if seconds is None:
-        return _NONE
-    return Cell(format_seconds(seconds), format_share(seconds / step_s) if step_s else None)
+    return _Column(Heading(title, unit), cell)
 
 
 def _network(row: VariantRow) -> Cell:
-    latency = None if row.latency_s is None else format_seconds(row.latency_s)
-    if row.bandwidth_bytes_per_s is None:
-        return Cell(None, latency)
-    return Cell(format_rate(row.bandwidth_bytes_per_s), latency)
+    rate = None if row.bandwidth_bytes_per_s is None else format_rate(row.bandwidth_bytes_per_s)
+    return Cell(rate, None if row.latency_s is None else format_seconds(row.latency_s))
 
 
 def _straggler(row: VariantRow) -> Cell:
@@ -174,25 +166,17 @@ def _straggler(row: VariantRow) -> Cell:
     return Cell(f"{slowest.rank} on {slowest.host}", f"{format_factor(slowest.slowdown)} the median")
 
 
-def _plain(value: float | None, form: Callable[[float], str]) -> Cell:
-    return _NONE if value is None else Cell(form(value))
-
-
 def tabulate_fits(comparison: Comparison) -> Table:
     """The laws of scaling that were fitted, and those that could not be."""
     swept = any(fit.settings for fit in comparison.fits)
-    headings = _headings(
-        "Law",
-        "Ranks measured",
-        ("Result", "", "wide"),
+    columns = (
+        _Column(
+            Heading("Law"), lambda fit: Cell(_LAWS[fit.law], format_settings(fit.settings) if swept else None, "name")
+        ),
+        _Column(Heading("Ranks measured"), lambda fit: Cell(", ".join(map(str, fit.ranks)) or None)),
+        _Column(Heading("Result", "", "wide"), lambda fit: Cell(fit.note or describe_fit(fit), None, "wide")),
     )
-    lines = []
-    for fit in comparison.fits:
-        settings = format_settings(fit.settings) if swept else None
-        ranks = ", ".join(str(number) for number in fit.ranks) or None
-        cells = (Cell(_LAWS[fit.law], settings, "name"), Cell(ranks), Cell(fit.note or describe_fit(fit), None, "wide"))
-        lines.append(Line(cells))
-    return Table(headings, tuple(lines))
+    return _tabulate(columns, comparison.fits)
 
 
 def describe_fit(fit: Fit) -> str:
@@ -222,60 +206,60 @@ def _parameter(name: str) -> str:
 
 def tabulate_predictions(comparison: Comparison) -> Table:
     """What was predicted, and how far off it was."""
-    headings = _headings(
-        "Layout",
-        ("Predicted", "wall-clock"),
-        ("Measured", "median"),
-        ("Off by", "of measured"),
-        ("Predicted from", "", "wide"),
+    columns = (
+        _Column(Heading("Layout"), lambda one: Cell(one.variant, None, "name")),
+        _Column(
+            Heading("Predicted", "wall-clock"),
+            lambda one: Cell(format_seconds(one.wall_s), f"{format_seconds(one.low_s)}–{format_seconds(one.high_s)}"),
+        ),
+        _Column(
+            Heading("Measured", "median"),
+            lambda one: Cell(None, "not run yet") if one.measured_s is None else Cell(format_seconds(one.measured_s)),
+        ),
+        _Column(Heading("Off by", "of measured"), _error),
+        _Column(Heading("Predicted from", "", "wide"), lambda one: Cell(one.basis, None, "wide")),
     )
-    lines = []
-    for one in comparison.predictions:
-        off = (one.wall_s - one.measured_s) / one.measured_s if one.measured_s else None
-        inside = one.measured_s is not None and one.low_s <= one.measured_s <= one.high_s
-        cells = (
-            Cell(one.variant, None, "name"),
-            Cell(format_seconds(one.wall_s), f"{format_seconds(one.low_s)}–{format_seconds(one.high_s)}"),
-            Cell(None, "not run yet") if one.measured_s is None else Cell(format_seconds(one.measured_s)),
-            _NONE if off is None else Cell(f"{100 * off:+.1f} %", "in the range" if inside else "outside the range"),
-            Cell(one.basis, None, "wide"),
-        )
-        lines.append(Line(cells))
-    return Table(headings, tuple(lines))
+    return _tabulate(columns, comparison.predictions)
+
+
+def _error(one: Prediction) -> Cell:
+    if not one.measured_s:
+        return _NONE
+    inside = one.low_s <= one.measured_s <= one.high_s
+    off = (one.wall_s - one.measured_s) / one.measured_s
+    return Cell(f"{100 * off:+.1f} %", "in the range" if inside else "outside the range")
 
 
 def tabulate_trials(comparison: Comparison) -> Table:
     """Every job, those that failed or never ran too, each with its reason."""
-    headings = _headings(
-        "Layout",
-        ("Run", "", "wide"),
-        "State",
-        ("Nodes", "and start"),
-        "Queued",
-        "Start-up",
-        "Wall-clock",
-        ("Throughput", "images/s"),
-        "Accuracy",
-        f"{name_rank(comparison.rows)}-hours",
-        ("Cost", comparison.currency or "no prices given"),
+    columns = (
+        _Column(Heading("Run", "", "wide"), lambda one: Cell(one.run, _job(one), "wide")),
+        _Column(Heading("State"), lambda one: Cell(one.state, None, "bad" if _is_failed(one) else "")),
+        _Column(Heading("Nodes", "and start"), lambda one: Cell(one.nodes, _start(one))),
+        _figure("queued_s", format_seconds, "Queued"),
+        _figure("starting_s", format_seconds, "Start-up"),
+        _figure("wall_s", format_seconds, "Wall-clock"),
+        _figure("images_per_s", format_number, "Throughput", "images/s"),
+        _figure("accuracy", format_accuracy, "Accuracy"),
+        _figure("gpu_hours", format_number, f"{name_rank(comparison.rows)}-hours"),
+        _figure("cost", format_money, "Cost", comparison.currency or _NO_PRICES),
     )
-    lines = tuple(_trial_line(row, trial) for row in comparison.rows for trial in row.trials)
-    return Table(headings, lines)
+    lines = []
+    for row in comparison.rows:
+        for trial in row.trials:
+            name = Cell(row.label, f"repeat {trial.repeat}", "name")
+            cells = (name, *(column.cell(trial) for column in columns))
+            lines.append(Line(cells, trial.reason, "failed" if _is_failed(trial) else ""))
+    return Table((Heading("Layout"), *(column.heading for column in columns)), tuple(lines))
 
 
-def _trial_line(row: VariantRow, trial: TrialRow) -> Line:
-    failed = trial.state in ENDED_STATES and trial.state != "COMPLETED"
-    cells = (
-        Cell(row.label, f"repeat {trial.repeat}", "name"),
-        Cell(trial.run, f"job {trial.job_id}" if trial.job_id else "no job", "wide"),
-        Cell(trial.state, None, "bad" if failed else ""),
-        Cell(trial.nodes, None if trial.started_at_s is None else format_moment(trial.started_at_s)),
-        _plain(trial.queued_s, format_seconds),
-        _plain(trial.starting_s, format_seconds),
-        _plain(trial.wall_s, format_seconds),
-        _plain(trial.images_per_s, format_number),
-        _plain(trial.accuracy, format_accuracy),
-        _plain(trial.gpu_hours, format_number),
-        _plain(trial.cost, format_money),
-    )
-    return Line(cells, trial.reason, "failed" if failed else "")
+def _is_failed(trial: TrialRow) -> bool:
+    return trial.state in ENDED_STATES and trial.state != "COMPLETED"
+
+
+def _job(trial: TrialRow) -> str:
+    return f"job {trial.job_id}" if trial.job_id else "no job"
+
+
+def _start(trial: TrialRow) -> str | None:
+    return None if trial.started_at_s is None else format_moment(trial.started_at_s)
