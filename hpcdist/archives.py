@@ -3,20 +3,18 @@
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hpcdist.catalogue import Dataset, Download, KnownFile, list_paths
 from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError
-
-Report = Callable[[str], None]
+from hpcdist.mnist_wheel import REPORT_INTERVAL_S, Report
 
 CONNECT_TIMEOUT_S = 10.0
 DEADLINE_S = 1800.0  # for a whole file: a site that trickles is given up
-REPORT_INTERVAL_S = 2.0
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 LARGEST_BYTES = 1 << 29  # the largest of them has 182 MB; what is larger is not it
 
 
@@ -104,7 +102,7 @@ def _fetch(download: Download, report: Report) -> bytes:
         report(f"fetching {url}")
         try:
             with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S) as response:  # noqa: S310
-                content = b"".join(_read_chunks(response, download.name, report))
+                content = b"".join(read_chunks(response, download.name, report, DEADLINE_S, LARGEST_BYTES))
         except (OSError, http.client.HTTPException) as error:
             reasons.append(f"{url}: {getattr(error, 'reason', None) or error}")
             continue
@@ -117,13 +115,18 @@ def _fetch(download: Download, report: Report) -> bytes:
     )
 
 
-def _read_chunks(response: Any, name: str, report: Report) -> Iterator[bytes]:
+def read_chunks(response: Any, name: str, report: Report, deadline_s: float, most_bytes: int) -> Iterator[bytes]:
+    """Reads a transfer piece by piece, and reports every two seconds.
+
+    Raises:
+        OSError: It takes longer than the deadline, or is larger than it may be.
+    """
     started = reported = time.monotonic()
     read_bytes = 0
     while chunk := response.read(CHUNK_BYTES):
         read_bytes += len(chunk)
         now = time.monotonic()
-        if now - started > DEADLINE_S or read_bytes > LARGEST_BYTES:
+        if now - started > deadline_s or read_bytes > most_bytes:
             raise OSError(f"{name} is too slow or too large ({read_bytes} bytes in {now - started:.0f} s)")
         if now - reported > REPORT_INTERVAL_S:
             reported = now

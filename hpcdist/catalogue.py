@@ -157,14 +157,7 @@ def list_datasets() -> tuple[Dataset, ...]:
     svhn_files, svhn_downloads = _svhn()
     grey, colour = (1, 28, 28), (3, 32, 32)
     return (
-        Dataset(
-            name="mnist",
-            title="MNIST",
-            shape=grey,
-            class_count=10,
-            mean=(0.1307,),
-            standard_deviation=(0.3081,),
-        ),
+        Dataset(name="mnist", title="MNIST", shape=grey, class_count=10, mean=(0.1307,), standard_deviation=(0.3081,)),
         Dataset(
             name="fashion-mnist",
             title="FashionMNIST",

@@ -5,12 +5,10 @@ Jobs never download; they call `verify`. Nothing here needs torch.
 
 import hashlib
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from hpcdist.archives import fetch_archives, find_trouble, is_complete
+from hpcdist.archives import fetch_archives, find_trouble, is_complete, read_chunks
 from hpcdist.catalogue import find_dataset, is_folder, is_synthetic, parse_folder
 from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, NotReadyError
@@ -28,8 +26,6 @@ MNIST_FILES = (
 
 MIRROR_TIMEOUT_S = 5.0  # for a connection, and for any read
 FILE_DEADLINE_S = 60.0  # for a whole file: a mirror that trickles is given up
-REPORT_INTERVAL_S = 2.0
-CHUNK_BYTES = 1 << 18
 
 
 def is_present(name: str, data_dir: Path | str) -> bool:
@@ -61,10 +57,8 @@ def verify(name: str, data_dir: Path | str) -> None:
     if is_synthetic(name):
         return
     if is_folder(name):
-        trouble, hint = (
-            _find_folder_trouble(Path(parse_folder(name)[0])),
-            "give a folder with train/<class>/ and val/<class>/ in it",
-        )
+        trouble = _find_folder_trouble(Path(parse_folder(name)[0]))
+        hint = "give a folder with train/<class>/ and val/<class>/ in it"
     else:
         dataset, hint = find_dataset(name), fetch_hint(name, data_dir)
         trouble = _find_mnist_trouble(Path(data_dir)) if name == "mnist" else find_trouble(dataset, Path(data_dir))
@@ -197,25 +191,12 @@ def _from_mirror(mirror: str, files: list[RawFile], report: Report) -> Iterator[
     for file in files:
         try:
             with urllib.request.urlopen(f"{mirror}{file.name}.gz", timeout=MIRROR_TIMEOUT_S) as response:  # noqa: S310
-                packed = b"".join(_read_chunks(response, file, report))
+                chunks = read_chunks(response, f"{file.name}.gz", report, FILE_DEADLINE_S, file.size_bytes)
+                packed = b"".join(chunks)
             # The limit keeps a hostile file from filling the memory; 31 reads gzip's format (zlib's manual).
             yield file, zlib.decompressobj(wbits=31).decompress(packed, file.size_bytes + 1)
         except (OSError, zlib.error, http.client.HTTPException) as error:
             raise FetchError(f"{mirror}: {getattr(error, 'reason', None) or error}") from None
-
-
-def _read_chunks(response: Any, file: RawFile, report: Report) -> Iterator[bytes]:
-    started = reported = time.monotonic()
-    read_bytes = 0
-    while chunk := response.read(CHUNK_BYTES):
-        read_bytes += len(chunk)
-        now = time.monotonic()
-        if now - started > FILE_DEADLINE_S or read_bytes > file.size_bytes:
-            raise OSError(f"{file.name}.gz is too slow or too large ({read_bytes} bytes in {now - started:.0f} s)")
-        if now - reported > REPORT_INTERVAL_S:
-            reported = now
-            report(f"  {file.name}.gz: {read_bytes / 1e6:.1f} MB")
-        yield chunk
 
 
 def _size_bytes(path: Path) -> int | None:

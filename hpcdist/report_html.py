@@ -121,15 +121,11 @@ def _statement(one: Statement) -> dict[str, Any]:
 def _request(comparison: Comparison) -> list[tuple[str, str | None]]:
     """What was asked, as the study's file has it."""
     study = comparison.study
-    prices = [
-        *([f"{study.prices.per_gpu_hour:g} per GPU-hour"] if study.prices.per_gpu_hour is not None else []),
-        *([f"{study.prices.per_node_hour:g} per node-hour"] if study.prices.per_node_hour is not None else []),
-        *[f"{price:g} per hour of a {name} node" for name, price in study.prices.node_types.items()],
-    ]
-    limits = [
-        *([f"{study.limits.max_concurrent} jobs at once"] if study.limits.max_concurrent is not None else []),
-        *([f"{study.limits.max_gpu_hours:g} GPU-hours"] if study.limits.max_gpu_hours is not None else []),
-    ]
+    of_nodes = {f"hour of a {name} node": price for name, price in study.prices.node_types.items()}
+    by_unit = {"GPU-hour": study.prices.per_gpu_hour, "node-hour": study.prices.per_node_hour, **of_nodes}
+    prices = [f"{price:g} per {unit}" for unit, price in by_unit.items() if price is not None]
+    most = {"jobs at once": study.limits.max_concurrent, "GPU-hours": study.limits.max_gpu_hours}
+    limits = [f"{limit:g} {what}" for what, limit in most.items() if limit is not None]
     target = None if study.target_accuracy is None else format_accuracy(study.target_accuracy)
     return [
         ("Layouts", "; ".join(_pairs(layout) for layout in study.layouts)),

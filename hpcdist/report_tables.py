@@ -18,6 +18,7 @@ from hpcdist.units import (
     format_share,
     format_size,
 )
+from hpcdist.verdict_words import join_names
 
 _LAWS = {"amdahl": "Amdahl", "karp-flatt": "Karp-Flatt", "usl": "Universal scalability law"}
 _MOST_EQUALS = 4
@@ -56,8 +57,7 @@ def _name(row: VariantRow) -> Cell:
     notes = ["baseline"] if row.is_baseline else []
     if row.same_as:
         # Of hundreds of equals the names would be most of the page.
-        more = f" and {len(row.same_as) - _MOST_EQUALS} more" if len(row.same_as) > _MOST_EQUALS else ""
-        notes.append(f"as fast as {', '.join(row.same_as[:_MOST_EQUALS])}{more}")
+        notes.append(f"as fast as {join_names(row.same_as, _MOST_EQUALS)}")
     return Cell(row.label, "; ".join(notes) or None, "name")
 
 

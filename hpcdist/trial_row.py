@@ -1,11 +1,11 @@
 """One job of a study in figures: what its record says, what it cost, when it reached the target. Pure."""
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from hpcdist.comparison import TrialRow
 from hpcdist.joined import JobRecord, Timeline
-from hpcdist.probe import AllReduce
 from hpcdist.record import Efficiency, TrainingMetrics
 from hpcdist.steps import find_straggler, mean_split, waiting_s
 from hpcdist.study import Prices, Study, Trial, Variant
@@ -13,6 +13,10 @@ from hpcdist.study import Prices, Study, Trial, Variant
 NOT_SUBMITTED = "NOT SUBMITTED"
 _NO_FIGURES = Timeline()
 _HOUR_S = 3600.0
+
+# Figures that are called the same where they come from.
+_ACCOUNTED = ("cpu_efficiency", "memory_efficiency", "gpu_efficiency", "started_at_s", "ended_at_s")
+_MEASURED = ("images_per_s", "accuracy", "global_batch_size", "bytes_per_step")
 
 V = TypeVar("V")
 
@@ -62,27 +66,17 @@ def _accounted(efficiency: Efficiency | None) -> dict[str, Any]:
     busy = efficiency.cpu_efficiency
     if busy is None and efficiency.cpu_time_s is not None and efficiency.core_walltime_s:
         busy = efficiency.cpu_time_s / efficiency.core_walltime_s
-    return {
-        "cpu_efficiency": efficiency.cpu_efficiency,
-        "memory_efficiency": efficiency.memory_efficiency,
-        "gpu_efficiency": efficiency.gpu_efficiency,
-        "cpu_busy": busy,
-        "started_at_s": efficiency.started_at_s,
-        "ended_at_s": efficiency.ended_at_s,
-    }
+    return {"cpu_busy": busy, **{name: getattr(efficiency, name) for name in _ACCOUNTED}}
 
 
 def _measured(record: JobRecord) -> dict[str, Any]:
     """The figures that the ranks measured."""
     trainings = _trainings(record)
     probe = _first(trainings, lambda one: one.probe or None) or ()
-    by_size = sorted(probe, key=_size)
+    by_size = sorted(probe, key=attrgetter("size_bytes"))
     efficiency = record.efficiency
     return {
-        "images_per_s": _first(trainings, lambda one: one.images_per_s),
-        "accuracy": _first(trainings, lambda one: one.accuracy),
-        "global_batch_size": _first(trainings, lambda one: one.global_batch_size),
-        "bytes_per_step": _first(trainings, lambda one: one.bytes_per_step),
+        **{name: _first(trainings, attrgetter(name)) for name in _MEASURED},
         "split": mean_split(record.ranks),
         "waiting_s": waiting_s(record.ranks),
         "straggler": find_straggler(record.ranks),
@@ -91,10 +85,6 @@ def _measured(record: JobRecord) -> dict[str, Any]:
         "tests": _first(trainings, lambda one: one.tests or None) or (),
         "nodes": (efficiency.node_list if efficiency else None) or record.status.nodes,
     }
-
-
-def _size(one: AllReduce) -> int:
-    return one.size_bytes
 
 
 def _trainings(record: JobRecord) -> list[TrainingMetrics]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from hpcdist.comparison import VariantRow
 from hpcdist.study import Study
+from hpcdist.verdict_words import join_names
 
 # The field of a row, and what it is for a reader.
 _FIGURES = {
@@ -24,7 +25,6 @@ _OF_SEVERAL = {
     "bytes_per_step": "bytes all-reduced per step",
     "straggler": "slowest rank",
 }
-_MOST_NAMES = 3
 
 
 def find_unmeasured(rows: Sequence[VariantRow], study: Study) -> tuple[str, ...]:
@@ -32,28 +32,20 @@ def find_unmeasured(rows: Sequence[VariantRow], study: Study) -> tuple[str, ...]
     done = [row for row in rows if row.wall_s is not None]
     if not done:
         return ("everything: no job of the study completed",)
-    clauses = [
-        _clause(text, done, [row for row in done if getattr(row, name) is None]) for name, text in _FIGURES.items()
-    ]
     several = [row for row in done if row.ranks_asked > 1]
-    clauses += [
-        _clause(text, several, [row for row in several if getattr(row, name) is None])
-        for name, text in _OF_SEVERAL.items()
-    ]
-    found = [clause for clause in clauses if clause]
-    found += _about_the_study(done, study)
-    return tuple(found)
+    clauses = [_clause(text, done, name) for name, text in _FIGURES.items()]
+    clauses += [_clause(text, several, name) for name, text in _OF_SEVERAL.items()]
+    return (*(clause for clause in clauses if clause), *_about_the_study(done, study))
 
 
-def _clause(text: str, rows: Sequence[VariantRow], lacking: Sequence[VariantRow]) -> str | None:
+def _clause(text: str, rows: Sequence[VariantRow], name: str) -> str | None:
+    lacking = [row.label for row in rows if getattr(row, name) is None]
     if not lacking:
         return None
     if len(lacking) == len(rows):
         why = " (no layout has a GPU)" if text == "GPU efficiency" and not any(row.layout.gpus for row in rows) else ""
         return text + why
-    names = ", ".join(row.label for row in lacking[:_MOST_NAMES])
-    more = len(lacking) - _MOST_NAMES
-    return f"{text} of {names}" + (f" and {more} more" if more > 0 else "")
+    return f"{text} of {join_names(lacking)}"
 
 
 def _about_the_study(done: Sequence[VariantRow], study: Study) -> list[str]:

@@ -107,11 +107,11 @@ def name_ranks(count: int, row: VariantRow) -> str:
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
-def join_names(labels: Iterable[str]) -> str:
+def join_names(labels: Iterable[str], most: int = _MOST_NAMES) -> str:
     """`1x1, 1x2, 2x1 and 4 more`."""
     names = list(labels)
-    shown = ", ".join(names[:_MOST_NAMES])
-    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
+    shown, more = ", ".join(names[:most]), len(names) - most
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def round_batch(samples: float) -> int:
