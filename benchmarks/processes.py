@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 
+from hpcdist.program import TRAINING_MEMORY
 from hpcdist.record import TrainingMetrics
 
 
@@ -67,6 +68,7 @@ def start(
     group |= {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
     env = machine.environment(
         **group,
+        **TRAINING_MEMORY,  # as `hpcdist.rank` has it
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         HPCDIST_METRICS=str(folder / f"metrics-{rank}.json"),

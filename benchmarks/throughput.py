@@ -1,17 +1,19 @@
 """Steady-state throughput of the built-in training against a raw PyTorch loop, both in this process, by turns.
 
-    python benchmarks/throughput.py --data-dir data [--batch-sizes 128 512] [--threads 1] [--steps 150] [--repeats 5]
+    python benchmarks/throughput.py --data-dir data [--network resnet18] [--batch-sizes 128 512] [--threads 1]
+        [--steps 150] [--repeats 5]
 
 Same network, optimizer, schedule, batch, threads and number of steps. The raw loop has the images as normalised
 floats in memory and does nothing but train; the built-in training is all of it: Lightning, logging, progress, phases.
-Both keep memory that they freed, as the built-in training does where it has a process of its own; what that is worth
-shows in `benchmarks/train.py`, whose raw loop has one of its own without it.
+The process is given what `hpcdist.rank` gives the built-in training, so both keep memory that they freed; what that is
+worth shows in `benchmarks/train.py`, whose raw loop has a process of its own without it.
 The turns are of ten steps, within one training: where a machine's speed changes from one second to the next, whole
 trainings one after the other would measure that.
 """
 
 import argparse
 import datetime
+import os
 import platform
 import statistics
 import sys
@@ -24,13 +26,14 @@ import pytorch_lightning
 import torch
 from torch.nn import functional
 
+from hpcdist.program import TRAINING_MEMORY
 from hpcdist.spec import Layout, Training
 from hpcdist.train.data import MEAN, STANDARD_DEVIATION, Batch, ImageData, read_mnist
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.fit import fit
-from hpcdist.train.memory import keep_freed_memory
-from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
+from hpcdist.train.models import build_optimizer, build_schedule
+from hpcdist.train.networks import build_network
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
@@ -48,13 +51,16 @@ class Contest:
         batch_size: Samples per step.
         steps: Steps of a run; those of the first turn are not counted.
         device: Where both train.
+        network: What both train.
     """
 
-    def __init__(self, data_dir: Path, batch_size: int, steps: int, device: torch.device = CPU) -> None:
-        keep_freed_memory()
-        self.training = Training(batch_size=batch_size, max_steps=steps, epochs=1_000)
+    def __init__(
+        self, data_dir: Path, batch_size: int, steps: int, device: torch.device = CPU, *, network: str = "cnn"
+    ) -> None:
+        self.training = Training(batch_size=batch_size, max_steps=steps, epochs=1_000, model=network)
         self.steps, self.device = steps, device
         train, test = (read_mnist(data_dir, device, train=is_train) for is_train in (True, False))
+        test = test._replace(images_NHW=test.images_NHW[:1000], labels_N=test.labels_N[:1000])  # is not measured
         self.data = ImageData(train, test, batch_size=batch_size, seed=1, rank=0, world_size=1)
         pixels_NHW, self.labels_N = train.images_NHW, train.labels_N
         self.images_NCHW = ((pixels_NHW.float() / 255 - MEAN) / STANDARD_DEVIATION).unsqueeze(1)
@@ -76,7 +82,7 @@ class Contest:
     def _raw_steps(self) -> Iterator[int]:
         """Trains a step each time it is asked for one; yields its samples."""
         torch.manual_seed(1)
-        network = SmallCnn().to(self.device)
+        network = build_network(self.training.model, self.data.shape, self.data.class_count).to(self.device)
         optimizer = build_optimizer("adamw", network, self.training.lr)
         schedule = build_schedule(optimizer, self.training.lr, 2 * self.steps)
         order_N = torch.randperm(len(self.labels_N), device=self.device)
@@ -143,8 +149,12 @@ def _read_cpu_name() -> str:
 
 def main() -> None:
     """Prints the table."""
+    if not os.environ.keys() >= TRAINING_MEMORY.keys():
+        # Read by the C library when a process starts.
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], TRAINING_MEMORY | os.environ)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--network", default="cnn")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=150)
@@ -153,10 +163,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"{_read_cpu_name()}, {torch.get_num_threads()} thread(s), Python {platform.python_version()},", end=" ")
     print(f"torch {torch.__version__}, pytorch-lightning {pytorch_lightning.__version__},", end=" ")
-    print(f"{datetime.date.today()}; {options.steps} steps, {options.repeats} runs, medians")
+    print(f"{datetime.date.today()}; {options.network}, {options.steps} steps, {options.repeats} runs, medians")
     print(f"{'batch':>6} {'built-in':>12} {'raw loop':>12}  ratio  (lowest, highest)")
     for batch_size in options.batch_sizes:
-        contest = Contest(options.data_dir, batch_size, options.steps)
+        contest = Contest(options.data_dir, batch_size, options.steps, network=options.network)
         sys.stdout.flush()
         built_in, raw = compare(contest, options.repeats)
         ratios = sorted(ours / theirs for ours, theirs in zip(built_in, raw, strict=True))

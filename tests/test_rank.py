@@ -255,3 +255,19 @@ def test_a_signal_while_it_ends_does_not_change_its_status():
     env = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "HPCDIST_"))}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
     assert (done.stdout, done.returncode) == ("[True, True]\n", 3), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "kept"),
+    [
+        (["-m", "hpcdist.train", "--epochs", "1"], {}, ["33554432", "1073741824"]),
+        (["-m", "hpcdist.train"], {"MALLOC_TRIM_THRESHOLD_": "5"}, ["33554432", "5"]),
+        (["-m", "mine"], {}, ["", ""]),
+        (["train.py", "-m", "hpcdist.train"], {}, ["", ""]),
+    ],
+)
+def test_only_the_built_in_training_is_told_to_keep_freed_memory(tmp_path, words, settings, kept):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$MALLOC_MMAP_THRESHOLD_,$MALLOC_TRIM_THRESHOLD_"\n')
+    python.chmod(0o755)
+    assert run_rank(str(python), *words, env=settings).stdout.strip().split(",") == kept

@@ -24,7 +24,6 @@ from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.goal import Goal
 from hpcdist.train.loggers import open_loggers
-from hpcdist.train.memory import keep_freed_memory
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.own import fit_own
@@ -61,7 +60,6 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
         join_process_group(rank, device, open_store(rank))
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
     use_threads(threads)
-    keep_freed_memory()
     outcome.learn(world_size=rank.world_size)
     if options.training.module:
         fit_own(options, rank, device=device, outcome=outcome, last_words=last_words)

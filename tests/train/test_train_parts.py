@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hpcdist.errors import UsageError
+from hpcdist.program import TRAINING_MEMORY
 from hpcdist.spec import Layout
 from hpcdist.train.cluster import StartedRanks, choose_threads, use_threads
 from hpcdist.train.environment import check_layout, read_environment
@@ -90,12 +91,9 @@ class TestOptions:
 # Takes and frees a piece again and again; the pages that came anew at the last time.
 COUNT_PAGES = """
 import resource, sys
-from hpcdist.train.memory import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
 for _ in range(20):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    pieces = [b"x" * int(sys.argv[2]) for _ in range(3)]
+    pieces = [b"x" * int(sys.argv[1]) for _ in range(3)]
     del pieces
     pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(pages)
@@ -103,14 +101,14 @@ print(pages)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_freed_memory_is_kept():
-    def count(mode, size_bytes):
-        command = [sys.executable, "-c", COUNT_PAGES, mode, str(size_bytes)]
-        return int(subprocess.run(command, capture_output=True, check=True).stdout)
+def test_the_training_s_settings_keep_freed_memory():
+    def count(settings, size_bytes):
+        command = [sys.executable, "-c", COUNT_PAGES, str(size_bytes)]
+        return int(subprocess.run(command, env=os.environ | settings, capture_output=True, check=True).stdout)
 
     # By itself glibc gives every piece back that is larger than 32 MiB, and smaller ones as it happens.
-    assert count("leave", 40_000_000) > 20_000
-    assert count("keep", 28_000_000) < 100
+    assert count({}, 40_000_000) > 20_000
+    assert count(TRAINING_MEMORY, 28_000_000) < 100
 
 
 class TestThreads:
