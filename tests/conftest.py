@@ -15,11 +15,21 @@ REPOSITORY = Path(__file__).parent.parent
 HPCDIST = [sys.executable, "-m", "hpcdist.cli.main"]
 
 
+# What stays together when tests run in two processes, and begins first: the tests that use the cluster, most of whose
+# time is waiting, beside those of the training, which share a finished run and the imports of torch.
+TOGETHER = ("tests/slurm/", "tests/train/")
+
+
 class Groups(LoadScopeScheduling):
-    """What stays together when tests run in two processes: all that use the cluster, and each other file's."""
+    """Gives each process a whole group, or else a whole file, at a time."""
 
     def _split_scope(self, nodeid):
-        return "cluster" if nodeid.startswith("tests/slurm/") else nodeid.partition("::")[0]
+        return next((group for group in TOGETHER if nodeid.startswith(group)), nodeid.partition("::")[0])
+
+
+def pytest_collection_modifyitems(items):
+    groups = [*TOGETHER, ""]
+    items.sort(key=lambda item: next(at for at, group in enumerate(groups) if item.nodeid.startswith(group)))
 
 
 def pytest_xdist_make_scheduler(config, log):

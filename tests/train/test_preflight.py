@@ -1,6 +1,5 @@
 """The checks before a training: of real ranks, one of them made unfit, and the comparisons alone."""
 
-import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from hpcdist.train.options import parse_options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
 from hpcdist.train.preflight import hash_code
-from tests.train.conftest import free_port
+from tests.train.conftest import Ranks, free_port
 from tests.train.test_train_run import assert_two_lines
 
 UNFIT_RANK = [sys.executable, str(Path(__file__).with_name("unfit_rank.py"))]
@@ -130,6 +129,20 @@ def test_the_code_s_hash_changes_with_a_file_s_name_and_content(tmp_path):
     assert len({first, second, hash_code(tmp_path)}) == 3
 
 
+@pytest.fixture(scope="module")
+def standing_still(mnist_dir, tmp_path_factory):
+    """Two ranks for each way of standing still; the others wait for seconds, and so all of them at once."""
+    begun = {
+        fault: Ranks(
+            tmp_path_factory.mktemp(fault), 2, ["--data-dir", str(mnist_dir)], [*UNFIT_RANK, fault], anew=False
+        )
+        for fault in ("stopped", "stopped-in-checks", "rank0")
+    }
+    yield begun
+    for ranks in begun.values():
+        ranks.end()
+
+
 class TestRanks:
     def test_what_it_measured_is_in_every_rank_s_metrics(self, finished):
         for rank in (0, 1):
@@ -180,13 +193,12 @@ class TestRanks:
     @pytest.mark.parametrize(
         ("fault", "stage"), [("stopped", "the all-reduce of 4 B"), ("stopped-in-checks", "the checks")]
     )
-    def test_a_rank_that_stands_still_is_named(self, start_ranks, mnist_dir, fault, stage):
-        ranks = start_ranks(2, "--data-dir", mnist_dir, program=[*UNFIT_RANK, fault])
+    def test_a_rank_that_stands_still_is_named(self, standing_still, fault, stage):
+        ranks = standing_still[fault]
         assert ranks.processes[0].wait(60) == BAD_NODE_STATUS
         error, _ = assert_two_lines(ranks.errors(0))
         assert error == f"error: preflight: rank 1 on n2 did not come to {stage} within 8 s, and 1 of 2 ranks did"
         assert ranks.metrics(0)["fault"]["host"] == "n2"
-        ranks.processes[1].send_signal(signal.SIGKILL)
 
     def test_a_rank_that_never_came_is_named_with_its_node(self, start_ranks, mnist_dir, tmp_path):
         usage = RankUsage(rank=1, local_rank=0, node_rank=1, world_size=2, host="n2.cluster", started_at_s=0.0)
@@ -217,8 +229,8 @@ class TestRanks:
         assert by_srun.arrival_s == 180
         assert [one.arrival_s for one in by_hand] == [600, 600]
 
-    def test_rank_0_that_stands_still_is_named_by_the_others(self, start_ranks, mnist_dir):
-        ranks = start_ranks(2, "--data-dir", mnist_dir, program=[*UNFIT_RANK, "rank0"])
+    def test_rank_0_that_stands_still_is_named_by_the_others(self, standing_still):
+        ranks = standing_still["rank0"]
         assert ranks.processes[1].wait(60) == BAD_NODE_STATUS
         # On a busy machine torch warns that the store did not answer in time.
         own = [line for line in ranks.errors(1).splitlines() if not line.startswith("[rank1]:[W")]
