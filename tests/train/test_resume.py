@@ -149,7 +149,9 @@ def test_of_a_rank_that_hangs_and_one_that_waits_for_it_the_first_ends_first(sta
 
 def test_ranks_that_were_all_stopped_for_longer_than_that_go_on(start_ranks, mnist_dir):
     """As `scontrol suspend` and `resume` do."""
-    ranks = start_ranks(2, "--data-dir", mnist_dir, "--hang-timeout", "6s")
+    # 5 s of small steps: time to stop them in, and little to do afterwards.
+    options = ("--batch-size", 64, "--max-steps", 100, "--data-dir", mnist_dir, "--hang-timeout", "6s")
+    ranks = start_ranks(2, *options, HPCDIST_DRILL_SLOW_RANK="1:0.05")
     ranks.wait_for_progress()
     for sent in (signal.SIGSTOP, signal.SIGCONT):
         assert [process.poll() for process in ranks.processes] == [None, None]
