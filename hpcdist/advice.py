@@ -26,7 +26,7 @@ _MIB = 1024**2
 _NOISE = 0.005  # CPU time is counted in ticks: 1.003 busy CPUs are one
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class Line(msgspec.Struct, frozen=True):
     """The advice on one option.
 
     Attributes:
@@ -93,21 +93,21 @@ def _advise_gpus(pool: Pool) -> list[Line]:
     if pool.job and not pool.on_gpus:
         evidence = f"0 of {pool.last.gpus} used ({pool.count})"
         rule = "the training was told to use the CPUs"
-        lines = [_line("gpus", str(asked), "0", evidence, rule)]
+        lines = [Line("gpus", str(asked), "0", evidence, rule)]
         # A CPU layout has one rank per node unless told otherwise.
-        ranks = [_line("tasks-per-node", None, str(asked), evidence, "as many ranks as before")]
+        ranks = [Line("tasks-per-node", None, str(asked), evidence, "as many ranks as before")]
         return lines + ranks if asked > 1 else lines
     shares = pool.gpu_shares()
     if shares is None:
-        return [_line("gpus", str(asked), str(asked), f"{pool.last.gpus} allocated", "nobody measured their use")]
+        return [Line("gpus", str(asked), str(asked), f"{pool.last.gpus} allocated", "nobody measured their use")]
     used, mean = pool.gpus_used_per_node(), sum(shares) / len(shares)
     evidence = f"{used} of {asked} per node used, {mean:.0%} busy (ranks, {pool.count})"
     if 0 < used < asked and pool.may_lower:
-        return [_line("gpus", str(asked), str(used), evidence, "the others stayed idle")]
+        return [Line("gpus", str(asked), str(used), evidence, "the others stayed idle")]
     rule = "all are used" if used >= asked else _why_kept(pool)
     if mean < GPU_SHARE:
         rule += f"; under {GPU_SHARE:.0%} busy: find what they wait for before adding any"
-    return [_line("gpus", str(asked), str(asked), evidence, rule)]
+    return [Line("gpus", str(asked), str(asked), evidence, rule)]
 
 
 def _advise_cpus(pool: Pool) -> Line | None:
@@ -129,8 +129,8 @@ def _advise_cpus(pool: Pool) -> Line | None:
         rule = _why_kept(pool)
     else:
         rule = "a GPU job keeps twice what was busy" if pool.on_gpus else f"under {CPU_SHARE:.0%} busy: what was busy"
-        return _line("cpus-per-task", str(asked), str(advised), evidence, rule)
-    return _line("cpus-per-task", str(asked), str(asked), evidence, rule)
+        return Line("cpus-per-task", str(asked), str(advised), evidence, rule)
+    return Line("cpus-per-task", str(asked), str(asked), evidence, rule)
 
 
 def _advise_memory(pool: Pool, cpus: Line | None) -> Line | None:
@@ -150,14 +150,14 @@ def _advise_memory(pool: Pool, cpus: Line | None) -> Line | None:
     # Where memory comes per CPU, by request or by the site's default, fewer CPUs mean less of it.
     fewer_cpus = cpus is not None and cpus.is_change and (per_cpu or asked is None)
     if kept and not fewer_cpus:
-        return _line(option, asked, asked, evidence, kept)
+        return Line(option, asked, asked, evidence, kept)
     if kept and asked_bytes is not None and peak >= MEMORY_SHARE * asked_bytes:
         needed, rule = asked_bytes, "as much as before on fewer CPUs"
     parts = _cpus_per_node(pool, cpus) if per_cpu else 1
     advised = memory_text(needed / parts)
     if asked_bytes is not None and parse_slurm_memory(advised) * parts >= asked_bytes >= needed and not fewer_cpus:
-        return _line(option, asked, asked, evidence, "small enough")
-    return _line(option, asked, advised, evidence, rule)
+        return Line(option, asked, asked, evidence, "small enough")
+    return Line(option, asked, advised, evidence, rule)
 
 
 def _why_memory_fits(pool: Pool, asked_bytes: int | None, needed: float, peak: float) -> str | None:
@@ -188,9 +188,9 @@ def _advise_time(pool: Pool) -> Line | None:
     evidence = f"{format_duration(wall_s)}{of} used ({pool.last.source}, {pool.count})"
     if pool.ended_as("TIMEOUT"):
         advised = time_text(RAISE * max(limit_s or 0.0, wall_s))
-        return _line("time", asked, advised, evidence, "it ran into the limit: half as much again")
+        return Line("time", asked, advised, evidence, "it ran into the limit: half as much again")
     if not pool.may_lower:
-        return _line("time", asked, asked, evidence, _why_kept(pool))
+        return Line("time", asked, asked, evidence, _why_kept(pool))
     if limit_s is None:
         rule = "a job with a time limit starts earlier"
     elif wall_s > limit_s / 1.1:
@@ -198,12 +198,12 @@ def _advise_time(pool: Pool) -> Line | None:
     elif wall_s < TIME_SHARE * limit_s:
         rule = f"under {TIME_SHARE:.0%} of the limit used: a shorter job starts earlier"
     else:
-        return _line("time", asked, asked, evidence, f"{TIME_SHARE:.0%} and more of the limit used")
+        return Line("time", asked, asked, evidence, f"{TIME_SHARE:.0%} and more of the limit used")
     advised_s = TIME_HEADROOM * wall_s
     # Rounding up must not turn a lower limit into a higher one.
     if limit_s is not None and wall_s < TIME_SHARE * limit_s and _minutes(advised_s) * 60 >= limit_s:
-        return _line("time", asked, asked, evidence, "short enough")
-    return _line("time", asked, time_text(advised_s), evidence, rule)
+        return Line("time", asked, asked, evidence, "short enough")
+    return Line("time", asked, time_text(advised_s), evidence, rule)
 
 
 def _notes(pool: Pool) -> list[str]:
@@ -241,10 +241,6 @@ def _note_on_memory(one: Efficiency) -> str:
 
 def _why_kept(pool: Pool) -> str:
     return "not lowered while a job runs" if pool.live else "not lowered: no job completed"
-
-
-def _line(option: str, asked: str | None, advised: str | None, evidence: str, rule: str) -> Line:
-    return Line(option=option, asked=asked, advised=advised, evidence=evidence, rule=rule)
 
 
 def raised_memory_bytes(asked_bytes: float | None, peak_bytes: float | None) -> float:

@@ -64,19 +64,15 @@ def _fewer_ranks(audit: Audit, efficiency: Efficiency | None) -> Finding | None:
     asked, ran = audit.ranks_asked, audit.ranks
     if efficiency is None or efficiency.state != "COMPLETED" or asked is None or ran is None or ran >= asked:
         return None
-    return Finding(
-        code="fewer-ranks", sentence=f"{ran} of {asked} ranks ran", evidence={"ranks": ran, "ranks_asked": asked}
-    )
+    evidence: dict[str, float | str] = {"ranks": ran, "ranks_asked": asked}
+    return Finding(code="fewer-ranks", sentence=f"{ran} of {asked} ranks ran", evidence=evidence)
 
 
 def _alone(audit: Audit) -> Finding | None:
     if audit.world_size != 1 or audit.ranks is None or audit.ranks < 2:
         return None
-    return Finding(
-        code="alone",
-        sentence=f"each of the {audit.ranks} ranks trained alone: every one says its world has one rank",
-        evidence={"ranks": audit.ranks, "world_size": 1},
-    )
+    sentence = f"each of the {audit.ranks} ranks trained alone: every one says its world has one rank"
+    return Finding(code="alone", sentence=sentence, evidence={"ranks": audit.ranks, "world_size": 1})
 
 
 def _same_work(audit: Audit, ranks: Sequence[RankUsage]) -> Finding | None:
@@ -89,22 +85,16 @@ def _same_work(audit: Audit, ranks: Sequence[RankUsage]) -> Finding | None:
     expected = steps * audit.global_batch_size
     if sum(samples) <= 1.5 * expected:
         return None
-    return Finding(
-        code="same-work",
-        sentence=f"the {len(ranks)} ranks computed {sum(samples):,} samples where {expected:,} would do: "
-        "each trained on the same data",
-        evidence={"samples": sum(samples), "samples_expected": expected, "ranks": len(ranks)},
-    )
+    rest = f"{sum(samples):,} samples where {expected:,} would do: each trained on the same data"
+    evidence: dict[str, float | str] = {"samples": sum(samples), "samples_expected": expected, "ranks": len(ranks)}
+    return Finding(code="same-work", sentence=f"the {len(ranks)} ranks computed {rest}", evidence=evidence)
 
 
 def _idle_gpus(audit: Audit) -> Finding | None:
     if not audit.gpus or audit.gpus_used is None or audit.gpus_used >= audit.gpus:
         return None
-    return Finding(
-        code="idle-gpus",
-        sentence=f"{audit.gpus_used} of {audit.gpus} GPUs were used",
-        evidence={"gpus": audit.gpus, "gpus_used": audit.gpus_used},
-    )
+    sentence = f"{audit.gpus_used} of {audit.gpus} GPUs were used"
+    return Finding(code="idle-gpus", sentence=sentence, evidence={"gpus": audit.gpus, "gpus_used": audit.gpus_used})
 
 
 def _waiting_gpus(measured: Sequence[float]) -> Finding | None:
@@ -112,21 +102,15 @@ def _waiting_gpus(measured: Sequence[float]) -> Finding | None:
     mean = sum(busy) / len(busy) if busy else None
     if mean is None or mean >= GPU_SHARE:
         return None
-    return Finding(
-        code="waiting-gpus",
-        sentence=f"the GPUs were busy {mean:.0%} of the time: they wait for data, for each other or for small batches",
-        evidence={"gpu_utilization": mean},
-    )
+    sentence = f"the GPUs were busy {mean:.0%} of the time: they wait for data, for each other or for small batches"
+    return Finding(code="waiting-gpus", sentence=sentence, evidence={"gpu_utilization": mean})
 
 
 def _unused_gpus(efficiency: Efficiency, job: JobSpec | None) -> Finding | None:
     if not efficiency.gpus or uses_gpus(efficiency, job):
         return None
-    return Finding(
-        code="unused-gpus",
-        sentence=f"{efficiency.gpus} GPU(s) were allocated, and the training was told to use the CPUs",
-        evidence={"gpus": efficiency.gpus, "accelerator": "cpu"},
-    )
+    sentence = f"{efficiency.gpus} GPU(s) were allocated, and the training was told to use the CPUs"
+    return Finding(code="unused-gpus", sentence=sentence, evidence={"gpus": efficiency.gpus, "accelerator": "cpu"})
 
 
 def _idle_cores(efficiency: Efficiency, audit: Audit, job: JobSpec | None) -> Finding | None:

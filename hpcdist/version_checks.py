@@ -39,27 +39,14 @@ def _parse_bounds(requirements: Iterable[str]) -> dict[str, list[tuple[str, str]
 def _judge_package(package: str, version: str | None, bounds: list[tuple[str, str]]) -> Check:
     name = NAMED[package]
     expected = ", ".join(f"{sign}{bound}" for sign, bound in bounds)
+    hint = f"pip install '{package}{expected.replace(' ', '')}'"
     if version is None:
-        return Check(
-            name=name,
-            status="error",
-            sentence=f"{package} is not installed beside hpcdist",
-            hint=f"pip install '{package}{expected.replace(' ', '')}'",
-        )
+        return Check(name=name, status="error", sentence=f"{package} is not installed beside hpcdist", hint=hint)
     found = parse_version(version)
-    fits = all(
-        found >= parse_version(bound) if sign == ">=" else found < parse_version(bound) for sign, bound in bounds
-    )
-    if fits:
-        return Check(
-            name=name, status="ok", sentence=f"{package} {version}", evidence=(f"expected {expected or 'any'}",)
-        )
-    return Check(
-        name=name,
-        status="error",
-        sentence=f"{package} is {version}, expected {expected}",
-        hint=f"pip install '{package}{expected.replace(' ', '')}'",
-    )
+    if all(found >= parse_version(bound) if sign == ">=" else found < parse_version(bound) for sign, bound in bounds):
+        evidence = (f"expected {expected or 'any'}",)
+        return Check(name=name, status="ok", sentence=f"{package} {version}", evidence=evidence)
+    return Check(name=name, status="error", sentence=f"{package} is {version}, expected {expected}", hint=hint)
 
 
 def judge_pair(torch: str, vision: str) -> Check:
@@ -67,9 +54,8 @@ def judge_pair(torch: str, vision: str) -> Check:
     name = "torchvision for torch"
     ours, theirs = parse_version(torch), parse_version(vision)
     if ours[0] != 2 or theirs[0] != 0 or len(ours) < 2 or len(theirs) < 2:
-        return Check(
-            name=name, status="unknown", sentence=f"torch {torch} and torchvision {vision}: not known as a pair"
-        )
+        sentence = f"torch {torch} and torchvision {vision}: not known as a pair"
+        return Check(name=name, status="unknown", sentence=sentence)
     expected = f"0.{ours[1] + PAIR_OFFSET}"
     hint = f"pip install 'torchvision=={expected}.*' from the same index as torch"
     if theirs[1] != ours[1] + PAIR_OFFSET:
@@ -91,12 +77,9 @@ def judge_slurm_release(text: str | None) -> Check:
     known = " to ".join(f"{year}.{month:02}" for year, month in (OLDEST, NEWEST))
     if OLDEST <= release <= NEWEST:
         return Check(name="slurm release", status="ok", sentence=f"Slurm {text}", evidence=(f"known: {known}",))
-    return Check(
-        name="slurm release",
-        status="warning",
-        sentence=f"Slurm is {text}; hpcdist is known to work with {known}",
-        hint="read what `hpcdist submit --dry-run` prints before the first job",
-    )
+    sentence = f"Slurm is {text}; hpcdist is known to work with {known}"
+    hint = "read what `hpcdist submit --dry-run` prints before the first job"
+    return Check(name="slurm release", status="warning", sentence=sentence, hint=hint)
 
 
 def parse_version(text: str) -> tuple[int, ...]:
