@@ -10,7 +10,6 @@ import jinja2
 import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-import hpcdist
 from hpcdist import releases
 from hpcdist.errors import UsageError
 from hpcdist.printable import dashed
@@ -161,6 +160,7 @@ def _parts(job: JobSpec, site: Site) -> dict[str, bool]:
     return {
         "log_folder": _has_log(site),
         "activation": bool(site.modules or site.conda or site.env_folder),
+        "tasks": bool(job.tasks or job.task_env),
         "stage": job.stage_data,
         # The built-in training is told where its copy of the data is; a command finds it in its environment.
         "staged": job.stage_data and not job.command,
@@ -254,7 +254,7 @@ def _options(job: JobSpec, site: Site, place: Place) -> Iterator[tuple[str, str]
 
 def packaged_templates() -> Path:
     """The folder of the packaged templates: in the wheel inside the package, in a checkout beside it."""
-    package = Path(hpcdist.__file__).parent
+    package = Path(__file__).parent
     inside = package / "templates"
     return inside if inside.is_dir() else package.parent / "templates"
 
