@@ -26,7 +26,9 @@ def read_ranks(project):
 
 
 def test_every_rank_of_the_layout_runs_with_its_node_emulated(project):
-    done = run_hpcdist(*LOCAL, "--nodes", 2, "--gpus", 2, "--wait", "--", "sh", "-c", "echo $RANK/$WORLD_SIZE")
+    done = run_hpcdist(
+        *LOCAL, "--nodes", 2, "--gpus", 2, "--wait", "--", "sh", "-c", "echo $RANK/$WORLD_SIZE", anew=True
+    )
     assert done.code == 0, done.err
     assert done.out == "local-1\n"
     assert "no Slurm here" in done.err
@@ -61,11 +63,11 @@ def alive(words):
 
 
 def test_it_outlives_the_process_that_submitted_it_and_is_followed_from_another(project):
-    job_id = run_hpcdist(*LOCAL, "--", "sh", "-c", "sleep 2; echo late").out.strip()
-    assert "RUNNING" in run_hpcdist("status", job_id).out
-    assert run_hpcdist("wait", job_id).code == 0
-    assert "late" in run_hpcdist("logs", job_id).out
-    assert "COMPLETED" in run_hpcdist("status").out
+    job_id = run_hpcdist(*LOCAL, "--", "sh", "-c", "sleep 2; echo late", anew=True).out.strip()
+    assert "RUNNING" in run_hpcdist("status", job_id, anew=True).out
+    assert run_hpcdist("wait", job_id, anew=True).code == 0
+    assert "late" in run_hpcdist("logs", job_id, anew=True).out
+    assert "COMPLETED" in run_hpcdist("status", anew=True).out
 
 
 def test_ctrl_c_detaches_and_the_job_goes_on(project):
