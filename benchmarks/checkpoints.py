@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from hpcdist.record import TrainingMetrics
-from hpcdist.spec import Training
+from hpcdist.training import Training
 from hpcdist.units import parse_duration
 
 

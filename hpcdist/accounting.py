@@ -13,10 +13,10 @@ from hpcdist.errors import NotFoundError, NotReadyError, UsageError
 from hpcdist.job_status import JobStatus, split_task
 from hpcdist.kinds import RANK_GATHERING, name_kinds
 from hpcdist.live import complete, iter_complete, read_gathering
-from hpcdist.printable import printable
 from hpcdist.record import Efficiency, Gathering, RankUsage, sum_known
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import batch_job_ids, expand_job_id
+from hpcdist.text import printable
 
 if TYPE_CHECKING:
     from hpcdist.run_files import LocalState

@@ -9,8 +9,9 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.render import flag_words
-from hpcdist.spec import JobSpec, Layout, Training, build_job
+from hpcdist.spec import JobSpec, Layout, build_job
 from hpcdist.study import Study, Trial, Variant
+from hpcdist.training import Training
 from hpcdist.units import parse_slurm_time
 from hpcdist.variants import choose
 

@@ -11,7 +11,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from hpcdist.disk import write_atomically
+from hpcdist.files import write_atomically
 from hpcdist.joined import JobRecord
 from hpcdist.record import Efficiency, TrainingMetrics
 from hpcdist.seff import format_seff

@@ -21,13 +21,13 @@ from hpcdist.errors import UsageError
 from hpcdist.gpu import count_gpus
 from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_start_ticks
 from hpcdist.prepare import Prepared, prepare
-from hpcdist.printable import underscored
 from hpcdist.project import find_project
 from hpcdist.rerun import find_differences
 from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.sending import describe_run
 from hpcdist.spec import LAYOUT_KEYS, TRAINING_KEYS, JobSpec
 from hpcdist.store import Run, Store, read_json
+from hpcdist.text import underscored
 
 ECHO_INTERVAL_S = 0.2
 # The options that say what ranks do; the others are for a scheduler. A longer time limit is no other training.

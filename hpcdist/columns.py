@@ -5,8 +5,8 @@ from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import nearest
 from hpcdist.record import Efficiency
+from hpcdist.text import nearest
 from hpcdist.units import format_bytes, format_duration, format_local_moment
 
 Value = str | int | float | None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from hpcdist.disk import lock_file
+from hpcdist.files import lock_file
 
 
 class Counter:

@@ -1,18 +1,440 @@
-"""Datasets on the shared disk: fetched on the login node, verified, and laid out as torchvision reads them.
+"""Datasets of the built-in training: the catalogue, and fetching them on the login node, verified. Needs no torch.
+
+Checksums of MNIST are SHA-256 of the files as torchvision reads them. Those of the others are the MD5 sums that
+torchvision 0.29.1 publishes in its classes: enough against damage, and against nothing else.
 
 Jobs never download; they call `verify`. Nothing here needs torch.
 """
 
 import hashlib
 import os
+import re
+import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from hpcdist.archives import fetch_archives, find_trouble, is_complete, read_chunks
-from hpcdist.catalogue import find_dataset, is_folder, is_synthetic, parse_folder
-from hpcdist.disk import write_atomically
-from hpcdist.errors import HpcdistError, NotReadyError
-from hpcdist.mnist_wheel import FetchError, RawFile, Report, read_wheel
+import msgspec
+
+from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, UsageError
+from hpcdist.files import write_atomically
+from hpcdist.mnist_wheel import REPORT_INTERVAL_S, FetchError, RawFile, Report, read_wheel
+
+Augmentation = Literal["crop", "crop-flip"]
+SYNTHETIC = "synthetic"
+SYNTHETIC_DEFAULT = "3x32x32x10"
+_SYNTHETIC_FORM = re.compile(r"([0-9]+)x([0-9]+)x([0-9]+)x([0-9]+)(?:@([0-9]+))?")
+
+
+class KnownFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a dataset where torchvision looks for it.
+
+    Attributes:
+        path: Below the folder of the datasets.
+        md5: Checksum of its content; None where only that of the packed file is published.
+        packed: Path of the gzip file that it comes in and that stays beside it, whose MD5 is `packed_md5`.
+        packed_md5: Checksum of that file.
+    """
+
+    path: str
+    md5: str | None = None
+    packed: str | None = None
+    packed_md5: str | None = None
+
+
+class Download(msgspec.Struct, frozen=True, kw_only=True):
+    """One file to fetch.
+
+    Attributes:
+        name: Its name, as mirrors and other people's folders have it.
+        urls: Where it is.
+        md5: Its checksum.
+        kind: "tar" is unpacked into the folder of the datasets, "gzip" beside where it is kept, "plain" is only kept.
+        path: Where it is kept, below the folder of the datasets; None does not keep it.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    md5: str
+    kind: Literal["tar", "gzip", "plain"]
+    path: str | None = None
+
+
+class Dataset(msgspec.Struct, frozen=True, kw_only=True):
+    """What is particular about a dataset.
+
+    Attributes:
+        name: As `--data` has it.
+        title: torchvision's class.
+        shape: Channels, height and width of an image.
+        class_count: Classes.
+        mean: Of the training set's pixels, per channel, as fractions of full brightness.
+        standard_deviation: Likewise.
+        augmentation: What is done to training images: "crop" moves them by up to 4 pixels, "crop-flip" also mirrors
+            half of them; None leaves them as they are.
+        files: Its files; empty for MNIST, whose own are in `datasets`.
+        downloads: What to fetch for them.
+    """
+
+    name: str
+    title: str
+    shape: tuple[int, int, int]
+    class_count: int
+    mean: tuple[float, ...]
+    standard_deviation: tuple[float, ...]
+    augmentation: Augmentation | None = None
+    files: tuple[KnownFile, ...] = ()
+    downloads: tuple[Download, ...] = ()
+
+
+class Synthetic(msgspec.Struct, frozen=True, kw_only=True):
+    """A made-up dataset: `synthetic:3x32x32x10@5000`.
+
+    Attributes:
+        shape: Channels, height and width of an image.
+        class_count: Classes.
+        count: Training images; the test set has a fifth of that.
+    """
+
+    shape: tuple[int, int, int]
+    class_count: int
+    count: int
+
+
+def _fashion() -> tuple[tuple[KnownFile, ...], tuple[Download, ...]]:
+    folder = "FashionMNIST/raw"
+    sums = {
+        "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+        "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
+        "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
+        "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
+    }
+    mirror = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+    files = [
+        KnownFile(path=f"{folder}/{name}", packed=f"{folder}/{name}.gz", packed_md5=md5) for name, md5 in sums.items()
+    ]
+    downloads = [
+        Download(name=f"{name}.gz", urls=(f"{mirror}{name}.gz",), md5=md5, kind="gzip", path=f"{folder}/{name}.gz")
+        for name, md5 in sums.items()
+    ]
+    return tuple(files), tuple(downloads)
+
+
+def _cifar(number: int, archive_md5: str, sums: dict[str, str]) -> tuple[tuple[KnownFile, ...], tuple[Download, ...]]:
+    folder = "cifar-10-batches-py" if number == 10 else "cifar-100-python"
+    name = f"cifar-{number}-python.tar.gz"
+    files = tuple(KnownFile(path=f"{folder}/{file}", md5=md5) for file, md5 in sums.items())
+    download = Download(name=name, urls=(f"https://www.cs.toronto.edu/~kriz/{name}",), md5=archive_md5, kind="tar")
+    return files, (download,)
+
+
+def _svhn() -> tuple[tuple[KnownFile, ...], tuple[Download, ...]]:
+    sums = {
+        "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+        "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+    }
+    site = "http://ufldl.stanford.edu/housenumbers/"
+    files = tuple(KnownFile(path=name, md5=md5) for name, md5 in sums.items())
+    downloads = [
+        Download(name=name, urls=(f"{site}{name}",), md5=md5, kind="plain", path=name) for name, md5 in sums.items()
+    ]
+    return files, tuple(downloads)
+
+
+_CIFAR10 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
+_CIFAR100 = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
+
+
+def list_datasets() -> tuple[Dataset, ...]:
+    """Every dataset that has a name; their pixels' figures are the ones in common use."""
+    fashion_files, fashion_downloads = _fashion()
+    cifar10_files, cifar10_downloads = _cifar(10, "c58f30108f718f92721af3b95e74349a", _CIFAR10)
+    cifar100_files, cifar100_downloads = _cifar(100, "eb9058c3a382ffc7106e4002c42a8d85", _CIFAR100)
+    svhn_files, svhn_downloads = _svhn()
+    grey, colour = (1, 28, 28), (3, 32, 32)
+    return (
+        Dataset(name="mnist", title="MNIST", shape=grey, class_count=10, mean=(0.1307,), standard_deviation=(0.3081,)),
+        Dataset(
+            name="fashion-mnist",
+            title="FashionMNIST",
+            shape=grey,
+            class_count=10,
+            mean=(0.2860,),
+            standard_deviation=(0.3530,),
+            files=fashion_files,
+            downloads=fashion_downloads,
+        ),
+        Dataset(
+            name="cifar10",
+            title="CIFAR10",
+            shape=colour,
+            class_count=10,
+            mean=(0.4914, 0.4822, 0.4465),
+            standard_deviation=(0.2470, 0.2435, 0.2616),
+            augmentation="crop-flip",
+            files=cifar10_files,
+            downloads=cifar10_downloads,
+        ),
+        Dataset(
+            name="cifar100",
+            title="CIFAR100",
+            shape=colour,
+            class_count=100,
+            mean=(0.5071, 0.4865, 0.4409),
+            standard_deviation=(0.2673, 0.2564, 0.2762),
+            augmentation="crop-flip",
+            files=cifar100_files,
+            downloads=cifar100_downloads,
+        ),
+        Dataset(
+            name="svhn",
+            title="SVHN",
+            shape=colour,
+            class_count=10,
+            mean=(0.4377, 0.4438, 0.4728),
+            standard_deviation=(0.1980, 0.2010, 0.1970),
+            augmentation="crop",  # a mirrored digit is no digit
+            files=svhn_files,
+            downloads=svhn_downloads,
+        ),
+    )
+
+
+def find_dataset(name: str) -> Dataset:
+    """The dataset of this name.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    known = {dataset.name: dataset for dataset in list_datasets()}
+    if name not in known:
+        raise NotFoundError(f"no dataset is called {name!r}", f"the datasets are: {', '.join(known)}")
+    return known[name]
+
+
+def is_folder(data: str) -> bool:
+    """Whether `--data` means a folder of images: a name with a slash in it, or a dot."""
+    return "/" in data or data in (".", "..")
+
+
+def parse_folder(data: str) -> tuple[str, int]:
+    """`/data/imagenet@64`: the folder, and the side of the images that are cut from its own; 224 without a number."""
+    folder, at, side = data.rpartition("@")
+    return (folder, int(side)) if at and side.isdecimal() and int(side) else (data, 224)
+
+
+def is_synthetic(data: str) -> bool:
+    """Whether `--data` means made-up images."""
+    return data.partition(":")[0] == SYNTHETIC
+
+
+def parse_synthetic(data: str) -> Synthetic:
+    """`synthetic:3x32x32x10@5000`: channels, height, width, classes, and how many training images there are.
+
+    Without a number there are 10,000 of them, or as many as fit into 256 MiB.
+
+    Raises:
+        UsageError: It is of another form.
+    """
+    words = data.partition(":")[2] or SYNTHETIC_DEFAULT
+    found = _SYNTHETIC_FORM.fullmatch(words)
+    numbers = [int(group) for group in found.groups() if group] if found else [0]
+    if not min(numbers) or numbers[3] < 2:
+        raise UsageError(
+            f"data: {data!r} does not say channels, height, width and two or more classes",
+            f"write --data {SYNTHETIC}:{SYNTHETIC_DEFAULT}, with @5000 behind it for 5,000 training images",
+        )
+    channels, height, width, class_count, *count = numbers
+    most = max(class_count, (256 << 20) // (channels * height * width))
+    return Synthetic(
+        shape=(channels, height, width), class_count=class_count, count=count[0] if count else min(10_000, most)
+    )
+
+
+def check_data(data: str) -> None:
+    """Refuses what `--data` can't be.
+
+    Raises:
+        UsageError: It is no dataset, no folder and not synthetic.
+    """
+    if is_synthetic(data):
+        parse_synthetic(data)
+    elif not is_folder(data):
+        names = [dataset.name for dataset in list_datasets()]
+        if data not in names:
+            raise UsageError(
+                f"data: no dataset is called {data!r}",
+                f"use one of {', '.join([*names, SYNTHETIC])}, or a folder of images by a path with a slash (./{data})",
+            )
+
+
+def list_paths(dataset: Dataset) -> Iterator[str]:
+    """The paths of all its files below the folder of the datasets."""
+    for file in dataset.files:
+        yield file.path
+        if file.packed:
+            yield file.packed
+
+
+CONNECT_TIMEOUT_S = 10.0
+DEADLINE_S = 1800.0  # for a whole file: a site that trickles is given up
+CHUNK_BYTES = 1 << 18
+LARGEST_BYTES = 1 << 29  # the largest of them has 182 MB; what is larger is not it
+
+
+def is_complete(dataset: Dataset, data_dir: Path) -> bool:
+    """Whether all its files are there; a quick look."""
+    return all((data_dir / path).is_file() for path in list_paths(dataset))
+
+
+def find_trouble(dataset: Dataset, data_dir: Path) -> str | None:
+    """The first file that is missing or damaged, in words; None when all are right."""
+    for file in dataset.files:
+        for path in filter(None, (file.packed, file.path)):
+            if not (data_dir / path).is_file():
+                return f"dataset {dataset.name} is not in {data_dir}: {data_dir / path} is missing"
+        if not _is_archive_intact(file, data_dir):
+            return f"dataset {dataset.name} is damaged: {data_dir / file.path} does not have its checksum"
+    return None
+
+
+def _is_archive_intact(file: KnownFile, data_dir: Path) -> bool:
+    if file.md5 is not None:
+        return _md5(data_dir / file.path) == file.md5
+    if file.packed is None or _md5(data_dir / file.packed) != file.packed_md5:
+        return False
+    # A gzip file ends with the CRC-32 and the size of what is in it (RFC 1952, 2.3.1).
+    trailer = (data_dir / file.packed).read_bytes()[-8:]
+    content = (data_dir / file.path).read_bytes()
+    return trailer == zlib.crc32(content).to_bytes(4, "little") + (len(content) % (1 << 32)).to_bytes(4, "little")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def fetch_archives(dataset: Dataset, data_dir: Path, report: Report, source: Path | None) -> None:
+    """Puts a dataset's files into `data_dir`, each whole, by renaming.
+
+    Args:
+        dataset: What to fetch.
+        data_dir: The folder of the datasets.
+        report: Called with a line of text at each step, and every two seconds of a transfer.
+        source: A folder that holds the archives, or the files themselves; None fetches from their sites.
+
+    Raises:
+        HpcdistError: A file can't be had, or arrives damaged.
+        OSError: The folder can't be written.
+    """
+    if source and _copy_files(dataset, source, data_dir, report):
+        return
+    for download in dataset.downloads:
+        content = _take(download, source, report) if source else _fetch(download, report)
+        _unpack(dataset, download, content, data_dir)
+
+
+def _copy_files(dataset: Dataset, source: Path, data_dir: Path, report: Report) -> bool:
+    """Copies a dataset that lies unpacked in another folder of datasets; False when none does."""
+    if find_trouble(dataset, source) is not None:
+        return False
+    report(f"copying from {source}")
+    for path in list_paths(dataset):
+        (data_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(data_dir / path, (source / path).read_bytes())
+    return True
+
+
+def _take(download: Download, source: Path, report: Report) -> bytes:
+    found = [path for path in sorted(source.rglob(download.name)) if path.is_file()]
+    if not found:
+        raise HpcdistError(f"there is no {download.name} below {source}", f"get it from {download.urls[0]}")
+    for path in found:
+        if _md5(path) == download.md5:
+            report(f"reading {path}")
+            return path.read_bytes()
+    raise HpcdistError(f"{found[0]} is damaged: its MD5 is not {download.md5}", f"get it again: {download.urls[0]}")
+
+
+def _fetch(download: Download, report: Report) -> bytes:
+    # Imported late: the command line loads this module, and these take longer than all of it.
+    import http.client
+    import urllib.request
+
+    reasons = []
+    for url in download.urls:
+        report(f"fetching {url}")
+        try:
+            with urllib.request.urlopen(url, timeout=CONNECT_TIMEOUT_S) as response:  # noqa: S310
+                content = b"".join(read_chunks(response, download.name, report, DEADLINE_S, LARGEST_BYTES))
+        except (OSError, http.client.HTTPException) as error:
+            reasons.append(f"{url}: {getattr(error, 'reason', None) or error}")
+            continue
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() == download.md5:
+            return content
+        reasons.append(f"{url}: {download.name} arrived damaged")
+    raise HpcdistError(
+        "; ".join(reasons),
+        f"run this where the internet can be reached, or bring {download.name} in a folder: --from FOLDER",
+    )
+
+
+def read_chunks(response: Any, name: str, report: Report, deadline_s: float, most_bytes: int) -> Iterator[bytes]:
+    """Reads a transfer piece by piece, and reports every two seconds.
+
+    Raises:
+        OSError: It takes longer than the deadline, or is larger than it may be.
+    """
+    started = reported = time.monotonic()
+    read_bytes = 0
+    while chunk := response.read(CHUNK_BYTES):
+        read_bytes += len(chunk)
+        now = time.monotonic()
+        if now - started > deadline_s or read_bytes > most_bytes:
+            raise OSError(f"{name} is too slow or too large ({read_bytes} bytes in {now - started:.0f} s)")
+        if now - reported > REPORT_INTERVAL_S:
+            reported = now
+            report(f"  {name}: {read_bytes / 1e6:.1f} MB")
+        yield chunk
+
+
+def _unpack(dataset: Dataset, download: Download, content: bytes, data_dir: Path) -> None:
+    contents: dict[str, bytes] = {download.path: content} if download.path else {}
+    if download.kind == "gzip" and download.path:
+        contents[download.path.removesuffix(".gz")] = zlib.decompress(content, wbits=31)
+    elif download.kind == "tar":
+        contents = _read_members(dataset, content)
+    for path, part in contents.items():
+        (data_dir / path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(data_dir / path, part)
+
+
+def _read_members(dataset: Dataset, content: bytes) -> dict[str, bytes]:
+    """The files of the dataset in a tar archive, and nothing else that may be in it."""
+    import io
+    import tarfile
+
+    wanted = {file.path for file in dataset.files}
+    found: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        for member in archive:
+            if member.name in wanted and (stream := archive.extractfile(member)):
+                found[member.name] = stream.read()
+    return found
+
 
 # Where torchvision keeps MNIST under its root, and torchvision.datasets.MNIST.mirrors (0.29.1).
 MNIST_FOLDER = Path("MNIST", "raw")

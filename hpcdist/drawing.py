@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from hpcdist.printable import printable
+from hpcdist.text import printable
 
 INK = "#22262b"
 PAPER = "#fffffe"

@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from hpcdist.printable import underscored
 from hpcdist.privacy import is_secret
 from hpcdist.spec import JobSpec
+from hpcdist.text import underscored
 
 # How well-known keys begin: Hugging Face, GitHub, OpenAI and Anthropic, AWS, Slack, GitLab, Google.
 KEY = re.compile(

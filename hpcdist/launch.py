@@ -17,7 +17,7 @@ from types import FrameType
 import msgspec
 import psutil
 
-from hpcdist.disk import write_atomically
+from hpcdist.files import write_atomically
 from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.spec import Layout
 from hpcdist.store import Run

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from hpcdist import datasets
 from hpcdist.check import Check
-from hpcdist.disk import lock_file
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
+from hpcdist.files import lock_file
 from hpcdist.project import CONFIG_NAME, Project
 from hpcdist.provenance import read_versions
 from hpcdist.room_checks import Room, judge_quota, judge_room, parse_quota

@@ -14,8 +14,9 @@ from hpcdist.joined import JobRecord
 from hpcdist.link import Link
 from hpcdist.prediction import predict
 from hpcdist.scaling import scale, spread
+from hpcdist.site import Prices
 from hpcdist.spec import JobSpec, build_job
-from hpcdist.study import Prices, Study, Trial, Variant
+from hpcdist.study import Study, Trial, Variant
 from hpcdist.units import parse_slurm_time
 
 _START = re.compile(r"to start at ([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})")

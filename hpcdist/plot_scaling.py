@@ -11,14 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from hpcdist.comparison import Comparison, Fit, Spread, VariantRow, name_rank
 from hpcdist.drawing import INK, label, new_axes
-from hpcdist.plot_marks import (
-    choose_looks,
-    draw_bars,
-    draw_legend,
-    draw_point,
-    show_ranks,
-    side_by_side,
-)
+from hpcdist.plot_marks import choose_looks, draw_bars, draw_legend, draw_point, show_ranks, side_by_side
 from hpcdist.scaling import EFFICIENCY_LINE, scale
 from hpcdist.study import format_settings
 

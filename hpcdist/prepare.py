@@ -12,7 +12,8 @@ from hpcdist.merging import merge_options
 from hpcdist.privacy import part_secrets
 from hpcdist.project import Project
 from hpcdist.render import Place, read_templates, render
-from hpcdist.spec import Backend, JobSpec, Site, build_job, check_run_name
+from hpcdist.site import Site
+from hpcdist.spec import Backend, JobSpec, build_job, check_run_name
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):

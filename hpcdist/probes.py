@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.disk import write_atomically
+from hpcdist.files import write_atomically
 from hpcdist.probe import Probe
 
 FILE = ".probes.json"

@@ -15,8 +15,8 @@ from types import FrameType
 
 import msgspec
 
-from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError
+from hpcdist.files import write_atomically
 from hpcdist.gpu import GpuMeter
 from hpcdist.identity import Identity
 from hpcdist.kinds import RANK_INTERVAL_S

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import with_underscores
+from hpcdist.site import Site
 from hpcdist.site_file import PROFILES, choose_profile, normalize
-from hpcdist.spec import SITE_KEYS, Site, build_site, check_keys
+from hpcdist.spec import SITE_KEYS, build_site, check_keys
+from hpcdist.text import with_underscores
 
 CONFIG_NAME = "hpcdist.toml"
 

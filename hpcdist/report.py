@@ -14,8 +14,9 @@ from hpcdist.comparison import SPREAD_FIGURES, Comparison, Fit, Spread, TrialRow
 from hpcdist.joined import JobRecord
 from hpcdist.prediction import predict_measured
 from hpcdist.scaling import compare_spreads, fit_all, ratio, scale, spread
+from hpcdist.site import Prices
 from hpcdist.steps import median_split
-from hpcdist.study import Prices, Study, Trial, Variant, settings_key
+from hpcdist.study import Study, Trial, Variant, settings_key
 from hpcdist.trial_row import build_trial_row
 from hpcdist.unmeasured import find_unmeasured
 from hpcdist.verdict import judge

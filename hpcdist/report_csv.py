@@ -5,8 +5,8 @@ import io
 from collections.abc import Sequence
 
 from hpcdist.comparison import SPREAD_FIGURES, Comparison, Spread, VariantRow
-from hpcdist.printable import printable
 from hpcdist.study import Reference
+from hpcdist.text import printable
 
 _CSV_PLAIN = ("waiting_s", "bytes_per_step", "global_batch_size", "latency_s", "bandwidth_bytes_per_s")
 _CSV_SPLIT = ("data_s", "compute_s", "communication_s", "other_s", "step_s")

@@ -5,11 +5,11 @@ from functools import partial
 from typing import NamedTuple
 
 from hpcdist.comparison import Comparison, Fit, Prediction, Spread, VariantRow
-from hpcdist.printable import printable
 from hpcdist.report_reference import describe_references, format_column, format_printed
 from hpcdist.scaling import EFFICIENCY_LINE
 from hpcdist.study import format_settings
 from hpcdist.table import measure
+from hpcdist.text import printable
 
 GAP = "  "
 _NARROWEST = 80

@@ -4,7 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.spec import Backend, JobSpec, Site
+from hpcdist.site import Site
+from hpcdist.spec import Backend, JobSpec
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from hpcdist.job_status import CONTINUED_STATES
-from hpcdist.printable import printable
 from hpcdist.record import Efficiency, Gathering
 from hpcdist.sacct_job import fold_rows
 from hpcdist.sacct_question import DELIMITER
 from hpcdist.sacct_rows import iter_rows
+from hpcdist.text import printable
 
 
 def parse_sacct(

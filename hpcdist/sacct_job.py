@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hpcdist.errors import ParseError
 from hpcdist.kinds import name_kinds
-from hpcdist.printable import printable
 from hpcdist.record import Efficiency, Gathering
 from hpcdist.sacct_cells import (
     UNSET,
@@ -20,6 +19,7 @@ from hpcdist.sacct_cells import (
     parse_time_limit,
 )
 from hpcdist.sacct_rows import Row
+from hpcdist.text import printable
 from hpcdist.units import parse_elapsed, parse_size
 
 _USUAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "RUNNING", "PENDING", "OUT_OF_MEMORY"})

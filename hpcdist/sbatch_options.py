@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.printable import nearest
+from hpcdist.text import nearest
 
 UNKNOWN = "there is no option --"
 # No option is longer, nor anything that was meant to be one.

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from hpcdist.site import Site
-from hpcdist.spec import JobSpec, Layout, Training
+from hpcdist.spec import JobSpec, Layout
+from hpcdist.training import Training
 
 _ATTRIBUTE = re.compile(r"^        ([a-z_, \n]+?): (.*?)(?=^        \S|\Z)", re.MULTILINE | re.DOTALL)
 _KINDS = (Site, Layout, JobSpec, Training)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hpcdist.errors import ParseError
-from hpcdist.printable import printable
+from hpcdist.text import printable
 from hpcdist.units import parse_elapsed, parse_size
 
 Values = dict[str, Any]

@@ -3,7 +3,7 @@
 import re
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import nearest
+from hpcdist.text import nearest
 
 _AGO = re.compile(r"([0-9]{1,6}) ?(s|min|h|d|w)", re.IGNORECASE)
 _UNITS = {"s": "seconds", "min": "minutes", "h": "hours", "d": "days", "w": "weeks"}

@@ -9,8 +9,8 @@ from datetime import datetime
 
 from hpcdist.check import Check
 from hpcdist.partitions import Partition
-from hpcdist.printable import nearest
 from hpcdist.record import Gathering
+from hpcdist.text import nearest
 
 # munge refuses a credential that is older than five minutes (munged(8), --max-ttl is an hour, the default 300 s).
 REFUSED_SKEW_S = 300.0

@@ -8,9 +8,9 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
-from hpcdist.printable import with_underscores
 from hpcdist.site import Container, Partitions, Prices
 from hpcdist.spec import OPTION_KEYS, SITE_KEYS, check_keys
+from hpcdist.text import with_underscores
 
 PROFILES = "sites"
 _TABLES: dict[str, type[msgspec.Struct]] = {"partitions": Partitions, "container": Container, "prices": Prices}

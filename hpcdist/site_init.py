@@ -22,8 +22,8 @@ from hpcdist.cluster_facts import (
     parse_qos_limits,
     parse_scontrol,
 )
-from hpcdist.disk import write_atomically
 from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.files import write_atomically
 from hpcdist.partitions import Partition
 from hpcdist.project import CONFIG_NAME, read_options
 from hpcdist.site_proposal import (

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import clean, with_underscores
 from hpcdist.site_proposal import Setting
 from hpcdist.study_lines import parse_toml
+from hpcdist.text import clean, with_underscores
 
 _RECORD = "# hpcdist init wrote: "
 _HEADER = re.compile(r"\s*\[")

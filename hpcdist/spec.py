@@ -8,10 +8,12 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import suggest, underscored
-from hpcdist.site import Site as Site  # noqa: PLC0414
-from hpcdist.training import Training as Training  # noqa: PLC0414  (found here by everyone else)
-from hpcdist.training import require
+from hpcdist.site import Site  # noqa: PLC0414
+from hpcdist.text import suggest, underscored
+from hpcdist.training import (
+    Training,  # noqa: PLC0414  (found here by everyone else)
+    require,
+)
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
 Backend = Literal["slurm", "local"]

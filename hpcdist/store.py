@@ -11,8 +11,8 @@ from typing import TypeVar
 import msgspec
 
 from hpcdist.counter import Counter
-from hpcdist.disk import lock_file, write_atomically
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
+from hpcdist.files import lock_file, write_atomically
 from hpcdist.job_status import Progress, split_task
 from hpcdist.record import RankUsage
 from hpcdist.run_files import LocalState, RunRecord, state_file

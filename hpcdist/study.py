@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from hpcdist.site import Prices as Prices  # noqa: PLC0414
+from hpcdist.site import Prices  # noqa: PLC0414
 from hpcdist.spec import Layout
 
 Scaling = Literal["strong", "weak"]

@@ -6,7 +6,7 @@ import tomllib
 from typing import Any
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import underscored
+from hpcdist.text import underscored
 
 Path = tuple[str | int, ...]
 

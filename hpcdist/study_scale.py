@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hpcdist.printable import with_underscores
 from hpcdist.study import Scale
 from hpcdist.study_lines import Path
 from hpcdist.study_values import explain_unknown, read_table
+from hpcdist.text import with_underscores
 from hpcdist.variants import StudyError
 
 SMALL = "small"

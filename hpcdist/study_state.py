@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.disk import lock_file, write_atomically
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
+from hpcdist.files import lock_file, write_atomically
 from hpcdist.privacy import is_secret
 from hpcdist.spec import Backend
 from hpcdist.study import Study, Trial, Variant

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from hpcdist.printable import dashed, printable, suggest, with_underscores
 from hpcdist.spec import OPTION_KEYS
 from hpcdist.study_lines import Path
+from hpcdist.text import dashed, printable, suggest, with_underscores
 from hpcdist.variants import StudyError
 
 _FORM = "docs/studies.md shows a whole file"

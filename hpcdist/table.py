@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from hpcdist.columns import Column, Verdict, format_value, judge
-from hpcdist.printable import clean
 from hpcdist.record import Efficiency
+from hpcdist.text import clean
 
 GAP = "  "
 SEPARATOR = "|"

@@ -5,9 +5,9 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.catalogue import check_data, is_folder
+from hpcdist.datasets import check_data, is_folder
 from hpcdist.errors import UsageError
-from hpcdist.printable import dashed
+from hpcdist.text import dashed
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 Optimizer = Literal["adamw", "adam", "sgd", "adadelta"]

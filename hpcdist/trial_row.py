@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 from hpcdist.comparison import TrialRow
 from hpcdist.joined import JobRecord, Timeline
 from hpcdist.record import Efficiency, TrainingMetrics
+from hpcdist.site import Prices
 from hpcdist.steps import find_straggler, mean_split, waiting_s
-from hpcdist.study import Prices, Study, Trial, Variant
+from hpcdist.study import Study, Trial, Variant
 
 NOT_SUBMITTED = "NOT SUBMITTED"
 _NO_FIGURES = Timeline()

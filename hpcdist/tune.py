@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.attempts import build_attempt
-from hpcdist.catalogue import is_folder
+from hpcdist.datasets import is_folder
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
 from hpcdist.project import Project

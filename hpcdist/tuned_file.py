@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import dashed, with_underscores
 from hpcdist.study_lines import find_lines
+from hpcdist.text import dashed, with_underscores
 
 BATCHES = ("batch_size", "batch_size_per_rank")
 _HEADER = re.compile(r"\s*\[")

@@ -10,10 +10,10 @@ import msgspec
 
 from hpcdist.errors import UsageError
 from hpcdist.merging import merge_options
-from hpcdist.printable import suggest
 from hpcdist.spec import LAYOUT_KEYS, TABLES, Layout, build_job
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_lines import Path
+from hpcdist.text import suggest
 
 LABEL = "label"  # of a layout: its own name for what it is, in place of the options in which it differs
 # What says when, where to charge and how to keep watch, not what is run: a trial stays the same when these change.

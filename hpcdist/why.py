@@ -19,11 +19,11 @@ from hpcdist.evidence import Evidence, Log
 from hpcdist.job_status import JobStatus, split_task
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
-from hpcdist.printable import printable, printable_line
 from hpcdist.privacy import known_secrets, mask
 from hpcdist.record import RESTART_LINE, Efficiency, RankUsage
 from hpcdist.spec import JobSpec
 from hpcdist.store import Run
+from hpcdist.text import printable, printable_line
 
 LOG_TAIL_BYTES = 65536
 LONGEST_LINE = 500

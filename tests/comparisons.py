@@ -4,8 +4,9 @@ import statistics
 
 from hpcdist.comparison import Comparison, Fit, Prediction, Spread, Statement, Straggler, TrialRow, VariantRow
 from hpcdist.record import StepSplit, TestResult
+from hpcdist.site import Prices
 from hpcdist.spec import Layout
-from hpcdist.study import Prices, Study
+from hpcdist.study import Study
 
 # 2026-03-01 12:00 UTC
 NOON_S = 1772366400.0

@@ -14,11 +14,19 @@ import threading
 import msgspec
 import pytest
 
-from hpcdist import catalogue, datasets
-from hpcdist.archives import fetch_archives, find_trouble, is_complete
-from hpcdist.catalogue import Synthetic, find_dataset, list_datasets, parse_folder, parse_synthetic
+from hpcdist import datasets
+from hpcdist.datasets import (
+    Synthetic,
+    fetch_archives,
+    find_dataset,
+    find_trouble,
+    is_complete,
+    list_datasets,
+    parse_folder,
+    parse_synthetic,
+)
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, UsageError
-from hpcdist.spec import Training
+from hpcdist.training import Training
 from tests.conftest import run_hpcdist
 
 
@@ -86,7 +94,7 @@ def test_they_are_taken_from_a_folder_and_nothing_else_is_unpacked(made, tmp_pat
     assert find_trouble(made.dataset, data) is None
     assert {path: (data / path).read_bytes() for path in made.contents} == made.contents
     found = {path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()}
-    assert found == set(catalogue.list_paths(made.dataset))
+    assert found == set(datasets.list_paths(made.dataset))
     assert not (tmp_path / "outside").exists()
 
 

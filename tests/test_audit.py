@@ -7,7 +7,8 @@ import pytest
 from hpcdist.audit import Claim, audit_job, find_inconsistent
 from hpcdist.record import Efficiency, RankUsage, TrainingMetrics
 from hpcdist.seff import parse_seff
-from hpcdist.spec import JobSpec, Layout, Training
+from hpcdist.spec import JobSpec, Layout
+from hpcdist.training import Training
 
 SEFF = Path(__file__).parent / "data" / "seff"
 

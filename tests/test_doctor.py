@@ -10,14 +10,15 @@ import time
 import msgspec
 import pytest
 
-from hpcdist import datasets
+from hpcdist import datasets, mnist_wheel
 from hpcdist.backends import slurm
 from hpcdist.doctor import Doctor
 from hpcdist.probes import find_probe, read_probes
 from hpcdist.record import RankUsage
 from hpcdist.registry import find_problems
 from hpcdist.run_files import LocalState, RunRecord
-from hpcdist.spec import Site, build_job
+from hpcdist.site import Site
+from hpcdist.spec import build_job
 from hpcdist.store import Store
 from tests.conftest import run_hpcdist
 
@@ -161,7 +162,7 @@ class TestMachine:
     def test_data_is_verified(self, project, without_slurm, monkeypatch):
         content = b"image"
         sha256 = "6105d6cc76af400325e94d588ce511be5bfdbb73b437dc51eca43917d7a43e3d"  # printf image | sha256sum
-        monkeypatch.setattr(datasets, "MNIST_FILES", (datasets.RawFile("file", len(content), sha256),))
+        monkeypatch.setattr(datasets, "MNIST_FILES", (mnist_wheel.RawFile("file", len(content), sha256),))
         assert examine(project)["data"].status == "warning"
         folder = project / "data" / "MNIST" / "raw"
         folder.mkdir(parents=True)

@@ -13,13 +13,7 @@ from hpcdist.probes import find_probe as find_kept
 from hpcdist.probes import read_probes, write_probe
 from hpcdist.record import Gathering, RankUsage, TrainingMetrics
 from hpcdist.room_checks import GIB, Quota, Room, judge_quota, judge_room, parse_quota
-from hpcdist.site_checks import (
-    choose_partition,
-    judge_accounting,
-    judge_clock,
-    judge_partition,
-    parse_clock,
-)
+from hpcdist.site_checks import choose_partition, judge_accounting, judge_clock, judge_partition, parse_clock
 from hpcdist.trial import choose_shape
 from hpcdist.trial_checks import Trial, find_probe, judge_cuda, judge_network, judge_trial
 from hpcdist.version_checks import judge_packages, judge_pair, judge_slurm_release

@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcdist.cli.main import COMMANDS
 from hpcdist.prepare import complete_job, prepare
 from hpcdist.project import Project
-from hpcdist.spec import Site
+from hpcdist.site import Site
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()

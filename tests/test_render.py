@@ -14,7 +14,8 @@ from hpcdist.errors import UsageError
 from hpcdist.prepare import complete_job, prepare
 from hpcdist.project import Project, read_options
 from hpcdist.render import quote_sbatch, quote_shell, read_templates
-from hpcdist.spec import Site, build_job
+from hpcdist.site import Site
+from hpcdist.spec import build_job
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = "/home/ada/mnist study"

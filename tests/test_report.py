@@ -8,7 +8,8 @@ import pytest
 from hpcdist.comparison import Spread
 from hpcdist.record import Efficiency
 from hpcdist.report import compare
-from hpcdist.study import Prices, Trial
+from hpcdist.site import Prices
+from hpcdist.study import Trial
 from tests.finished_trials import START_S, done, failed, probe, report, row, said, split, study, variant
 
 ONE, TWO, NET = variant("1x1"), variant("1x2"), variant("2x1")

@@ -16,7 +16,8 @@ from hpcdist.render import read_templates
 from hpcdist.report_cells import format_evidence, spread_cell
 from hpcdist.report_html import render_html
 from hpcdist.report_tables import describe_fit, tabulate_predictions, tabulate_speed, tabulate_trials
-from hpcdist.spec import Layout, Site
+from hpcdist.site import Site
+from hpcdist.spec import Layout
 from hpcdist.units import format_money, format_number, format_seconds
 
 NAMES = ["plain", "sparse", "sweep", "hostile"]
@@ -116,7 +117,7 @@ def test_hostile_names_bring_no_element_of_their_own():
 
 @pytest.mark.parametrize("name", ["plain", "sweep", "hostile"])
 def test_every_sentence_of_the_verdict_is_there_with_its_advice(name):
-    from hpcdist.printable import printable
+    from hpcdist.text import printable
 
     for one in getattr(comparisons, name)().verdict:
         assert printable(one.sentence) in parsed(name).text

@@ -3,7 +3,8 @@
 import json
 
 from hpcdist.adhoc import make_study
-from hpcdist.spec import JobSpec, Layout, Training
+from hpcdist.spec import JobSpec, Layout
+from hpcdist.training import Training
 from tests.conftest import run_hpcdist
 
 ONE, TWO = Layout(nodes=1), Layout(nodes=2)

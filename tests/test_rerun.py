@@ -7,7 +7,8 @@ import pytest
 
 from hpcdist.errors import UsageError
 from hpcdist.rerun import change_job, parse_changes
-from hpcdist.spec import JobSpec, Layout, Training
+from hpcdist.spec import JobSpec, Layout
+from hpcdist.training import Training
 from tests.conftest import run_hpcdist
 
 SAY = ("sh", "-c", 'echo "$SAID in $PWD, rank $RANK of $WORLD_SIZE"')

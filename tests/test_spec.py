@@ -1,7 +1,8 @@
 import pytest
 
 from hpcdist.errors import UsageError
-from hpcdist.spec import Layout, Training, build_job, check_keys, check_name
+from hpcdist.spec import Layout, build_job, check_keys, check_name
+from hpcdist.training import Training
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from hpcdist.jobs import Job
 from hpcdist.machine_checks import check_folder
 from hpcdist.record import RankUsage
 from hpcdist.run_files import LocalState, RunRecord
-from hpcdist.spec import Site, build_job
+from hpcdist.site import Site
+from hpcdist.spec import build_job
 from hpcdist.store import Store
 from tests.conftest import HPCDIST, run_hpcdist
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hpcdist.cli.tune import tune_command
 from hpcdist.project import Project
 from hpcdist.reports import report_on
-from hpcdist.spec import Site
+from hpcdist.site import Site
 from hpcdist.studies import Watch
 from hpcdist.tune import Tuned, tune
 from hpcdist.tuning import Attempt

@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdist.errors import ParseError, UsageError
-from hpcdist.units import (
-    format_bytes,
-    format_duration,
-    parse_elapsed,
-    parse_size,
-    parse_slurm_memory,
-    parse_slurm_time,
-)
+from hpcdist.units import format_bytes, format_duration, parse_elapsed, parse_size, parse_slurm_memory, parse_slurm_time
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 

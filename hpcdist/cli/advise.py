@@ -15,9 +15,9 @@ from hpcdist.job_status import split_task
 from hpcdist.jobs import Job, read_efficiencies
 from hpcdist.joined import Finding
 from hpcdist.observed import Observation
-from hpcdist.printable import printable, printable_line
 from hpcdist.record import Efficiency
 from hpcdist.run_files import RunRecord
+from hpcdist.text import printable, printable_line
 
 # What sbatch calls an option where hpcdist has another word.
 _SBATCH_NAMES = {"gpus": "gpus-per-node", "tasks-per-node": "ntasks-per-node"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from hpcdist import datasets
-from hpcdist.catalogue import list_datasets
 from hpcdist.cli.site_option import SITE, open_here
+from hpcdist.datasets import list_datasets
 from hpcdist.errors import NotReadyError
 
 NAMES = [dataset.name for dataset in list_datasets()]

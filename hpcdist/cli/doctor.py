@@ -8,8 +8,8 @@ import click
 from hpcdist.check import Check, find_exit_status
 from hpcdist.cli.output import print_json
 from hpcdist.cli.site_option import SITE, asked_profile
-from hpcdist.printable import printable_line
 from hpcdist.spec import Backend
+from hpcdist.text import printable_line
 from hpcdist.units import parse_duration
 
 COLORS = {"ok": "green", "warning": "yellow", "error": "red", "unknown": "cyan"}

@@ -9,17 +9,17 @@ import click
 
 from hpcdist import datasets
 from hpcdist.backends import sbatch
-from hpcdist.catalogue import find_dataset, is_folder
 from hpcdist.cli.boards import write_boards
 from hpcdist.cli.joined import format_joined
 from hpcdist.cli.output import format_cause, format_efficiency, print_json
+from hpcdist.datasets import find_dataset, is_folder
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.exposure import find_exposed
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared
-from hpcdist.printable import printable_line
+from hpcdist.text import printable_line
 
 LINE_INTERVAL_S = 10.0
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import printable_line
 from hpcdist.project import CONFIG_NAME
 from hpcdist.spec import Backend
+from hpcdist.text import printable_line
 
 
 @click.command(

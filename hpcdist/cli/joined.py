@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from hpcdist.joined import Audit, Disagreement, JobRecord, Timeline
-from hpcdist.printable import clean
 from hpcdist.record import StepSplit
 from hpcdist.steps import mean_split
+from hpcdist.text import clean
 from hpcdist.units import format_bytes
 
 _STARTING = ("launch", "imports", "process_group", "preflight", "data", "first_step")

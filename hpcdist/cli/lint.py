@@ -12,7 +12,7 @@ import msgspec
 from hpcdist import __version__
 from hpcdist.cli.offers import offer_code, offer_codes
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.printable import printable_line
+from hpcdist.text import printable_line
 
 if TYPE_CHECKING:
     from hpcdist.lint_rule import Finding

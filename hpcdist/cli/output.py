@@ -9,9 +9,9 @@ import msgspec
 
 from hpcdist.cause import Cause
 from hpcdist.kinds import footnotes
-from hpcdist.printable import clean, printable_line
 from hpcdist.record import Efficiency, RankUsage
 from hpcdist.seff import format_seff
+from hpcdist.text import clean, printable_line
 from hpcdist.units import format_bytes
 
 

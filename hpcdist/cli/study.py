@@ -18,7 +18,6 @@ from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
 from hpcdist.job_status import JobStatus
 from hpcdist.prepare import choose_backend
-from hpcdist.printable import printable_line
 from hpcdist.project import Project, find_project
 from hpcdist.report import has_prices
 from hpcdist.spec import Backend
@@ -28,6 +27,7 @@ from hpcdist.study_file import parse_study
 from hpcdist.study_lines import read_text
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, load_study
+from hpcdist.text import printable_line
 from hpcdist.trials import find_runs, query_trials
 from hpcdist.units import format_duration
 

@@ -9,7 +9,7 @@ from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, print_json
 from hpcdist.errors import NotFoundError
 from hpcdist.jobs import Job
-from hpcdist.printable import printable_line
+from hpcdist.text import printable_line
 from hpcdist.why import explain
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcdist.catalogue import Augmentation
+from hpcdist.datasets import Augmentation
 
 PADDING = 4
 

@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from hpcdist.disk import write_atomically
+from hpcdist.files import write_atomically
 
 KEPT = 2
 

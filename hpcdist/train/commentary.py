@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from hpcdist.disk import write_atomically
+from hpcdist.files import write_atomically
 from hpcdist.job_status import Progress
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.pace import rank_strategy

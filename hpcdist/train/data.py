@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from hpcdist.catalogue import Augmentation
+from hpcdist.datasets import Augmentation
 from hpcdist.train.augment import Moves, draw_moves, move_images
 
 MEAN, STANDARD_DEVIATION = 0.1307, 0.3081  # of the training set's pixels, as fractions of full brightness

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from hpcdist.errors import UsageError
-from hpcdist.printable import suggest
+from hpcdist.text import suggest
 from hpcdist.train.models import SmallCnn
 
 Shape = tuple[int, int, int]

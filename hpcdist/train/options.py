@@ -7,7 +7,7 @@ from typing import Any, NoReturn, get_args
 import msgspec
 
 from hpcdist.errors import UsageError
-from hpcdist.spec import Layout, Training
+from hpcdist.spec import Layout
 from hpcdist.training import (
     DEFAULT_BATCH_SIZE,
     Accelerator,
@@ -17,6 +17,7 @@ from hpcdist.training import (
     PsMode,
     Schedule,
     Strategy,
+    Training,
 )
 from hpcdist.units import parse_duration
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from hpcdist.disk import write_atomically
+from hpcdist.files import write_atomically
 from hpcdist.record import TrainingMetrics
 from hpcdist.train.phases import Clock
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hpcdist.catalogue import Dataset, Synthetic, find_dataset, is_folder, is_synthetic, parse_folder, parse_synthetic
+from hpcdist.datasets import Dataset, Synthetic, find_dataset, is_folder, is_synthetic, parse_folder, parse_synthetic
 from hpcdist.errors import NotReadyError
 from hpcdist.train.data import ImageData, Normalisation, Split, read_mnist
 from hpcdist.train.environment import RankEnvironment

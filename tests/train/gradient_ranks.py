@@ -17,7 +17,7 @@ import torch
 import torch.distributed
 from torch import nn
 
-from hpcdist.spec import Layout, Training
+from hpcdist.spec import Layout
 from hpcdist.train.cluster import join_process_group, open_store
 from hpcdist.train.data import ImageData, Split
 from hpcdist.train.environment import RankEnvironment
@@ -27,6 +27,7 @@ from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
+from hpcdist.training import Training
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hpcdist.spec import Layout, Training
+from hpcdist.spec import Layout
 from hpcdist.train.cluster import join_process_group, open_store, use_threads
 from hpcdist.train.data import ImageData, Split
 from hpcdist.train.environment import RankEnvironment
@@ -32,6 +32,7 @@ from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
 from hpcdist.train.reading import read_data
 from hpcdist.train.slowdown import Slowdown
+from hpcdist.training import Training
 
 CPU = torch.device("cpu")
 

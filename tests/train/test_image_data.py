@@ -10,9 +10,9 @@ import scipy.io
 import torch
 import torchvision
 
-from hpcdist.catalogue import find_dataset, parse_synthetic
+from hpcdist.datasets import find_dataset, parse_synthetic
 from hpcdist.errors import NotReadyError
-from hpcdist.train import reading
+from hpcdist.train import data
 from hpcdist.train.augment import Moves, draw_moves, move_images
 from hpcdist.train.data import Split, TrainBatches
 from hpcdist.train.reading import make_split, read_split
@@ -180,6 +180,6 @@ def test_of_a_batch_smaller_than_its_parts_the_last_part_has_some():
 def test_a_grey_and_a_coloured_set_are_normalised_by_their_own_figures():
     pixels = torch.tensor([[[[255]], [[0]], [[51]]]], dtype=torch.uint8)
     cifar = find_dataset("cifar10")
-    split = Split(pixels, torch.tensor([0]), reading.Normalisation(cifar.mean, cifar.standard_deviation))
+    split = Split(pixels, torch.tensor([0]), data.Normalisation(cifar.mean, cifar.standard_deviation))
     found = split.select(torch.tensor([0]), 1).images_BCHW.flatten().tolist()
     assert found == pytest.approx([(1 - 0.4914) / 0.2470, -0.4822 / 0.2435, (0.2 - 0.4465) / 0.2616], rel=1e-4)

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.call import _call_callback_hooks
 
-from hpcdist import record
+from hpcdist import probe, record
 from hpcdist.errors import UsageError
 from hpcdist.record import RankUsage, TrainingMetrics
 from hpcdist.steps import find_straggler, waiting_s
@@ -320,7 +320,7 @@ class TestProbe:
             asked = []
 
             def measured(size, device):
-                return probing.AllReduce(size_bytes=size, latency_s=1e-3 + size / bandwidth, bandwidth_bytes_per_s=1)
+                return probe.AllReduce(size_bytes=size, latency_s=1e-3 + size / bandwidth, bandwidth_bytes_per_s=1)
 
             monkeypatch.setattr(probing, "_measure", measured)
             monkeypatch.setattr(probing, "_longest_s", lambda one, device: one.latency_s)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from hpcdist.errors import UsageError
 from hpcdist.record import STOPPED_STATUS
-from hpcdist.spec import Training
 from hpcdist.train.tickets import Tickets
+from hpcdist.training import Training
 from tests.train.conftest import run_python
 
 PROGRAM = Path(__file__).with_name("strategy_ranks.py")

@@ -63,7 +63,7 @@ class TestEnvironment:
 
 class TestOptions:
     def test_every_option_of_layout_and_training_is_there(self):
-        from hpcdist.spec import Training
+        from hpcdist.training import Training
 
         words = (
             "--nodes 2 --gpus 0 --tasks-per-node 3 --cpus-per-task 4 --epochs 5 --batch-size-per-rank 10 --lr 0.5"

@@ -12,7 +12,7 @@ import tempfile
 import time
 
 from hpcdist.errors import NotReadyError
-from hpcdist.train import environment, meeting, preflight
+from hpcdist.train import cluster, environment, meeting, preflight
 from hpcdist.train.__main__ import main
 
 FAULT = sys.argv.pop(1)
@@ -44,7 +44,7 @@ def spoil():
     elif FAULT == "invisible":
         preflight._find_folder_trouble.__globals__["Path"].exists = lambda path: False
     elif FAULT == "gpu":
-        preflight.choose_device = lambda *_: raise_error(NotReadyError("rank 1 on n2 needs 1 GPU(s) and can use 0"))
+        cluster.choose_device = lambda *_: raise_error(NotReadyError("rank 1 on n2 needs 1 GPU(s) and can use 0"))
     elif FAULT.startswith("clock"):
         time.time = clock(float(FAULT.removeprefix("clock")))
     elif FAULT == "stopped":

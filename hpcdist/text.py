@@ -1,4 +1,4 @@
-"""Text from elsewhere made safe to keep and to print; the two spellings of a key; the nearest known word. Pure."""
+"""Text from elsewhere made safe to keep and to print; the two spellings of a key; the nearest known word."""
 
 import re
 from collections.abc import Iterable, Mapping
