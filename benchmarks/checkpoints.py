@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from hpcdist.config.training import Training
 from hpcdist.record import TrainingMetrics
-from hpcdist.training import Training
 from hpcdist.units import parse_duration
 
 

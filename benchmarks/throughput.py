@@ -26,8 +26,9 @@ import pytorch_lightning
 import torch
 from torch.nn import functional
 
+from hpcdist.config.job import Layout
+from hpcdist.config.training import Training
 from hpcdist.program import TRAINING_MEMORY
-from hpcdist.spec import Layout
 from hpcdist.train.data import MEAN, STANDARD_DEVIATION, Batch, ImageData, read_mnist
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
@@ -38,7 +39,6 @@ from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
 from hpcdist.train.probing import settle
-from hpcdist.training import Training
 
 CPU = torch.device("cpu")
 TURN = 10

@@ -9,9 +9,9 @@ print(job.record())
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hpcdist.config.job import Layout
     from hpcdist.errors import HpcdistError
     from hpcdist.jobs import Job
-    from hpcdist.spec import Layout
     from hpcdist.submitting import submit
 
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __all__ = ["HpcdistError", "Job", "Layout", "submit"]
 _HOMES = {
     "HpcdistError": "hpcdist.errors",
     "Job": "hpcdist.jobs",
-    "Layout": "hpcdist.spec",
+    "Layout": "hpcdist.config.job",
     "submit": "hpcdist.submitting",
 }
 

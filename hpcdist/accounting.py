@@ -19,8 +19,8 @@ from hpcdist.sacct_question import batch_job_ids, expand_job_id
 from hpcdist.text import printable
 
 if TYPE_CHECKING:
+    from hpcdist.config.job import Layout
     from hpcdist.run_files import LocalState
-    from hpcdist.spec import Layout
 
 Source = Literal["seff", "sacct", "ranks"]
 NAMED_JOBS = 10  # of an array, thousands of tasks may be unknown

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from hpcdist.spec import JobSpec, Layout
+from hpcdist.config.job import JobSpec, Layout
 from hpcdist.study import Study, Variant
 
 # What differs from job to job without making another training of it.

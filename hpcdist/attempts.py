@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from hpcdist.config.job import Layout
 from hpcdist.joined import JobRecord
 from hpcdist.record import RankUsage
-from hpcdist.spec import Layout
 from hpcdist.steps import mean_split
 from hpcdist.tuning import Attempt
 from hpcdist.units import parse_slurm_memory

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from hpcdist.config.job import JobSpec
 from hpcdist.joined import Audit, Finding
 from hpcdist.record import Efficiency, RankUsage
-from hpcdist.spec import JobSpec
 from hpcdist.units import format_bytes
 
 # Below these a share of CPU or GPU time is worth a word; centres' own limits (CPU not for GPU jobs).

@@ -17,15 +17,15 @@ import msgspec
 
 from hpcdist import rank
 from hpcdist.backends import local
+from hpcdist.config.job import LAYOUT_KEYS, TRAINING_KEYS, JobSpec
+from hpcdist.config.project import find_project
 from hpcdist.errors import UsageError
 from hpcdist.gpu import count_gpus
 from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_start_ticks
 from hpcdist.prepare import Prepared, prepare
-from hpcdist.project import find_project
 from hpcdist.rerun import find_differences
 from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.sending import describe_run
-from hpcdist.spec import LAYOUT_KEYS, TRAINING_KEYS, JobSpec
 from hpcdist.store import Run, Store, read_json
 from hpcdist.text import underscored
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from hpcdist.config.job import Layout
 from hpcdist.record import StepSplit, TestResult
-from hpcdist.spec import Layout
 from hpcdist.study import Study
 from hpcdist.usage_curve import UsageCurve
 

@@ -7,9 +7,9 @@ Sources: apptainer-exec(1) (`--bind`, `--nv`, `--pwd`), README of pyxis 0.20 (`-
 import shlex
 from collections.abc import Iterable
 
+from hpcdist.config.job import JobSpec
+from hpcdist.config.site import Container
 from hpcdist.errors import UsageError
-from hpcdist.site import Container
-from hpcdist.spec import JobSpec
 
 # Where the script keeps the node-local folder, which only the job itself can know.
 _SCRATCH = '"$scratch"'

@@ -7,13 +7,13 @@ from pathlib import Path
 from hpcdist import cluster_checks, machine_checks
 from hpcdist.backends import site
 from hpcdist.check import SLURM, Check
+from hpcdist.config.job import Backend
+from hpcdist.config.project import Project, find_nearest
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.here import open_project
 from hpcdist.partitions import Partition
-from hpcdist.project import Project, find_nearest
 from hpcdist.registry import Problem, find_problems, judge_runs
 from hpcdist.repair import Repair, repair
-from hpcdist.spec import Backend
 from hpcdist.status_rows import Mark
 from hpcdist.store import Store
 from hpcdist.trial import WAIT_S, Tell, choose_shape, probe_between_nodes

@@ -11,13 +11,13 @@ from typing import Any
 from hpcdist.backends import breaking, slurm
 from hpcdist.backends.tasks import ACCOUNTING_LAG_S
 from hpcdist.cause import Cause, Verdict
+from hpcdist.config.job import merge_options
+from hpcdist.config.project import Project
 from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.job_status import CONTINUED_STATES, JobStatus
 from hpcdist.jobs import Job
-from hpcdist.merging import merge_options
 from hpcdist.prepare import Prepared, complete_job, prepare
-from hpcdist.project import Project
 from hpcdist.record import RESTART_LINE, RankUsage
 from hpcdist.sending import send
 from hpcdist.store import new_run_name

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from hpcdist.backends.release import find_release
-from hpcdist.project import Project, find_project
+from hpcdist.config.project import Project, find_project
 
 
 def open_project(start: Path | None = None, *, profile: str | None = None) -> Project:

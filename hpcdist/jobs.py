@@ -12,16 +12,16 @@ from hpcdist import accounting, statuses, why
 from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
 from hpcdist.cause import Verdict
+from hpcdist.config.job import Layout
+from hpcdist.config.project import find_project
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.job_status import JobStatus, Progress, join_task, split_task
 from hpcdist.joined import JobRecord
-from hpcdist.project import find_project
 from hpcdist.record import Efficiency
 from hpcdist.run_files import RunRecord
 from hpcdist.sacct_question import check_job_id
 from hpcdist.slurm_rules import has_launch_failed
-from hpcdist.spec import Layout
 from hpcdist.store import Run, Store
 from hpcdist.timeline import build_timeline, find_disagreements
 

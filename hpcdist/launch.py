@@ -17,9 +17,9 @@ from types import FrameType
 import msgspec
 import psutil
 
+from hpcdist.config.job import Layout
 from hpcdist.files import write_atomically
 from hpcdist.run_files import LocalState, RunRecord, state_file
-from hpcdist.spec import Layout
 from hpcdist.store import Run
 from hpcdist.units import parse_slurm_time
 

@@ -5,9 +5,9 @@ import socket
 
 import msgspec
 
+from hpcdist.config.job import JobSpec
 from hpcdist.errors import SubmitError
 from hpcdist.gpu import count_gpus
-from hpcdist.spec import JobSpec
 
 
 def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str]:

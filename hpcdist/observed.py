@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from hpcdist.audit import GPU_IDLE, uses_gpus
+from hpcdist.config.job import JobSpec
 from hpcdist.record import Efficiency, RankUsage
-from hpcdist.spec import JobSpec
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
 

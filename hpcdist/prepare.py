@@ -7,13 +7,12 @@ from typing import Any
 
 import msgspec
 
+from hpcdist.config.job import Backend, JobSpec, build_job, check_run_name, merge_options
+from hpcdist.config.project import Project
+from hpcdist.config.secrets import part_secrets
+from hpcdist.config.site import Site
 from hpcdist.errors import UsageError
-from hpcdist.merging import merge_options
-from hpcdist.privacy import part_secrets
-from hpcdist.project import Project
 from hpcdist.render import Place, read_templates, render
-from hpcdist.site import Site
-from hpcdist.spec import Backend, JobSpec, build_job, check_run_name
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,8 +15,8 @@ import msgspec
 from hpcdist import statuses
 from hpcdist.backends import local
 from hpcdist.check import Check
+from hpcdist.config.project import find_nearest
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
-from hpcdist.project import find_nearest
 from hpcdist.run_files import RunRecord
 from hpcdist.status_rows import Mark
 from hpcdist.store import Run, Store

@@ -11,12 +11,12 @@ import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hpcdist import releases
+from hpcdist.config.job import JobSpec, Layout
+from hpcdist.config.project import CONFIG_NAME
+from hpcdist.config.site import Site
+from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.project import CONFIG_NAME
-from hpcdist.site import Site
-from hpcdist.spec import JobSpec, Layout
 from hpcdist.text import dashed
-from hpcdist.training import Training
 from hpcdist.units import parse_slurm_time
 
 # A prefix under which a user's template finds the packaged ones: {% extends "hpcdist/base.sbatch.j2" %}.

@@ -8,16 +8,15 @@ from typing import Any
 
 import msgspec
 
+from hpcdist.config.job import EXCLUSIVE, JOB_KEYS, TABLES, JobSpec, Layout, build_job, check_keys, option_types
+from hpcdist.config.project import Project
+from hpcdist.config.secrets import part_secrets
+from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.merging import EXCLUSIVE
 from hpcdist.prepare import Prepared, prepare
-from hpcdist.privacy import part_secrets
-from hpcdist.project import Project
 from hpcdist.run_files import RunRecord
-from hpcdist.spec import JOB_KEYS, TABLES, JobSpec, Layout, build_job, check_keys, option_types
 from hpcdist.store import new_run_name
 from hpcdist.text import dashed, underscored
-from hpcdist.training import Training
 
 
 class Rerun(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,8 +4,8 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.site import Site
-from hpcdist.spec import Backend, JobSpec
+from hpcdist.config.job import Backend, JobSpec
+from hpcdist.config.site import Site
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,9 +9,9 @@ import msgspec
 
 from hpcdist import provenance
 from hpcdist.backends import local, sbatch, site, slurm
+from hpcdist.config.secrets import exported, require_secrets
 from hpcdist.errors import HpcdistError, NotFoundError, SubmitError, UsageError
 from hpcdist.prepare import Prepared
-from hpcdist.privacy import exported, require_secrets
 from hpcdist.refusal import find_hint
 from hpcdist.run_files import RunRecord
 from hpcdist.store import Run, Store

@@ -22,10 +22,10 @@ from hpcdist.cluster_facts import (
     parse_qos_limits,
     parse_scontrol,
 )
+from hpcdist.config.project import CONFIG_NAME, read_options
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.files import write_atomically
 from hpcdist.partitions import Partition
-from hpcdist.project import CONFIG_NAME, read_options
 from hpcdist.site_proposal import (
     Accepted,
     Setting,

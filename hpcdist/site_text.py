@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
+from hpcdist.config.toml import parse_toml
 from hpcdist.errors import UsageError
 from hpcdist.site_proposal import Setting
-from hpcdist.study_lines import parse_toml
 from hpcdist.text import clean, with_underscores
 
 _RECORD = "# hpcdist init wrote: "

@@ -10,13 +10,13 @@ from typing import TypeVar
 
 import msgspec
 
+from hpcdist.config.job import RUN_NAME, JobSpec, check_run_name
 from hpcdist.counter import Counter
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.files import lock_file, write_atomically
 from hpcdist.job_status import Progress, split_task
 from hpcdist.record import RankUsage
 from hpcdist.run_files import LocalState, RunRecord, state_file
-from hpcdist.spec import RUN_NAME, JobSpec, check_run_name
 from hpcdist.usage_curve import UsageCurve
 
 T = TypeVar("T")

@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 
 from hpcdist.batches import Batch, jobs_to_wait_for
+from hpcdist.config.job import Backend, JobSpec
+from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError, SubmitError
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.prepare import Prepared, complete_job, prepare
-from hpcdist.project import Project
 from hpcdist.sending import send
-from hpcdist.spec import Backend, JobSpec
 from hpcdist.store import Run, Store
 from hpcdist.study import Study, Trial
 from hpcdist.study_plan import StudyPlan, plan_study

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from hpcdist.site import Prices  # noqa: PLC0414
-from hpcdist.spec import Layout
+from hpcdist.config.job import Layout
+from hpcdist.config.site import Prices  # noqa: PLC0414
 
 Scaling = Literal["strong", "weak"]
 Scale = Literal["full", "small"]

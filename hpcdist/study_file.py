@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
+from hpcdist.config.job import TABLES, check_keys, check_name, option_types
+from hpcdist.config.secrets import is_secret
+from hpcdist.config.site import Prices
+from hpcdist.config.toml import Path, find_lines, line_of, parse_toml
 from hpcdist.errors import UsageError
-from hpcdist.privacy import is_secret
-from hpcdist.site import Prices
-from hpcdist.spec import TABLES, check_keys, check_name, option_types
 from hpcdist.study import Limits, Reference, Scale, Scaling, Study, Variant
-from hpcdist.study_lines import Path, find_lines, line_of, parse_toml
 from hpcdist.study_scale import find_place, lay_over
 from hpcdist.study_values import as_text, convert, explain_unknown, read_struct, read_table, show
 from hpcdist.text import underscored, with_underscores

@@ -7,10 +7,10 @@ import msgspec
 
 from hpcdist.backends import local, slurm
 from hpcdist.batches import Batch, check_gpu_hours, make_batches, most_gpu_hours
+from hpcdist.config.job import Backend, build_job
+from hpcdist.config.project import Project
 from hpcdist.errors import NotFoundError, UsageError
-from hpcdist.project import Project
 from hpcdist.sending import find_sent
-from hpcdist.spec import Backend, build_job
 from hpcdist.store import Run, Store
 from hpcdist.study import Study, Trial
 from hpcdist.study_state import StudyState, find_study, same_folder, without_secrets

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hpcdist.config.toml import Path
 from hpcdist.study import Scale
-from hpcdist.study_lines import Path
 from hpcdist.study_values import explain_unknown, read_table
 from hpcdist.text import with_underscores
 from hpcdist.variants import StudyError

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from hpcdist.config.job import Backend
+from hpcdist.config.secrets import is_secret
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.files import lock_file, write_atomically
-from hpcdist.privacy import is_secret
-from hpcdist.spec import Backend
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_file import check_study_name
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from hpcdist.spec import OPTION_KEYS
-from hpcdist.study_lines import Path
+from hpcdist.config.job import OPTION_KEYS
+from hpcdist.config.toml import Path
 from hpcdist.text import dashed, printable, suggest, with_underscores
 from hpcdist.variants import StudyError
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import msgspec
 
+from hpcdist.config.job import Backend, Layout, check_keys, merge_options
 from hpcdist.here import open_project
 from hpcdist.jobs import Job
-from hpcdist.merging import merge_options
 from hpcdist.prepare import choose_backend, complete_job, prepare
 from hpcdist.rerun import prepare_rerun
 from hpcdist.sending import send
-from hpcdist.spec import Backend, Layout, check_keys
 from hpcdist.store import new_run_name
 
 

@@ -5,9 +5,9 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from hpcdist.comparison import TrialRow
+from hpcdist.config.site import Prices
 from hpcdist.joined import JobRecord, Timeline
 from hpcdist.record import Efficiency, TrainingMetrics
-from hpcdist.site import Prices
 from hpcdist.steps import find_straggler, mean_split, waiting_s
 from hpcdist.study import Study, Trial, Variant
 

@@ -8,11 +8,10 @@ from typing import Any
 import msgspec
 
 from hpcdist.attempts import build_attempt
+from hpcdist.config.job import LAYOUT_KEYS, Backend, JobSpec, build_job, merge_options
+from hpcdist.config.project import Project
 from hpcdist.datasets import is_folder
 from hpcdist.errors import UsageError
-from hpcdist.merging import merge_options
-from hpcdist.project import Project
-from hpcdist.spec import LAYOUT_KEYS, Backend, JobSpec, build_job
 from hpcdist.statuses import pause_s
 from hpcdist.studies import Watch, cancel_study, run_study
 from hpcdist.study import Limits, Study

@@ -8,11 +8,10 @@ from typing import Any
 
 import msgspec
 
+from hpcdist.config.job import LAYOUT_KEYS, TABLES, Layout, build_job, merge_options
+from hpcdist.config.toml import Path
 from hpcdist.errors import UsageError
-from hpcdist.merging import merge_options
-from hpcdist.spec import LAYOUT_KEYS, TABLES, Layout, build_job
 from hpcdist.study import Study, Trial, Variant
-from hpcdist.study_lines import Path
 from hpcdist.text import suggest
 
 LABEL = "label"  # of a layout: its own name for what it is, in place of the options in which it differs

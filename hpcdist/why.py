@@ -13,15 +13,15 @@ import msgspec
 from hpcdist import accounting
 from hpcdist.backends import local, tasks
 from hpcdist.cause import Attempt, Verdict
+from hpcdist.config.job import JobSpec
+from hpcdist.config.secrets import known_secrets, mask
 from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError
 from hpcdist.evidence import Evidence, Log
 from hpcdist.job_status import JobStatus, split_task
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
-from hpcdist.privacy import known_secrets, mask
 from hpcdist.record import RESTART_LINE, Efficiency, RankUsage
-from hpcdist.spec import JobSpec
 from hpcdist.store import Run
 from hpcdist.text import printable, printable_line
 

@@ -1,11 +1,11 @@
 """Evidence for the tests of the post-mortem, in few words."""
 
+from hpcdist.config.job import JobSpec, Layout
 from hpcdist.ending import Ending
 from hpcdist.evidence import Evidence, Log
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
 from hpcdist.record import Efficiency, RankUsage
-from hpcdist.spec import JobSpec, Layout
 from tests.conftest import REPOSITORY
 
 GIB = 1024**3

@@ -2,12 +2,12 @@
 
 from hpcdist.audit import audit_job
 from hpcdist.cause import Cause
+from hpcdist.config.job import JobSpec, Layout
 from hpcdist.job_status import JobStatus
 from hpcdist.joined import JobRecord, Timeline
 from hpcdist.probe import AllReduce
 from hpcdist.record import Efficiency, RankUsage, StepSplit, TestResult, TrainingMetrics
 from hpcdist.report import compare
-from hpcdist.spec import JobSpec, Layout
 from hpcdist.study import Study, Trial, Variant
 
 START_S = 1_000_000.0

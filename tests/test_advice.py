@@ -3,10 +3,10 @@
 import pytest
 
 from hpcdist.advice import advise
+from hpcdist.config.job import JobSpec, Layout
+from hpcdist.config.training import Training
 from hpcdist.observed import Observation
 from hpcdist.record import Efficiency, RankUsage
-from hpcdist.spec import JobSpec, Layout
-from hpcdist.training import Training
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
 GIB = 1024**3

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from hpcdist import datasets
+from hpcdist.config.training import Training
 from hpcdist.datasets import (
     Synthetic,
     fetch_archives,
@@ -26,7 +27,6 @@ from hpcdist.datasets import (
     parse_synthetic,
 )
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, UsageError
-from hpcdist.training import Training
 from tests.conftest import run_hpcdist
 
 

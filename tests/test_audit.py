@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from hpcdist.audit import Claim, audit_job, find_inconsistent
+from hpcdist.config.job import JobSpec, Layout
+from hpcdist.config.training import Training
 from hpcdist.record import Efficiency, RankUsage, TrainingMetrics
 from hpcdist.seff import parse_seff
-from hpcdist.spec import JobSpec, Layout
-from hpcdist.training import Training
 
 SEFF = Path(__file__).parent / "data" / "seff"
 

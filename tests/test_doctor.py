@@ -12,13 +12,13 @@ import pytest
 
 from hpcdist import datasets, mnist_wheel
 from hpcdist.backends import slurm
+from hpcdist.config.job import build_job
+from hpcdist.config.site import Site
 from hpcdist.doctor import Doctor
 from hpcdist.probes import find_probe, read_probes
 from hpcdist.record import RankUsage
 from hpcdist.registry import find_problems
 from hpcdist.run_files import LocalState, RunRecord
-from hpcdist.site import Site
-from hpcdist.spec import build_job
 from hpcdist.store import Store
 from tests.conftest import run_hpcdist
 

@@ -5,10 +5,10 @@ import pytest
 
 from hpcdist.backends import breaking
 from hpcdist.cause import Cause
+from hpcdist.config.project import find_project
 from hpcdist.drill import DRILLS, Means, Seen, choose_options, find_obstacle, judge
 from hpcdist.drills import prepare_drill
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.project import find_project
 from hpcdist.record import RankUsage
 from tests.conftest import run_hpcdist
 

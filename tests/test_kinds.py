@@ -3,11 +3,11 @@
 import pytest
 
 from hpcdist.accounting import from_ranks
+from hpcdist.config.job import Layout
 from hpcdist.kinds import footnotes, parse_gathering, with_gathering
 from hpcdist.record import Efficiency, Gathering, RankUsage
 from hpcdist.sacct import parse_sacct
 from hpcdist.seff import parse_seff
-from hpcdist.spec import Layout
 from tests.test_sacct import row, step
 
 SAMPLED = {"SLURM_VERSION": "23.02.7", "JobAcctGatherType": "jobacct_gather/linux"}

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from hpcdist.config.project import Project, find_project
 from hpcdist.lint import lint
 from hpcdist.lint_rule import Surroundings
 from hpcdist.prepare import complete_job, prepare
-from hpcdist.project import Project, find_project
 from hpcdist.render import packaged_templates
 
 ROOT = Path("/home/ada/mnist study")

@@ -1,11 +1,11 @@
 """The post-mortem: which rank is blamed, and what is told with every cause."""
 
 from hpcdist.case import format_ranks
+from hpcdist.config.job import JobSpec, Layout
 from hpcdist.ending import Ending, Step
 from hpcdist.evidence import Evidence, Log
 from hpcdist.postmortem import judge
 from hpcdist.record import RankUsage
-from hpcdist.spec import JobSpec, Layout
 from tests.cases import one_rank, rank, text, verdict
 
 

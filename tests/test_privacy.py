@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from hpcdist import privacy
-from hpcdist.exposure import find_exposed
-from hpcdist.spec import JobSpec
+from hpcdist.config import secrets
+from hpcdist.config.job import JobSpec
+from hpcdist.config.secrets import find_exposed
 from tests.conftest import run_hpcdist
 
 VALUE = "hf_3Kq9vXw71"
@@ -26,7 +26,7 @@ SECRETS += " OPENAI_KEY GITHUB_PAT DB_PASS MYSQL_PWD"
 
 @pytest.mark.parametrize("name", SECRETS.split())
 def test_names_that_say_secret(name):
-    assert privacy.is_secret(name)
+    assert secrets.is_secret(name)
 
 
 PLAIN = "TOKENIZERS_PARALLELISM MAX_TOKENS KEY PRIMARY_KEY SECRETARY NOTE"
@@ -35,21 +35,21 @@ PLAIN += " MONKEY image_key PUBLIC_KEY PWD OLDPWD OLD_PWD PASS PATH COMPAT FIRST
 
 @pytest.mark.parametrize("name", PLAIN.split())
 def test_names_that_only_look_so(name):
-    assert not privacy.is_secret(name)
-    assert privacy.is_secret(name, [name])
+    assert not secrets.is_secret(name)
+    assert secrets.is_secret(name, [name])
 
 
 def test_a_job_is_parted_from_its_secrets():
     job = JobSpec(name="a", env={"A": "1", "HF_TOKEN": "t", "CODE": "c"}, secret_env=("X_TOKEN",))
-    parted, values = privacy.part_secrets(job, ["CODE"])
+    parted, values = secrets.part_secrets(job, ["CODE"])
     assert (parted.env, parted.secret_env) == ({"A": "1"}, ("CODE", "HF_TOKEN", "X_TOKEN"))
     assert values == {"HF_TOKEN": "t", "CODE": "c"}
 
 
 def test_long_values_of_secrets_are_masked_the_longest_first():
     env = {"A_TOKEN": "abcdefgh", "B_TOKEN": "abcdefghij", "C_TOKEN": "abcdefg", "HOME": "/home/ada"}
-    values = privacy.known_secrets(env)
-    assert privacy.mask("abcdefghij abcdefgh abcdefg /home/ada", values) == "*** *** abcdefg /home/ada"
+    values = secrets.known_secrets(env)
+    assert secrets.mask("abcdefghij abcdefgh abcdefg /home/ada", values) == "*** *** abcdefg /home/ada"
 
 
 KEY = "hf_" + 20 * "k"

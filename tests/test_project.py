@@ -1,8 +1,8 @@
 import pytest
 
+from hpcdist.config.job import merge_options
+from hpcdist.config.project import find_project, read_options
 from hpcdist.errors import UsageError
-from hpcdist.merging import merge_options
-from hpcdist.project import find_project, read_options
 
 
 def test_the_nearest_file_upward_is_the_project(tmp_path):

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from hpcdist.cli.main import COMMANDS
+from hpcdist.config.project import Project
+from hpcdist.config.site import Site
 from hpcdist.prepare import complete_job, prepare
-from hpcdist.project import Project
-from hpcdist.site import Site
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcdist.config.job import build_job
+from hpcdist.config.project import Project, read_options
+from hpcdist.config.site import Site
 from hpcdist.errors import UsageError
 from hpcdist.prepare import complete_job, prepare
-from hpcdist.project import Project, read_options
 from hpcdist.render import quote_sbatch, quote_shell, read_templates
-from hpcdist.site import Site
-from hpcdist.spec import build_job
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = "/home/ada/mnist study"

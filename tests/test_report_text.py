@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from hpcdist.comparison import Comparison, Fit, Prediction
+from hpcdist.config.site import Prices
 from hpcdist.report_csv import format_csv
 from hpcdist.report_text import format_comparison, format_figures, format_fit, format_markdown, format_prediction
-from hpcdist.site import Prices
 from hpcdist.table import measure
 from tests.finished_trials import done, failed, report, split, study, variant
 

@@ -3,8 +3,8 @@
 import json
 
 from hpcdist.adhoc import make_study
-from hpcdist.spec import JobSpec, Layout
-from hpcdist.training import Training
+from hpcdist.config.job import JobSpec, Layout
+from hpcdist.config.training import Training
 from tests.conftest import run_hpcdist
 
 ONE, TWO = Layout(nodes=1), Layout(nodes=2)

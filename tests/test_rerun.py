@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
+from hpcdist.config.job import JobSpec, Layout
+from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
 from hpcdist.rerun import change_job, parse_changes
-from hpcdist.spec import JobSpec, Layout
-from hpcdist.training import Training
 from tests.conftest import run_hpcdist
 
 SAY = ("sh", "-c", 'echo "$SAID in $PWD, rank $RANK of $WORLD_SIZE"')

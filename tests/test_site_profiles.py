@@ -18,13 +18,13 @@ import pytest
 
 from hpcdist.backends import release
 from hpcdist.cli.study import read_study
+from hpcdist.config.json_schema import build_schema
+from hpcdist.config.project import Project, find_project
+from hpcdist.config.site import Container, Partitions, Site
 from hpcdist.errors import UsageError
 from hpcdist.prepare import complete_job, prepare
-from hpcdist.project import Project, find_project
 from hpcdist.releases import DIFFERENCES, NEWEST, OLDEST, holds, parse_release
 from hpcdist.render import packaged_templates
-from hpcdist.schema import build_schema
-from hpcdist.site import Container, Partitions, Site
 from tests.conftest import run_hpcdist
 
 GOLDEN = Path(__file__).parent / "golden" / "sites"

@@ -1,8 +1,8 @@
 import pytest
 
+from hpcdist.config.job import Layout, build_job, check_keys, check_name
+from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.spec import Layout, build_job, check_keys, check_name
-from hpcdist.training import Training
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from concurrent.futures import ProcessPoolExecutor
 import msgspec
 import pytest
 
+from hpcdist.config.job import build_job
+from hpcdist.config.site import Site
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.files import write_atomically
 from hpcdist.run_files import RunRecord
-from hpcdist.site import Site
-from hpcdist.spec import build_job
 from hpcdist.store import Store, new_run_name
 
 

@@ -14,13 +14,13 @@ import msgspec
 import pytest
 
 from hpcdist import store, submitting
+from hpcdist.config.job import build_job
+from hpcdist.config.site import Site
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
 from hpcdist.machine_checks import check_folder
 from hpcdist.record import RankUsage
 from hpcdist.run_files import LocalState, RunRecord
-from hpcdist.site import Site
-from hpcdist.spec import build_job
 from hpcdist.store import Store
 from tests.conftest import HPCDIST, run_hpcdist
 

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from hpcdist import batches
 from hpcdist.backends import tasks
+from hpcdist.config.job import build_job
+from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
 from hpcdist.jobs import Job
-from hpcdist.project import find_project
-from hpcdist.spec import build_job
 from hpcdist.studies import run_study
 from hpcdist.study_file import parse_study
 from hpcdist.study_state import list_studies, load_study, locked

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from hpcdist.by_hand import parse_master
+from hpcdist.config.job import JobSpec, Layout
 from hpcdist.errors import UsageError
-from hpcdist.spec import JobSpec, Layout
 from tests.conftest import HPCDIST, run_hpcdist
 from tests.train.conftest import clean_environment, free_port
 

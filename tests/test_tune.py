@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 
 from hpcdist.cli.tune import tune_command
-from hpcdist.project import Project
+from hpcdist.config.project import Project
+from hpcdist.config.site import Site
 from hpcdist.reports import report_on
-from hpcdist.site import Site
 from hpcdist.studies import Watch
 from hpcdist.tune import Tuned, tune
 from hpcdist.tuning import Attempt

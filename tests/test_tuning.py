@@ -6,14 +6,14 @@ import pytest
 
 from hpcdist.attempts import build_attempt, find_memory_share
 from hpcdist.cause import Cause
+from hpcdist.config.job import JobSpec, Layout
+from hpcdist.config.toml import check_writable, set_options
+from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
 from hpcdist.job_status import JobStatus
 from hpcdist.joined import JobRecord
 from hpcdist.record import RankUsage, StepSplit, TrainingMetrics
-from hpcdist.spec import JobSpec, Layout
-from hpcdist.training import Training
 from hpcdist.tune import begin_search
-from hpcdist.tuned_file import check_writable, set_options
 from hpcdist.tuning import Attempt, Search, choose_batch, choose_workers, explain, next_batches, next_workers
 from hpcdist.usage_curve import UsageCurve
 

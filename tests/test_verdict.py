@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcdist.site import Prices
+from hpcdist.config.site import Prices
 from tests.finished_trials import codes, done, failed, probe, report, said, split, study, variant
 
 ONE, TWO, NET, FOUR = (variant(name) for name in ("1x1", "1x2", "2x1", "2x2"))

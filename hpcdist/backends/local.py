@@ -9,10 +9,10 @@ import time
 
 import msgspec
 
+from hpcdist.config.job import JobSpec
 from hpcdist.errors import HpcdistError, SubmitError
 from hpcdist.launch import read_boot_id, read_start_ticks
 from hpcdist.run_files import LocalState
-from hpcdist.spec import JobSpec
 from hpcdist.store import Run
 
 START_TIMEOUT_S = 30.0

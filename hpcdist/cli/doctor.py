@@ -8,7 +8,7 @@ import click
 from hpcdist.check import Check, find_exit_status
 from hpcdist.cli.output import print_json
 from hpcdist.cli.site_option import SITE, asked_profile
-from hpcdist.spec import Backend
+from hpcdist.config.job import Backend
 from hpcdist.text import printable_line
 from hpcdist.units import parse_duration
 

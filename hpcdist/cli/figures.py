@@ -112,7 +112,7 @@ def _find_named(token: str, source: "Source | None") -> Efficiency | list[str]:
 
 def _iter_study(name: str) -> Iterator[Efficiency]:
     """The jobs of a study's trials in their order; trials without figures are counted on standard error."""
-    from hpcdist.project import find_project
+    from hpcdist.config.project import find_project
     from hpcdist.study_state import load_study
     from hpcdist.trials import iter_figures_of_trials
 
@@ -140,8 +140,8 @@ def _slurm_id(token: str) -> str | None:
 
 def _iter_project() -> Iterator[Efficiency]:
     """The runs of this project, newest first; those without any figure are counted on standard error."""
+    from hpcdist.config.project import find_project
     from hpcdist.jobs import Job, read_known
-    from hpcdist.project import find_project
     from hpcdist.store import Store
 
     jobs = [Job(run) for run in Store(find_project(Path.cwd()).root)]

@@ -12,11 +12,11 @@ from hpcdist.cause import Cause
 from hpcdist.cli.following import follow
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, format_table, print_json
+from hpcdist.config.project import find_project
+from hpcdist.config.secrets import mask
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.job_status import JobStatus
 from hpcdist.jobs import Job
-from hpcdist.privacy import mask
-from hpcdist.project import find_project
 from hpcdist.record import RankUsage
 from hpcdist.sacct_question import check_job_id
 from hpcdist.slurm_rules import is_held

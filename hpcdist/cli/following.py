@@ -12,9 +12,9 @@ from hpcdist.backends import sbatch
 from hpcdist.cli.boards import write_boards
 from hpcdist.cli.joined import format_joined
 from hpcdist.cli.output import format_cause, format_efficiency, print_json
+from hpcdist.config.secrets import find_exposed
 from hpcdist.datasets import find_dataset, is_folder
 from hpcdist.errors import HpcdistError, NotReadyError
-from hpcdist.exposure import find_exposed
 from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.joined import JobRecord

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from hpcdist.config.job import Backend
+from hpcdist.config.project import CONFIG_NAME
 from hpcdist.errors import UsageError
-from hpcdist.project import CONFIG_NAME
-from hpcdist.spec import Backend
 from hpcdist.text import printable_line
 
 

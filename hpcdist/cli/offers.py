@@ -42,7 +42,7 @@ def _offer(find: Callable[[], Iterable[tuple[str, str]]], *, separator: str = ""
 
 
 def _find_root() -> Path:
-    from hpcdist.project import find_project
+    from hpcdist.config.project import find_project
 
     return find_project(Path.cwd()).root
 
@@ -71,8 +71,7 @@ def _list_partitions() -> Iterator[tuple[str, str]]:
 
 
 def _list_sites() -> Iterator[tuple[str, str]]:
-    from hpcdist.project import find_project, read_options
-    from hpcdist.site_file import PROFILES
+    from hpcdist.config.project import PROFILES, find_project, read_options
 
     config = find_project(Path.cwd()).config
     profiles = read_options(config, site=True).get(PROFILES, {}) if config else {}

@@ -7,10 +7,9 @@ from typing import Any, TypeVar
 import click
 
 from hpcdist.cli.offers import offer_jobs, offer_partitions
+from hpcdist.config.job import TABLES, merge_options
+from hpcdist.config.project import read_options
 from hpcdist.errors import UsageError
-from hpcdist.merging import merge_options
-from hpcdist.project import read_options
-from hpcdist.spec import TABLES
 
 F = TypeVar("F", bound=Callable[..., Any])
 

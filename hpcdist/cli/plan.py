@@ -13,14 +13,14 @@ from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study import FILE, SCALE, read_study
 from hpcdist.comparison import Spread
+from hpcdist.config.job import Backend, build_job
+from hpcdist.config.project import Project
 from hpcdist.errors import SubmitError
 from hpcdist.joined import JobRecord
 from hpcdist.link import Link
 from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.prepare import choose_backend, complete_job, prepare
 from hpcdist.probes import read_probes
-from hpcdist.project import Project
-from hpcdist.spec import Backend, build_job
 from hpcdist.study import Scale, Study, Trial, Variant
 from hpcdist.study_state import find_study
 from hpcdist.trials import read_records

@@ -8,9 +8,9 @@ import click
 from hpcdist.cli.offers import offer_studies_and_jobs
 from hpcdist.cli.output import print_json
 from hpcdist.comparison import Comparison
+from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.files import write_atomically
-from hpcdist.project import find_project
 from hpcdist.report_csv import format_csv
 from hpcdist.report_text import format_comparison, format_markdown
 from hpcdist.reports import report_on

@@ -198,8 +198,8 @@ def _watch(request: Request, interval_s: float) -> None:
 
 def _write_boards(jobs: Sequence[Efficiency]) -> None:
     """Puts the figures of this project's own jobs beside their curves in TensorBoard."""
+    from hpcdist.config.project import find_project
     from hpcdist.jobs import Job
-    from hpcdist.project import find_project
     from hpcdist.store import Store
 
     store = Store(find_project(Path.cwd()).root)

@@ -3,10 +3,10 @@
 import click
 
 from hpcdist.cli.offers import offer_sites
+from hpcdist.config.project import Project
 from hpcdist.here import open_project
-from hpcdist.project import Project
 
-_KEY = "hpcdist.site"
+_KEY = "hpcdist.config.site"
 
 
 def _remember(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:

@@ -16,15 +16,15 @@ from hpcdist.cli.options import BACKEND, JSON
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
+from hpcdist.config.job import Backend
+from hpcdist.config.project import Project, find_project
+from hpcdist.config.toml import read_text
 from hpcdist.job_status import JobStatus
 from hpcdist.prepare import choose_backend
-from hpcdist.project import Project, find_project
 from hpcdist.report import has_prices
-from hpcdist.spec import Backend
 from hpcdist.studies import cancel_study, prepare_batches, run_study
 from hpcdist.study import Scale, Study, Trial
 from hpcdist.study_file import parse_study
-from hpcdist.study_lines import read_text
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, load_study
 from hpcdist.text import printable_line

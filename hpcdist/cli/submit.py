@@ -7,9 +7,9 @@ import click
 
 from hpcdist.cli.options import BACKEND, DRY_RUN, FILE, JSON, WAIT, JobCommand, collect_options, job_options
 from hpcdist.cli.site_option import SITE, open_here
+from hpcdist.config.job import Backend, JobSpec
 from hpcdist.prepare import Prepared, choose_backend, complete_job, prepare
 from hpcdist.render import packaged_templates
-from hpcdist.spec import Backend, JobSpec
 
 RUN = click.option("--run", metavar="NAME", help="Name of the run.")
 TEMPLATE = click.option(
@@ -76,8 +76,8 @@ def send_and_show(prepared: Prepared, *, dry_run: bool, wait: bool, as_json: boo
         SubmitError: The scheduler refused.
     """
     from hpcdist.cli import following
+    from hpcdist.config.secrets import exported
     from hpcdist.jobs import Job
-    from hpcdist.privacy import exported
     from hpcdist.sending import send
 
     following.warn_of_missing_data(prepared)
@@ -101,9 +101,9 @@ def _copy_code(root: Path, run: str, job: JobSpec, *, dry_run: bool) -> Path:
     Raises:
         UsageError: There is no COMMAND, or nothing to copy.
     """
+    from hpcdist.config.job import check_run_name
     from hpcdist.errors import UsageError
     from hpcdist.snapshot import take_snapshot
-    from hpcdist.spec import check_run_name
 
     if not job.command:
         raise UsageError("--snapshot keeps the code of a COMMAND, and there is none", "add -- python train.py")

@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from hpcdist.cli.options import JobCommand, collect_options, training_options
+from hpcdist.config.project import find_project
 from hpcdist.errors import UsageError
 from hpcdist.prepare import complete_job, prepare
-from hpcdist.project import find_project
 
 
 @click.command(

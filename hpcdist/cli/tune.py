@@ -12,18 +12,16 @@ from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study import read_study
 from hpcdist.cli.study_progress import RunWatch
+from hpcdist.config.job import Backend, merge_options
+from hpcdist.config.project import Project
+from hpcdist.config.toml import check_writable, parse_toml, read_text, set_options
 from hpcdist.errors import HpcdistError
 from hpcdist.files import write_atomically
 from hpcdist.job_status import JobStatus, Progress
-from hpcdist.merging import merge_options
 from hpcdist.prepare import choose_backend
-from hpcdist.project import Project
-from hpcdist.spec import Backend
 from hpcdist.study import Trial
-from hpcdist.study_lines import parse_toml, read_text
 from hpcdist.text import dashed, printable_line
 from hpcdist.tune import Tuned, tune
-from hpcdist.tuned_file import check_writable, set_options
 from hpcdist.tuning import Attempt
 
 HEADER = ("BATCH", "PER RANK", "WORKERS", "IMAGES/S", "BUSY", "MEMORY", "DATA", "NOTE", "RUN")

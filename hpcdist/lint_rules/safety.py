@@ -3,10 +3,9 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from hpcdist.exposure import KEY, WANDB_KEY, is_value, names_secret
+from hpcdist.config.secrets import KEY, WANDB_KEY, is_secret, is_value, names_secret
 from hpcdist.launches import Launch
 from hpcdist.lint_rule import Hit, Surroundings, rule
-from hpcdist.privacy import is_secret
 from hpcdist.sbatch_script import Script
 from hpcdist.shell_words import Word
 

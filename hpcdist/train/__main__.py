@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import datasets
+from hpcdist.config.job import JobSpec
 from hpcdist.errors import HpcdistError
-from hpcdist.spec import JobSpec
 from hpcdist.train.environment import RankEnvironment, check_layout, check_logger, read_environment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.options import parse_options

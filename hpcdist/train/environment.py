@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from hpcdist.config.job import Layout
 from hpcdist.errors import NotReadyError, UsageError
-from hpcdist.spec import Layout
 from hpcdist.train.slowdown import Slowdown, read_slowdown
 
 _START_HINT = (

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hpcdist.config.training import Training
 from hpcdist.train.data import Batch, ImageData
 from hpcdist.train.models import build_optimizer
 from hpcdist.train.pace import rank_strategy
 from hpcdist.train.schedules import Rates, follow
-from hpcdist.training import Training
 
 
 class Tally:

@@ -6,9 +6,8 @@ from typing import Any, NoReturn, get_args
 
 import msgspec
 
-from hpcdist.errors import UsageError
-from hpcdist.spec import Layout
-from hpcdist.training import (
+from hpcdist.config.job import Layout
+from hpcdist.config.training import (
     DEFAULT_BATCH_SIZE,
     Accelerator,
     ExtraLogger,
@@ -19,6 +18,7 @@ from hpcdist.training import (
     Strategy,
     Training,
 )
+from hpcdist.errors import UsageError
 from hpcdist.units import parse_duration
 
 LAYOUT_OPTIONS = ("nodes", "gpus", "tasks_per_node", "cpus_per_task")

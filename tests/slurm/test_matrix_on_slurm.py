@@ -18,10 +18,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist.merging import merge_options
+from hpcdist.config.job import merge_options
+from hpcdist.config.project import Project
+from hpcdist.config.site import Partitions, Site
 from hpcdist.prepare import complete_job, prepare
-from hpcdist.project import Project
-from hpcdist.site import Partitions, Site
 from tests.slurm.waiting import eventually
 from tests.test_matrix import LAYOUTS, SITES, open_site
 

@@ -17,7 +17,8 @@ import torch
 import torch.distributed
 from torch import nn
 
-from hpcdist.spec import Layout
+from hpcdist.config.job import Layout
+from hpcdist.config.training import Training
 from hpcdist.train.cluster import join_process_group, open_store
 from hpcdist.train.data import ImageData, Split
 from hpcdist.train.environment import RankEnvironment
@@ -27,7 +28,6 @@ from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
-from hpcdist.training import Training
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hpcdist.spec import Layout
+from hpcdist.config.job import Layout
+from hpcdist.config.training import Training
 from hpcdist.train.cluster import join_process_group, open_store, use_threads
 from hpcdist.train.data import ImageData, Split
 from hpcdist.train.environment import RankEnvironment
@@ -32,7 +33,6 @@ from hpcdist.train.outcome import Outcome
 from hpcdist.train.phases import Clock
 from hpcdist.train.reading import read_data
 from hpcdist.train.slowdown import Slowdown
-from hpcdist.training import Training
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule
 
+from hpcdist.config.job import Layout
+from hpcdist.config.training import Training
 from hpcdist.datasets import parse_synthetic
 from hpcdist.errors import NotReadyError, UsageError
-from hpcdist.spec import Layout
 from hpcdist.train import building, checkpoints
 from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
 from hpcdist.train.checkpoints import Checkpoints
@@ -24,7 +25,6 @@ from hpcdist.train.own import fit_own, load_class, make
 from hpcdist.train.phases import Clock
 from hpcdist.train.reading import make_split
 from hpcdist.train.tensorboard import describe_options, sum_up
-from hpcdist.training import Training
 
 CPU = torch.device("cpu")
 OWN = {"module": "tests.train.own_parts:Tiny", "datamodule": "tests.train.own_parts:Numbers"}

@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from hpcdist.config.job import Layout
+from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.spec import Layout
 from hpcdist.train.decoded import BadImageError, Decoded, count_bytes, decode_picture, find_room, keep_decoded
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.folder import cut_middle, draw_crop, open_folder
 from hpcdist.train.options import Options
 from hpcdist.train.part_batches import PartBatches
 from hpcdist.train.reading import read_data
-from hpcdist.training import Training
 from tests.train.test_part_batches import Told
 
 CPU = torch.device("cpu")

@@ -9,14 +9,14 @@ import types
 
 import pytest
 
-from hpcdist import spec
+from hpcdist.config import job
+from hpcdist.config.training import Training
 from hpcdist.errors import NotReadyError, UsageError
 from hpcdist.train.environment import RankEnvironment, check_logger
 from hpcdist.train.failure import StoppedError
 from hpcdist.train.loggers import open_loggers
 from hpcdist.train.options import Options
 from hpcdist.train.wandb_run import RunWandb, why_offline
-from hpcdist.training import Training
 from tests.train.test_fit import Trained
 
 
@@ -46,7 +46,7 @@ def test_a_csv_holds_one_curve_over_attempts_that_overlap(tmp_path):
 
 
 def test_a_logger_that_has_no_run_to_write_into_is_refused():
-    options = Options(layout=spec.Layout(gpus=0), training=Training(logger="csv"))
+    options = Options(layout=job.Layout(gpus=0), training=Training(logger="csv"))
     with pytest.raises(UsageError, match="this is no run"):
         open_loggers(options, RankEnvironment(started_at_s=0.0), 1)
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
 from hpcdist.train.data import Batch
 from hpcdist.train.models import SmallCnn
 from hpcdist.train.module import Classifier
 from hpcdist.train.networks import build_network, measure_size
-from hpcdist.training import Training
 
 CPU = torch.device("cpu")
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
 from hpcdist.record import STOPPED_STATUS
 from hpcdist.train.tickets import Tickets
-from hpcdist.training import Training
 from tests.train.conftest import run_python
 
 PROGRAM = Path(__file__).with_name("strategy_ranks.py")

@@ -9,15 +9,15 @@ import time
 import pytest
 import torch
 
+from hpcdist.config.job import Layout
+from hpcdist.config.training import DEFAULT_BATCH_SIZE
 from hpcdist.errors import UsageError
 from hpcdist.program import TRAINING_MEMORY
-from hpcdist.spec import Layout
 from hpcdist.train.cluster import StartedRanks, choose_threads, use_threads
 from hpcdist.train.environment import check_layout, read_environment
 from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
 from hpcdist.train.options import parse_options
 from hpcdist.train.phases import Clock, StepTimes
-from hpcdist.training import DEFAULT_BATCH_SIZE
 
 RANK_3 = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "1",
@@ -63,7 +63,7 @@ class TestEnvironment:
 
 class TestOptions:
     def test_every_option_of_layout_and_training_is_there(self):
-        from hpcdist.training import Training
+        from hpcdist.config.training import Training
 
         words = (
             "--nodes 2 --gpus 0 --tasks-per-node 3 --cpus-per-task 4 --epochs 5 --batch-size-per-rank 10 --lr 0.5"

@@ -1,4 +1,4 @@
-"""What the user asks for: layout, site, training, job. Pure values, checked when they are made."""
+"""What the user asks for: layout, training and job, checked when they are made; options of several sources merged."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -7,14 +7,35 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from hpcdist.config.site import Site
+from hpcdist.config.training import Training, require
 from hpcdist.errors import UsageError
-from hpcdist.site import Site  # noqa: PLC0414
 from hpcdist.text import suggest, underscored
-from hpcdist.training import (
-    Training,  # noqa: PLC0414  (found here by everyone else)
-    require,
-)
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
+
+# Of each pair one may be given; a later source's choice replaces the other of an earlier source.
+EXCLUSIVE = (("mem", "mem_per_cpu"), ("batch_size", "batch_size_per_rank"))
+
+
+def merge_options(*sources: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of several sources, later ones winning: tables are merged by key, setup lines are added."""
+    merged: dict[str, Any] = {}
+    for source in sources:
+        given = {key: value for key, value in source.items() if value is not None}
+        for pair in EXCLUSIVE:
+            for key, other in (pair, pair[::-1]):
+                if key in given and other not in given:
+                    merged.pop(other, None)
+        for key, value in given.items():
+            old = merged.get(key)
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                merged[key] = {**old, **value}
+            elif key == "setup" and old:
+                merged[key] = [*old, *value]
+            else:
+                merged[key] = value
+    return merged
+
 
 Backend = Literal["slurm", "local"]
 

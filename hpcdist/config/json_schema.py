@@ -1,13 +1,13 @@
-"""The JSON Schema of `hpcdist.toml`, for editors. Pure."""
+"""The JSON Schema of `hpcdist.toml`, for editors."""
 
 import re
 from typing import Any
 
 import msgspec
 
-from hpcdist.site import Site
-from hpcdist.spec import JobSpec, Layout
-from hpcdist.training import Training
+from hpcdist.config.job import JobSpec, Layout
+from hpcdist.config.site import Site
+from hpcdist.config.training import Training
 
 _ATTRIBUTE = re.compile(r"^        ([a-z_, \n]+?): (.*?)(?=^        \S|\Z)", re.MULTILINE | re.DOTALL)
 _KINDS = (Site, Layout, JobSpec, Training)

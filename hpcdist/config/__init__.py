@@ -1,0 +1,1 @@
+"""hpcdist.toml, job files and options, checked."""
