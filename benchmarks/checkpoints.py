@@ -20,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from hpcdist.config.training import Training
-from hpcdist.record import TrainingMetrics
+from hpcdist.records.ranks import TrainingMetrics
 from hpcdist.units import parse_duration
 
 

@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from hpcdist.program import TRAINING_MEMORY
-from hpcdist.record import TrainingMetrics
+from hpcdist.records.ranks import TrainingMetrics
 
 
 class Machine(NamedTuple):

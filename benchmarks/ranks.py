@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.paced import CUT_SHORT, IN_STEP
 from benchmarks.processes import Machine, finish, start
-from hpcdist.record import RankUsage, TrainingMetrics
+from hpcdist.records.ranks import RankUsage, TrainingMetrics
 
 TOGETHER, APART = "together", "apart"
 # Steps of a turn by samples of a rank's step; most of an epoch is whole turns, also where two ranks share it.

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Literal
 from hpcdist.backends import slurm, tasks
 from hpcdist.backends.asking import ask_jobs, ask_period
 from hpcdist.errors import NotFoundError, NotReadyError, UsageError
-from hpcdist.job_status import JobStatus, split_task
-from hpcdist.kinds import RANK_GATHERING, name_kinds
 from hpcdist.live import complete, iter_complete, read_gathering
-from hpcdist.record import Efficiency, Gathering, RankUsage, sum_known
+from hpcdist.records.efficiency import RANK_GATHERING, Efficiency, Gathering, name_kinds
+from hpcdist.records.job import JobStatus, split_task
+from hpcdist.records.ranks import RankUsage, sum_known
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import batch_job_ids, expand_job_id
 from hpcdist.text import printable
 
 if TYPE_CHECKING:
     from hpcdist.config.job import Layout
-    from hpcdist.run_files import LocalState
+    from hpcdist.records.store import LocalState
 
 Source = Literal["seff", "sacct", "ranks"]
 NAMED_JOBS = 10  # of an array, thousands of tasks may be unknown

@@ -11,7 +11,7 @@ import msgspec
 
 from hpcdist.audit import CPU_SHARE, GPU_SHARE
 from hpcdist.observed import Observation, Pool
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.units import format_bytes, format_duration, parse_slurm_memory
 
 MEMORY_HEADROOM = 1.2

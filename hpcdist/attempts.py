@@ -4,12 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from hpcdist.config.job import Layout
-from hpcdist.joined import JobRecord
-from hpcdist.record import RankUsage
-from hpcdist.steps import mean_split
+from hpcdist.records.job import JobRecord
+from hpcdist.records.ranks import RankUsage, mean_split
+from hpcdist.records.usage_curve import UsageCurve
 from hpcdist.tuning import Attempt
 from hpcdist.units import parse_slurm_memory
-from hpcdist.usage_curve import UsageCurve
 
 # Above the one a node has nothing left to give; below the other a rank waits for CPUs.
 _FULL, _SERVED = 0.9, 0.8

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import msgspec
 
 from hpcdist.config.job import JobSpec
-from hpcdist.joined import Audit, Finding
-from hpcdist.record import Efficiency, RankUsage
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import Audit, AuditFinding
+from hpcdist.records.ranks import RankUsage
 from hpcdist.units import format_bytes
 
 # Below these a share of CPU or GPU time is worth a word; centres' own limits (CPU not for GPU jobs).
@@ -59,23 +60,23 @@ def audit_job(efficiency: Efficiency | None, ranks: Sequence[RankUsage], job: Jo
     return msgspec.structs.replace(audit, findings=tuple(finding for finding in found if finding))
 
 
-def _fewer_ranks(audit: Audit, efficiency: Efficiency | None) -> Finding | None:
+def _fewer_ranks(audit: Audit, efficiency: Efficiency | None) -> AuditFinding | None:
     """A job that failed may lack ranks for a reason that is told elsewhere."""
     asked, ran = audit.ranks_asked, audit.ranks
     if efficiency is None or efficiency.state != "COMPLETED" or asked is None or ran is None or ran >= asked:
         return None
     evidence: dict[str, float | str] = {"ranks": ran, "ranks_asked": asked}
-    return Finding(code="fewer-ranks", sentence=f"{ran} of {asked} ranks ran", evidence=evidence)
+    return AuditFinding(code="fewer-ranks", sentence=f"{ran} of {asked} ranks ran", evidence=evidence)
 
 
-def _alone(audit: Audit) -> Finding | None:
+def _alone(audit: Audit) -> AuditFinding | None:
     if audit.world_size != 1 or audit.ranks is None or audit.ranks < 2:
         return None
     sentence = f"each of the {audit.ranks} ranks trained alone: every one says its world has one rank"
-    return Finding(code="alone", sentence=sentence, evidence={"ranks": audit.ranks, "world_size": 1})
+    return AuditFinding(code="alone", sentence=sentence, evidence={"ranks": audit.ranks, "world_size": 1})
 
 
-def _same_work(audit: Audit, ranks: Sequence[RankUsage]) -> Finding | None:
+def _same_work(audit: Audit, ranks: Sequence[RankUsage]) -> AuditFinding | None:
     """Ranks that share a batch compute steps x global batch samples between them, less in each epoch's last batch."""
     trainings = [rank.training for rank in ranks if rank.training]
     samples = [one.samples for one in trainings if one.samples is not None]
@@ -87,33 +88,35 @@ def _same_work(audit: Audit, ranks: Sequence[RankUsage]) -> Finding | None:
         return None
     rest = f"{sum(samples):,} samples where {expected:,} would do: each trained on the same data"
     evidence: dict[str, float | str] = {"samples": sum(samples), "samples_expected": expected, "ranks": len(ranks)}
-    return Finding(code="same-work", sentence=f"the {len(ranks)} ranks computed {rest}", evidence=evidence)
+    return AuditFinding(code="same-work", sentence=f"the {len(ranks)} ranks computed {rest}", evidence=evidence)
 
 
-def _idle_gpus(audit: Audit) -> Finding | None:
+def _idle_gpus(audit: Audit) -> AuditFinding | None:
     if not audit.gpus or audit.gpus_used is None or audit.gpus_used >= audit.gpus:
         return None
     sentence = f"{audit.gpus_used} of {audit.gpus} GPUs were used"
-    return Finding(code="idle-gpus", sentence=sentence, evidence={"gpus": audit.gpus, "gpus_used": audit.gpus_used})
+    return AuditFinding(
+        code="idle-gpus", sentence=sentence, evidence={"gpus": audit.gpus, "gpus_used": audit.gpus_used}
+    )
 
 
-def _waiting_gpus(measured: Sequence[float]) -> Finding | None:
+def _waiting_gpus(measured: Sequence[float]) -> AuditFinding | None:
     busy = [share for share in measured if share >= GPU_IDLE]
     mean = sum(busy) / len(busy) if busy else None
     if mean is None or mean >= GPU_SHARE:
         return None
     sentence = f"the GPUs were busy {mean:.0%} of the time: they wait for data, for each other or for small batches"
-    return Finding(code="waiting-gpus", sentence=sentence, evidence={"gpu_utilization": mean})
+    return AuditFinding(code="waiting-gpus", sentence=sentence, evidence={"gpu_utilization": mean})
 
 
-def _unused_gpus(efficiency: Efficiency, job: JobSpec | None) -> Finding | None:
+def _unused_gpus(efficiency: Efficiency, job: JobSpec | None) -> AuditFinding | None:
     if not efficiency.gpus or uses_gpus(efficiency, job):
         return None
     sentence = f"{efficiency.gpus} GPU(s) were allocated, and the training was told to use the CPUs"
-    return Finding(code="unused-gpus", sentence=sentence, evidence={"gpus": efficiency.gpus, "accelerator": "cpu"})
+    return AuditFinding(code="unused-gpus", sentence=sentence, evidence={"gpus": efficiency.gpus, "accelerator": "cpu"})
 
 
-def _idle_cores(efficiency: Efficiency, audit: Audit, job: JobSpec | None) -> Finding | None:
+def _idle_cores(efficiency: Efficiency, audit: Audit, job: JobSpec | None) -> AuditFinding | None:
     """Cores nobody asked for, in any job; cores that were asked for and idle, in a CPU job only."""
     cores, busy = audit.cores, audit.cores_busy
     if cores is None or busy is None or efficiency.live:
@@ -123,13 +126,13 @@ def _idle_cores(efficiency: Efficiency, audit: Audit, job: JobSpec | None) -> Fi
     # Twice as many: Slurm counts both threads of a core where it hands out whole cores.
     if asked is not None and cores > 2 * asked:
         sentence = f"{cores} cores were allocated where {asked} were asked for; {busy:.1f} were busy"
-        return Finding(code="idle-cores", sentence=sentence, evidence=evidence | {"cores_asked": asked})
+        return AuditFinding(code="idle-cores", sentence=sentence, evidence=evidence | {"cores_asked": asked})
     tasks = audit.ranks_asked or efficiency.nodes or 1
     # A task can't have less than one CPU, nor part of another.
     fewest = tasks * math.ceil(busy / tasks)
     if uses_gpus(efficiency, job) or busy >= CPU_SHARE * cores or fewest >= cores:
         return None
-    return Finding(code="idle-cores", sentence=f"{busy:.1f} of {cores} cores were busy", evidence=evidence)
+    return AuditFinding(code="idle-cores", sentence=f"{busy:.1f} of {cores} cores were busy", evidence=evidence)
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,7 +153,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     cores: int | None = None
 
 
-def find_inconsistent(claims: Sequence[Claim]) -> list[Finding]:
+def find_inconsistent(claims: Sequence[Claim]) -> list[AuditFinding]:
     """The runs of one training whose own figures do not fit the number of ranks they are said to have had.
 
     The run with the fewest ranks is the measure. A run is named when its memory is that of another number of ranks
@@ -164,7 +167,7 @@ def find_inconsistent(claims: Sequence[Claim]) -> list[Finding]:
     return [finding for finding in found if finding]
 
 
-def _inconsistency(measure: Claim, claim: Claim) -> Finding | None:
+def _inconsistency(measure: Claim, claim: Claim) -> AuditFinding | None:
     if not measure.memory_used_bytes or not claim.memory_used_bytes or not claim.wall_time_s:
         return None
     fits = claim.memory_used_bytes / (measure.memory_used_bytes / measure.ranks)
@@ -180,7 +183,7 @@ def _inconsistency(measure: Claim, claim: Claim) -> Finding | None:
     cores = ""
     if claim.cores and cores_per_rank and round(claim.cores / cores_per_rank) == ranks:
         cores = f"; its {claim.cores} cores are those of {ranks} too"
-    return Finding(
+    return AuditFinding(
         code="inconsistent",
         sentence=f"{claim.name} is said to have had {claim.ranks} rank(s), but its figures fit {ranks}: "
         f"{format_bytes(claim.memory_used_bytes)} is the memory of {fits:.1f} ranks, "

@@ -23,10 +23,9 @@ from hpcdist.errors import UsageError
 from hpcdist.gpu import count_gpus
 from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_start_ticks
 from hpcdist.prepare import Prepared, prepare
+from hpcdist.records.store import LocalState, Run, RunRecord, Store, read_json, state_file
 from hpcdist.rerun import find_differences
-from hpcdist.run_files import LocalState, RunRecord, state_file
 from hpcdist.sending import describe_run
-from hpcdist.store import Run, Store, read_json
 from hpcdist.text import underscored
 
 ECHO_INTERVAL_S = 0.2

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Sequence
 
-from hpcdist.record import RankUsage
+from hpcdist.records.ranks import RankUsage
 
 
 def name_rank(rank: RankUsage) -> str:

@@ -7,9 +7,9 @@ from hpcdist.backends import sbatch, site, slurm
 from hpcdist.check import SLURM, Check
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError, NotReadyError
-from hpcdist.kinds import parse_gathering
 from hpcdist.partitions import Partition
 from hpcdist.prepare import complete_job, prepare
+from hpcdist.records.efficiency import parse_gathering
 from hpcdist.site_checks import judge_accounting, judge_clock, judge_partition, parse_clock
 
 # What only a scheduler can give: a project whose settings name it needs Slurm.

@@ -5,7 +5,7 @@ from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from hpcdist.errors import UsageError
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.text import nearest
 from hpcdist.units import format_bytes, format_duration, format_local_moment
 

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import msgspec
 
 from hpcdist.config.job import Layout
-from hpcdist.record import StepSplit, TestResult
+from hpcdist.records.ranks import StepSplit, Straggler, TestResult
+from hpcdist.records.usage_curve import UsageCurve
 from hpcdist.study import Study
-from hpcdist.usage_curve import UsageCurve
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,20 +27,6 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     low: float
     high: float
     count: int
-
-
-class Straggler(msgspec.Struct, frozen=True, kw_only=True):
-    """The slowest rank of a job.
-
-    Attributes:
-        rank: Its global rank.
-        host: Its node.
-        slowdown: Its own work per step (data, compute, other) over the median of the other ranks, 1 is none.
-    """
-
-    rank: int
-    host: str
-    slowdown: float
 
 
 class TrialRow(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from hpcdist.errors import UsageError
-from hpcdist.job_status import join_task
-from hpcdist.store import Store
+from hpcdist.records.job import join_task
+from hpcdist.records.store import Store
 
 # Slurm's own words (sbatch(1), --dependency): kinds, ids with a task or a delay, "singleton".
 _OWN = re.compile(r"after(any|burstbuffer|corr|notok|ok)?|expand|singleton|[0-9]+(_([0-9]+|\*))?(\+[0-9]+)?|[,?:]|")

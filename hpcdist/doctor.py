@@ -12,10 +12,10 @@ from hpcdist.config.project import Project, find_nearest
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.here import open_project
 from hpcdist.partitions import Partition
+from hpcdist.records.store import Store
 from hpcdist.registry import Problem, find_problems, judge_runs
 from hpcdist.repair import Repair, repair
 from hpcdist.status_rows import Mark
-from hpcdist.store import Store
 from hpcdist.trial import WAIT_S, Tell, choose_shape, probe_between_nodes
 from hpcdist.trial_checks import Trial, judge_trial
 from hpcdist.version_checks import judge_slurm_release

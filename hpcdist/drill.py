@@ -5,8 +5,8 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from hpcdist.cause import Cause
-from hpcdist.cause import Kind as CauseKind
+from hpcdist.records.job import Cause
+from hpcdist.records.job import Kind as CauseKind
 
 DrillKind = Literal["preempt", "time-limit", "kill-rank", "kill-node", "hang", "corrupt-checkpoint"]
 DRILLS: tuple[DrillKind, ...] = get_args(DrillKind)

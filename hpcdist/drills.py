@@ -10,17 +10,16 @@ from typing import Any
 
 from hpcdist.backends import breaking, slurm
 from hpcdist.backends.tasks import ACCOUNTING_LAG_S
-from hpcdist.cause import Cause, Verdict
 from hpcdist.config.job import merge_options
 from hpcdist.config.project import Project
 from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.job_status import CONTINUED_STATES, JobStatus
 from hpcdist.jobs import Job
 from hpcdist.prepare import Prepared, complete_job, prepare
-from hpcdist.record import RESTART_LINE, RankUsage
+from hpcdist.records.job import CONTINUED_STATES, Cause, Diagnosis, JobStatus
+from hpcdist.records.ranks import RESTART_LINE, RankUsage
+from hpcdist.records.store import new_run_name
 from hpcdist.sending import send
-from hpcdist.store import new_run_name
 from hpcdist.units import parse_duration
 
 POLL_INTERVAL_S = 0.5
@@ -216,7 +215,7 @@ class _Drill:
             took_s=ended_at_s - self._began_at_s,
         )
 
-    def _settled_verdict(self, restarts: int) -> Verdict:
+    def _settled_verdict(self, restarts: int) -> Diagnosis:
         """Why it ended, when accounting knows of every attempt, or does not learn of it."""
         deadline = time.monotonic() + ACCOUNTING_LAG_S
         while True:

@@ -8,11 +8,10 @@ import msgspec
 
 from hpcdist.advice import memory_text, raised_memory_bytes
 from hpcdist.case import describe_exit, format_ranks, name_rank
-from hpcdist.cause import Cause, Kind
 from hpcdist.config.job import JobSpec
-from hpcdist.ending import Ending
 from hpcdist.observed import Observation, Pool
-from hpcdist.record import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS, RankUsage
+from hpcdist.records.job import Cause, Ending, Kind
+from hpcdist.records.ranks import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS, RankUsage
 from hpcdist.signs import Raised, find_exception, find_line, find_time_out, is_lost_peer
 from hpcdist.units import format_bytes
 

@@ -11,18 +11,14 @@ import msgspec
 from hpcdist import accounting, statuses, why
 from hpcdist.audit import audit_job
 from hpcdist.backends import local, slurm
-from hpcdist.cause import Verdict
 from hpcdist.config.job import Layout
 from hpcdist.config.project import find_project
-from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
-from hpcdist.job_status import JobStatus, Progress, join_task, split_task
-from hpcdist.joined import JobRecord
-from hpcdist.record import Efficiency
-from hpcdist.run_files import RunRecord
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import Diagnosis, Ending, JobRecord, JobStatus, Progress, join_task, split_task
+from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.sacct_question import check_job_id
 from hpcdist.slurm_rules import has_launch_failed
-from hpcdist.store import Run, Store
 from hpcdist.timeline import build_timeline, find_disagreements
 
 POLL_INTERVAL_S = 1.0
@@ -133,7 +129,7 @@ class Job:
         """A rank's log so far."""
         return "".join(path.read_text(errors="replace") for path in self.log_paths(rank))
 
-    def why(self) -> list[Verdict]:
+    def why(self) -> list[Diagnosis]:
         """Why the job is where it is or ended as it did, one verdict per array task."""
         return [why.explain(status, self.run) for status in self.statuses()]
 

@@ -19,8 +19,7 @@ import psutil
 
 from hpcdist.config.job import Layout
 from hpcdist.files import write_atomically
-from hpcdist.run_files import LocalState, RunRecord, state_file
-from hpcdist.store import Run
+from hpcdist.records.store import LocalState, Run, RunRecord, state_file
 from hpcdist.units import parse_slurm_time
 
 POLL_INTERVAL_S = 0.05

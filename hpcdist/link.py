@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from hpcdist.probe import AllReduce
+from hpcdist.records.network import AllReduce
 
 # torch.distributed's DDP sends what is smaller in one bucket, whose all-reduce starts when the backward pass is over.
 ONE_BUCKET_BYTES = 1024**2

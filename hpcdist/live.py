@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
-from hpcdist.kinds import parse_gathering, with_gathering
-from hpcdist.record import Efficiency, Gathering
+from hpcdist.records.efficiency import Efficiency, Gathering, parse_gathering, with_gathering
 from hpcdist.sstat import LiveUsage, parse_sstat, sstat_arguments, with_live_usage
 
 # sstat sends a message to every node of every job it is asked about.

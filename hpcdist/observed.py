@@ -7,7 +7,8 @@ import msgspec
 
 from hpcdist.audit import GPU_IDLE, uses_gpus
 from hpcdist.config.job import JobSpec
-from hpcdist.record import Efficiency, RankUsage
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.ranks import RankUsage
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
 

@@ -12,9 +12,9 @@ from hpcdist.batches import count_gpus, most_gpu_hours
 from hpcdist.comparison import Prediction, Spread
 from hpcdist.config.job import JobSpec, build_job
 from hpcdist.config.site import Prices
-from hpcdist.joined import JobRecord
 from hpcdist.link import Link
 from hpcdist.prediction import predict
+from hpcdist.records.job import JobRecord
 from hpcdist.scaling import scale, spread
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.units import parse_slurm_time

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hpcdist.drawing import LAYOUT_COLOURS, WIDTH_IN
 from hpcdist.plot_use import choose_time
-from hpcdist.usage_curve import UsageCurve
+from hpcdist.records.usage_curve import UsageCurve
 
 # As many as there are colours.
 MOST_RANKS = len(LAYOUT_COLOURS)

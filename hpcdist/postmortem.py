@@ -7,8 +7,8 @@ decided comes first, then what the rank that failed first says of itself, then w
 from collections.abc import Callable
 
 from hpcdist import rank_rules, slurm_rules
-from hpcdist.cause import Cause
 from hpcdist.evidence import Evidence
+from hpcdist.records.job import Cause
 
 Rule = Callable[[Evidence], Cause | None]
 

@@ -13,11 +13,10 @@ from typing import NamedTuple
 import msgspec
 
 from hpcdist.comparison import Prediction, Spread
-from hpcdist.joined import JobRecord
 from hpcdist.link import BACKWARD_SHARE, Link, carry_to_ranks, choose_links, find_exposed_s
-from hpcdist.record import StepSplit, TrainingMetrics
+from hpcdist.records.job import JobRecord
+from hpcdist.records.ranks import PARTS, StepSplit, TrainingMetrics, mean_split, median_split, waiting_s
 from hpcdist.scaling import SINGLE_MARGIN, spread
-from hpcdist.steps import PARTS, mean_split, median_split, waiting_s
 from hpcdist.study import Variant, settings_key
 
 # The preflight all-reduces each size so often.

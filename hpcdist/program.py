@@ -19,10 +19,10 @@ from hpcdist.errors import HpcdistError
 from hpcdist.files import write_atomically
 from hpcdist.gpu import GpuMeter
 from hpcdist.identity import Identity
-from hpcdist.kinds import RANK_INTERVAL_S
-from hpcdist.record import RankUsage, TrainingMetrics
+from hpcdist.records.efficiency import RANK_INTERVAL_S
+from hpcdist.records.ranks import RankUsage, TrainingMetrics
+from hpcdist.records.usage_curve import build_curve
 from hpcdist.sampling import Sampler, read_node_memory
-from hpcdist.usage_curve import build_curve
 
 FORWARDED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)

@@ -5,7 +5,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 
-from hpcdist.run_files import RunRecord
+from hpcdist.records.store import RunRecord
 
 PACKAGES = ("hpcdist", "torch", "torchvision", "pytorch-lightning", "submitit", "tensorboard", "numpy")
 GIT_TIMEOUT_S = 10.0

@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from hpcdist.errors import HpcdistError
 from hpcdist.identity import read_identity
 from hpcdist.program import FORWARDED_SIGNALS, Program
-from hpcdist.record import BAD_NODE_STATUS, LOST_PEER_STATUS, RESTART_LINE, STOPPED_STATUS
+from hpcdist.records.ranks import BAD_NODE_STATUS, LOST_PEER_STATUS, RESTART_LINE, STOPPED_STATUS
 
 
 def torchrun_command(tasks: int, command: list[str], env: Mapping[str, str]) -> list[str]:
@@ -93,8 +93,8 @@ def _goes_on(program: Program, status: int, options: argparse.Namespace) -> bool
     helps = status in (STOPPED_STATUS, LOST_PEER_STATUS) or (status == BAD_NODE_STATUS and bad_node is not None)
     if job_id is None or not helps:
         return False
+    from hpcdist.records.store import Run
     from hpcdist.requeue import Requeue  # loads what a rank that ends well never needs
-    from hpcdist.store import Run
 
     restarts = int(program.env.get("SLURM_RESTART_COUNT", "0"))
     run = Run(program.path.parents[1]) if program.path else None

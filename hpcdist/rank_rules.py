@@ -1,9 +1,9 @@
 """Causes that lie with the program: what the rank that failed first says of itself. Pure."""
 
 from hpcdist.case import describe_exit, format_ranks, name_rank
-from hpcdist.cause import Cause
 from hpcdist.evidence import KILLED, SHORT_TAIL_LINES, TERMINATED, Evidence
-from hpcdist.record import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS, RankUsage
+from hpcdist.records.job import Cause
+from hpcdist.records.ranks import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS, RankUsage
 from hpcdist.signs import (
     BAD_COMMAND,
     CUDA_OUT_OF_MEMORY,

@@ -17,9 +17,8 @@ from hpcdist.backends import local
 from hpcdist.check import Check
 from hpcdist.config.project import find_nearest
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
-from hpcdist.run_files import RunRecord
+from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.status_rows import Mark
-from hpcdist.store import Run, Store
 
 ProblemKind = Literal[
     "damaged", "half-made", "unregistered", "unstarted", "dead", "leftover", "open", "lost-folder", "last-id"

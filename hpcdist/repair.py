@@ -12,11 +12,10 @@ import msgspec
 
 from hpcdist.backends import local, sbatch, site
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
-from hpcdist.job_status import split_task
+from hpcdist.records.job import split_task
+from hpcdist.records.store import LocalState, Run, Store
 from hpcdist.registry import Problem, find_open, find_writer, judge_record
-from hpcdist.run_files import LocalState
 from hpcdist.status_rows import Mark
-from hpcdist.store import Run, Store
 
 ASIDE = ".aside"
 # sacct is asked for a week (`sbatch.find_by_run`): an older job may exist that it does not show.

@@ -12,10 +12,10 @@ import msgspec
 
 from hpcdist.comparison import SPREAD_FIGURES, Comparison, Fit, Spread, TrialRow, VariantRow
 from hpcdist.config.site import Prices
-from hpcdist.joined import JobRecord
 from hpcdist.prediction import predict_measured
+from hpcdist.records.job import JobRecord
+from hpcdist.records.ranks import median_split
 from hpcdist.scaling import compare_spreads, fit_all, ratio, scale, spread
-from hpcdist.steps import median_split
 from hpcdist.study import Study, Trial, Variant, settings_key
 from hpcdist.trial_row import build_trial_row
 from hpcdist.unmeasured import find_unmeasured

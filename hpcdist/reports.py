@@ -10,12 +10,10 @@ import msgspec
 from hpcdist.adhoc import make_study
 from hpcdist.comparison import Comparison, VariantUsage
 from hpcdist.errors import HpcdistError, NotFoundError
-from hpcdist.job_status import split_task
 from hpcdist.jobs import Job
-from hpcdist.joined import JobRecord
+from hpcdist.records.job import JobRecord, split_task
+from hpcdist.records.store import RunRecord, Store
 from hpcdist.report import compare
-from hpcdist.run_files import RunRecord
-from hpcdist.store import Store
 from hpcdist.study import Study, Trial, Variant
 from hpcdist.study_state import load_study
 from hpcdist.trials import read_records

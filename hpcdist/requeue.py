@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 
 from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
-from hpcdist.record import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
+from hpcdist.records.ranks import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
+from hpcdist.records.store import Run
 from hpcdist.status_rows import parse_job_fields
-from hpcdist.store import Run
 
 # By now srun has sent TERM to a job in which a rank failed by itself, and that rank's watcher has written how; if
 # neither, a node is gone, and Slurm may need minutes to notice.

@@ -14,8 +14,7 @@ from hpcdist.config.secrets import part_secrets
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
 from hpcdist.prepare import Prepared, prepare
-from hpcdist.run_files import RunRecord
-from hpcdist.store import new_run_name
+from hpcdist.records.store import RunRecord, new_run_name
 from hpcdist.text import dashed, underscored
 
 

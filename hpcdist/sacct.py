@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from hpcdist.job_status import CONTINUED_STATES
-from hpcdist.record import Efficiency, Gathering
+from hpcdist.records.efficiency import Efficiency, Gathering
+from hpcdist.records.job import CONTINUED_STATES
 from hpcdist.sacct_job import fold_rows
 from hpcdist.sacct_question import DELIMITER
 from hpcdist.sacct_rows import iter_rows

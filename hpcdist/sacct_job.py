@@ -7,8 +7,7 @@ of the folding: seff of Slurm 24.11.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hpcdist.errors import ParseError
-from hpcdist.kinds import name_kinds
-from hpcdist.record import Efficiency, Gathering
+from hpcdist.records.efficiency import Efficiency, Gathering, name_kinds
 from hpcdist.sacct_cells import (
     UNSET,
     parse_amount,

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 
 from hpcdist.gpu import GpuMeter
-from hpcdist.kinds import RANK_INTERVAL_S
-from hpcdist.usage_curve import CurveBuilder, Moment
+from hpcdist.records.efficiency import RANK_INTERVAL_S
+from hpcdist.records.usage_curve import CurveBuilder, Moment
 
 _OWN_CHILDREN = Path("/proc/thread-self/children")
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

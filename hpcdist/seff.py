@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 
 from hpcdist.errors import ParseError
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.seff_job import HINT, Draft
 from hpcdist.seff_lines import LONGEST_LINE, clean_line, is_noise, is_prompt
 from hpcdist.units import format_bytes, format_duration

@@ -5,8 +5,7 @@ import re
 import msgspec
 
 from hpcdist.errors import ParseError
-from hpcdist.kinds import name_kinds
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency, name_kinds
 from hpcdist.seff_lines import (
     FIGURES,
     GENUINE,

@@ -12,9 +12,8 @@ from hpcdist.backends import local, sbatch, site, slurm
 from hpcdist.config.secrets import exported, require_secrets
 from hpcdist.errors import HpcdistError, NotFoundError, SubmitError, UsageError
 from hpcdist.prepare import Prepared
+from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.refusal import find_hint
-from hpcdist.run_files import RunRecord
-from hpcdist.store import Run, Store
 
 
 def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from hpcdist.check import Check
 from hpcdist.partitions import Partition
-from hpcdist.record import Gathering
+from hpcdist.records.efficiency import Gathering
 from hpcdist.text import nearest
 
 # munge refuses a credential that is older than five minutes (munged(8), --max-ttl is an hour, the default 300 s).

@@ -1,9 +1,9 @@
 """Causes that the scheduler itself knows: it refused, waits, or ended the job. Pure."""
 
 from hpcdist.advice import RAISE, time_text
-from hpcdist.cause import Cause
 from hpcdist.evidence import Evidence
-from hpcdist.record import RankUsage
+from hpcdist.records.job import Cause
+from hpcdist.records.ranks import RankUsage
 from hpcdist.signs import CANCELLED_FOR, NODE_FAILURE, OOM_KILL
 from hpcdist.units import format_duration
 

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from hpcdist.errors import ParseError
-from hpcdist.kinds import name_kinds
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency, name_kinds
 from hpcdist.units import parse_elapsed, parse_size
 
 FIELDS = ("JobID", "NTasks", "MaxRSS", "AveCPU", "TRESUsageInTot")

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from hpcdist.ending import Ending, Step
 from hpcdist.errors import ParseError
-from hpcdist.job_status import CONTINUED_STATES, ENDED_STATES, JobStatus, split_task
+from hpcdist.records.job import CONTINUED_STATES, ENDED_STATES, Ending, JobStatus, Step, split_task
 from hpcdist.sacct_rows import ROW_ID
 from hpcdist.units import parse_elapsed
 

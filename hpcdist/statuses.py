@@ -8,8 +8,8 @@ import msgspec
 
 from hpcdist.backends import local, slurm, tasks
 from hpcdist.errors import HpcdistError
-from hpcdist.job_status import JobStatus, join_task, split_task
-from hpcdist.store import Run
+from hpcdist.records.job import JobStatus, join_task, split_task
+from hpcdist.records.store import Run
 
 LONGEST_PAUSE_S = 10.0
 

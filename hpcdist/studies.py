@@ -14,11 +14,11 @@ from hpcdist.batches import Batch, jobs_to_wait_for
 from hpcdist.config.job import Backend, JobSpec
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError, SubmitError
-from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.prepare import Prepared, complete_job, prepare
+from hpcdist.records.job import JobStatus, Progress
+from hpcdist.records.store import Run, Store
 from hpcdist.sending import send
-from hpcdist.store import Run, Store
 from hpcdist.study import Study, Trial
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, ask_to_stop, forget_stop, is_asked_to_stop, locked, write_state

@@ -10,8 +10,8 @@ from hpcdist.batches import Batch, check_gpu_hours, make_batches, most_gpu_hours
 from hpcdist.config.job import Backend, build_job
 from hpcdist.config.project import Project
 from hpcdist.errors import NotFoundError, UsageError
+from hpcdist.records.store import Run, Store
 from hpcdist.sending import find_sent
-from hpcdist.store import Run, Store
 from hpcdist.study import Study, Trial
 from hpcdist.study_state import StudyState, find_study, same_folder, without_secrets
 from hpcdist.trials import find_runs, query_trials

@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from hpcdist.columns import Column, Verdict, format_value, judge
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.text import clean
 
 GAP = "  "

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from hpcdist.joined import Disagreement, Timeline
-from hpcdist.record import Efficiency, RankUsage, sum_known
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import Disagreement, Timeline
+from hpcdist.records.ranks import RankUsage, sum_known
 
 # Figures closer than this are the same: ranks and Slurm look at slightly different processes and moments.
 TOLERANCE = 0.1

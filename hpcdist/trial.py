@@ -11,16 +11,16 @@ from hpcdist.cluster_checks import PLACE_WORDS
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError
-from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
 from hpcdist.partitions import Partition
 from hpcdist.prepare import Prepared, complete_job, prepare
-from hpcdist.probes import write_probe
 from hpcdist.provenance import read_versions
+from hpcdist.records.job import JobStatus, Progress
+from hpcdist.records.network import write_probe
+from hpcdist.records.store import new_run_name
 from hpcdist.render import task_command
 from hpcdist.sending import send
 from hpcdist.site_checks import choose_partition
-from hpcdist.store import new_run_name
 from hpcdist.trial_checks import Trial, find_probe
 
 # It takes some ten seconds; the rest is for imports from a slow disk, and for the preflight to name who is missing.

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from hpcdist.check import Check, CheckStatus
-from hpcdist.probe import AllReduce, NodeFacts, Probe
-from hpcdist.record import RankUsage
+from hpcdist.records.network import AllReduce, NodeFacts, Probe
+from hpcdist.records.ranks import RankUsage
 
 # Half of what gigabit Ethernet carries (125 MB/s): below, gradients of any size take longer than a step.
 SLOW_BYTES_PER_S = 60e6

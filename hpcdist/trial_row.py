@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 
 from hpcdist.comparison import TrialRow
 from hpcdist.config.site import Prices
-from hpcdist.joined import JobRecord, Timeline
-from hpcdist.record import Efficiency, TrainingMetrics
-from hpcdist.steps import find_straggler, mean_split, waiting_s
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import JobRecord, Timeline
+from hpcdist.records.ranks import TrainingMetrics, find_straggler, mean_split, waiting_s
 from hpcdist.study import Study, Trial, Variant
 
 NOT_SUBMITTED = "NOT SUBMITTED"

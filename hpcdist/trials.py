@@ -8,12 +8,10 @@ import msgspec
 from hpcdist import statuses
 from hpcdist.backends import tasks
 from hpcdist.errors import HpcdistError
-from hpcdist.job_status import JobStatus
 from hpcdist.jobs import Job, read_known
-from hpcdist.joined import JobRecord
-from hpcdist.record import Efficiency
-from hpcdist.run_files import RunRecord
-from hpcdist.store import Run, Store
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import JobRecord, JobStatus
+from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.study import Trial
 from hpcdist.study_state import StudyState
 

@@ -12,17 +12,16 @@ import msgspec
 
 from hpcdist import accounting
 from hpcdist.backends import local, tasks
-from hpcdist.cause import Attempt, Verdict
 from hpcdist.config.job import JobSpec
 from hpcdist.config.secrets import known_secrets, mask
-from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError
 from hpcdist.evidence import Evidence, Log
-from hpcdist.job_status import JobStatus, split_task
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
-from hpcdist.record import RESTART_LINE, Efficiency, RankUsage
-from hpcdist.store import Run
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import Attempt, Diagnosis, Ending, JobStatus, split_task
+from hpcdist.records.ranks import RESTART_LINE, RankUsage
+from hpcdist.records.store import Run
 from hpcdist.text import printable, printable_line
 
 LOG_TAIL_BYTES = 65536
@@ -35,7 +34,7 @@ def explain(
     run: Run | None = None,
     usage: Efficiency | None = None,
     endings: Sequence[Ending] | None = None,
-) -> Verdict:
+) -> Diagnosis:
     """Why a job or array task is where it is.
 
     Args:
@@ -47,7 +46,7 @@ def explain(
     attempts = collect(status, run, usage, endings)
     causes = [judge(evidence) for evidence in attempts]
     earlier = zip(attempts[:-1], causes[:-1], strict=True)
-    return Verdict(
+    return Diagnosis(
         job_id=status.job_id,
         run=run.name if run else None,
         state=status.state,

@@ -14,7 +14,7 @@ _HELPER_MODULES = (
     "http.server",
     "compileall",
     "ensurepip",
-    "hpcdist.probe",
+    "hpcdist.records.network",
     "hpcdist.stage",
 )
 _TRIVIAL = """

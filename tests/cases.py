@@ -1,11 +1,12 @@
 """Evidence for the tests of the post-mortem, in few words."""
 
 from hpcdist.config.job import JobSpec, Layout
-from hpcdist.ending import Ending
 from hpcdist.evidence import Evidence, Log
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
-from hpcdist.record import Efficiency, RankUsage
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import Ending
+from hpcdist.records.ranks import RankUsage
 from tests.conftest import REPOSITORY
 
 GIB = 1024**3

@@ -2,10 +2,10 @@
 
 import statistics
 
-from hpcdist.comparison import Comparison, Fit, Prediction, Spread, Statement, Straggler, TrialRow, VariantRow
+from hpcdist.comparison import Comparison, Fit, Prediction, Spread, Statement, TrialRow, VariantRow
 from hpcdist.config.job import Layout
 from hpcdist.config.site import Prices
-from hpcdist.record import StepSplit, TestResult
+from hpcdist.records.ranks import StepSplit, Straggler, TestResult
 from hpcdist.study import Study
 
 # 2026-03-01 12:00 UTC

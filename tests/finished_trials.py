@@ -1,12 +1,11 @@
 """Studies and what their jobs did, in few words, for the tests of reports."""
 
 from hpcdist.audit import audit_job
-from hpcdist.cause import Cause
 from hpcdist.config.job import JobSpec, Layout
-from hpcdist.job_status import JobStatus
-from hpcdist.joined import JobRecord, Timeline
-from hpcdist.probe import AllReduce
-from hpcdist.record import Efficiency, RankUsage, StepSplit, TestResult, TrainingMetrics
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import Cause, JobRecord, JobStatus, Timeline
+from hpcdist.records.network import AllReduce
+from hpcdist.records.ranks import RankUsage, StepSplit, TestResult, TrainingMetrics
 from hpcdist.report import compare
 from hpcdist.study import Study, Trial, Variant
 

@@ -7,7 +7,8 @@ import pytest
 from hpcdist.audit import Claim, audit_job, find_inconsistent
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.training import Training
-from hpcdist.record import Efficiency, RankUsage, TrainingMetrics
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.ranks import RankUsage, TrainingMetrics
 from hpcdist.seff import parse_seff
 
 SEFF = Path(__file__).parent / "data" / "seff"

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.paced import CUT_SHORT, IN_STEP, Pace
 from benchmarks.ranks import APART, TOGETHER, Run, describe_step
-from hpcdist.probe import AllReduce
-from hpcdist.record import StepSplit, TrainingMetrics
+from hpcdist.records.network import AllReduce
+from hpcdist.records.ranks import StepSplit, TrainingMetrics
 
 
 def measured(compute_s, communication_s):

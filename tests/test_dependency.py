@@ -56,8 +56,8 @@ def test_a_rerun_waits_for_a_run(runs):
     path = runs / "jobs" / "runs" / "again" / "job.json"
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"backend": "slurm", "job_id": "79"}))
+    from hpcdist.records.store import Store
     from hpcdist.rerun import prepare_rerun
-    from hpcdist.store import Store
 
     again = prepare_rerun(Store(runs).run("again").record(), runs, {"dependency": "next"})
     assert "#SBATCH --dependency=afterok:78\n" in again.prepared.script

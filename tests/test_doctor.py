@@ -15,11 +15,10 @@ from hpcdist.backends import slurm
 from hpcdist.config.job import build_job
 from hpcdist.config.site import Site
 from hpcdist.doctor import Doctor
-from hpcdist.probes import find_probe, read_probes
-from hpcdist.record import RankUsage
+from hpcdist.records.network import find_probe, read_probes
+from hpcdist.records.ranks import RankUsage
+from hpcdist.records.store import LocalState, RunRecord, Store
 from hpcdist.registry import find_problems
-from hpcdist.run_files import LocalState, RunRecord
-from hpcdist.store import Store
 from tests.conftest import run_hpcdist
 
 CONFIG = r"""if [ "$1 $2" = "show config" ]; then

@@ -4,12 +4,12 @@ import msgspec
 import pytest
 
 from hpcdist.backends import breaking
-from hpcdist.cause import Cause
 from hpcdist.config.project import find_project
 from hpcdist.drill import DRILLS, Means, Seen, choose_options, find_obstacle, judge
 from hpcdist.drills import prepare_drill
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.record import RankUsage
+from hpcdist.records.job import Cause
+from hpcdist.records.ranks import RankUsage
 from tests.conftest import run_hpcdist
 
 COMPLETED = Cause(kind="completed", sentence="it ended well")

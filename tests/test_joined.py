@@ -1,9 +1,9 @@
 """The joined record as people see it: the block at a job's end, and TensorBoard's page."""
 
 from hpcdist.cli.joined import format_joined
-from hpcdist.job_status import JobStatus
-from hpcdist.joined import Audit, Disagreement, Finding, JobRecord, Timeline
-from hpcdist.record import Efficiency, RankUsage, StepSplit, TrainingMetrics
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import Audit, AuditFinding, Disagreement, JobRecord, JobStatus, Timeline
+from hpcdist.records.ranks import RankUsage, StepSplit, TrainingMetrics
 
 TIMELINE = Timeline(
     queued_s=2.0,
@@ -62,7 +62,7 @@ def test_the_block_has_where_a_step_goes():
 
 
 def test_what_ran_and_what_was_found():
-    finding = Finding(code="fewer-ranks", sentence="2 of 4 ranks ran\x1b[31m")
+    finding = AuditFinding(code="fewer-ranks", sentence="2 of 4 ranks ran\x1b[31m")
     audit = Audit(ranks_asked=4, ranks=2, gpus=4, cores=8, cores_busy=1.25, global_batch_size=512, findings=(finding,))
     disagreement = Disagreement(figure="cpu_time_s", slurm=16.0, ranks=32.0, reason="children")
     assert format_joined(record(audit=audit, disagreements=(disagreement,))).splitlines() == [
@@ -81,7 +81,7 @@ def test_tensorboard_gets_the_parts_the_share_and_the_findings(tmp_path):
 
     from hpcdist import board
 
-    audit = Audit(findings=(Finding(code="alone", sentence="each `of` | trained alone"),))
+    audit = Audit(findings=(AuditFinding(code="alone", sentence="each `of` | trained alone"),))
     board.write_record(tmp_path, record(timeline=TIMELINE, audit=audit))
     (path,) = tmp_path.iterdir()
     first = path.read_bytes()

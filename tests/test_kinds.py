@@ -4,8 +4,8 @@ import pytest
 
 from hpcdist.accounting import from_ranks
 from hpcdist.config.job import Layout
-from hpcdist.kinds import footnotes, parse_gathering, with_gathering
-from hpcdist.record import Efficiency, Gathering, RankUsage
+from hpcdist.records.efficiency import Efficiency, Gathering, footnotes, parse_gathering, with_gathering
+from hpcdist.records.ranks import RankUsage
 from hpcdist.sacct import parse_sacct
 from hpcdist.seff import parse_seff
 from tests.test_sacct import row, step

@@ -8,10 +8,9 @@ import pytest
 from hpcdist.comparison import Prediction, Spread
 from hpcdist.config.job import build_job
 from hpcdist.config.site import Prices
-from hpcdist.job_status import JobStatus
-from hpcdist.joined import JobRecord
 from hpcdist.plan import make_plan, measured_walls, parse_start, price_of
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import JobRecord, JobStatus
 from hpcdist.study_file import parse_study
 from hpcdist.variants import expand, list_trials
 from tests.conftest import run_hpcdist

@@ -2,10 +2,10 @@
 
 from hpcdist.case import format_ranks
 from hpcdist.config.job import JobSpec, Layout
-from hpcdist.ending import Ending, Step
 from hpcdist.evidence import Evidence, Log
 from hpcdist.postmortem import judge
-from hpcdist.record import RankUsage
+from hpcdist.records.job import Ending, Step
+from hpcdist.records.ranks import RankUsage
 from tests.cases import one_rank, rank, text, verdict
 
 

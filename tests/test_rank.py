@@ -14,8 +14,8 @@ import pytest
 from hpcdist.errors import UsageError
 from hpcdist.identity import parse_tasks_per_node, read_identity
 from hpcdist.rank import torchrun_command
+from hpcdist.records.store import Run
 from hpcdist.sampling import find_children
-from hpcdist.store import Run
 
 RANK = [sys.executable, "-m", "hpcdist.rank", "--"]
 SLURM = {

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from hpcdist.config.job import Layout
-from hpcdist.probe import Fault
-from hpcdist.record import TrainingMetrics
+from hpcdist.records.network import Fault
+from hpcdist.records.ranks import TrainingMetrics
 from tests.cases import one_rank, rank, text, usage, verdict
 
 ODD = Fault(sentence="rank 1 on n2 is odd", hint="have it mended", rank=1, host="n2")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import ASKED_FIELDS
 

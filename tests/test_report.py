@@ -7,7 +7,7 @@ import pytest
 
 from hpcdist.comparison import Spread
 from hpcdist.config.site import Prices
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.report import compare
 from hpcdist.study import Trial
 from tests.finished_trials import START_S, done, failed, probe, report, row, said, split, study, variant

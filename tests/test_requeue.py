@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from hpcdist.record import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
+from hpcdist.records.ranks import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
+from hpcdist.records.store import Run
 from hpcdist.requeue import Fate, Requeue, choose_fate
 from hpcdist.status_rows import parse_job_fields
-from hpcdist.store import Run
 from tests.slurm.waiting import eventually
 
 RUNNING = "JobId=1 JobName=a JobState=RUNNING Reason=None Requeue=1 Restarts=0 PreemptTime=None Command=(null)"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdist.errors import ParseError, UsageError
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import DELIMITER, FIELDS, TIME_ENVIRONMENT, batch_job_ids, check_job_id, sacct_arguments
 from hpcdist.seff import format_seff, parse_seff

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdist.errors import ParseError
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.sacct import iter_sacct, parse_sacct
 
 DATA = Path(__file__).parent / "data" / "sacct-json"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcdist.errors import ParseError
-from hpcdist.record import Efficiency, Kind
+from hpcdist.records.efficiency import Efficiency, Kind
 from hpcdist.seff import format_seff, iter_seff, parse_seff
 
 DATA = Path(__file__).parent / "data" / "seff"

@@ -6,7 +6,7 @@ import pytest
 
 from hpcdist.backends import sbatch, slurm, tasks
 from hpcdist.errors import NotReadyError, SubmitError
-from hpcdist.job_status import ENDED_STATES
+from hpcdist.records.job import ENDED_STATES
 
 
 def test_inside_a_job_what_slurm_set_is_dropped_and_what_the_user_set_is_kept():

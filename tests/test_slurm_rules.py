@@ -2,8 +2,8 @@
 
 import pytest
 
-from hpcdist.ending import Step
 from hpcdist.observed import Observation
+from hpcdist.records.job import Step
 from tests.cases import rank, usage, verdict
 
 

@@ -2,9 +2,15 @@
 
 import pytest
 
-from hpcdist.comparison import Straggler
-from hpcdist.record import RankUsage, StepSplit, TrainingMetrics
-from hpcdist.steps import find_straggler, mean_split, waiting_s
+from hpcdist.records.ranks import (
+    RankUsage,
+    StepSplit,
+    Straggler,
+    TrainingMetrics,
+    find_straggler,
+    mean_split,
+    waiting_s,
+)
 
 
 def split(data_ms, compute_ms, communication_ms, other_ms, steps=100):

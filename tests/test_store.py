@@ -8,8 +8,7 @@ from hpcdist.config.job import build_job
 from hpcdist.config.site import Site
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.files import write_atomically
-from hpcdist.run_files import RunRecord
-from hpcdist.store import Store, new_run_name
+from hpcdist.records.store import RunRecord, Store, new_run_name
 
 
 def make_run(store, name, job_id, cluster="c"):

@@ -13,15 +13,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist import store, submitting
+from hpcdist import submitting
 from hpcdist.config.job import build_job
 from hpcdist.config.site import Site
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import Job
 from hpcdist.machine_checks import check_folder
-from hpcdist.record import RankUsage
-from hpcdist.run_files import LocalState, RunRecord
-from hpcdist.store import Store
+from hpcdist.records import store
+from hpcdist.records.ranks import RankUsage
+from hpcdist.records.store import LocalState, RunRecord, Store
 from tests.conftest import HPCDIST, run_hpcdist
 
 MOUNT = "needs root with the right to mount a tmpfs"

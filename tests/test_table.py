@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hpcdist.columns import COLUMNS, choose_columns, find_column, judge, sort_jobs
 from hpcdist.errors import UsageError
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.selection import parse_since, parse_states, parse_users
 from hpcdist.table import format_jobs, format_parsable_header, measure, parsable_formatter
 from hpcdist.text import clean

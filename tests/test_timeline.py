@@ -2,7 +2,8 @@
 
 import pytest
 
-from hpcdist.record import Efficiency, RankUsage, TrainingMetrics
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.ranks import RankUsage, TrainingMetrics
 from hpcdist.timeline import PARTS, build_timeline, find_disagreements
 
 PHASES = {

@@ -5,17 +5,15 @@ import tomllib
 import pytest
 
 from hpcdist.attempts import build_attempt, find_memory_share
-from hpcdist.cause import Cause
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.toml import check_writable, set_options
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.job_status import JobStatus
-from hpcdist.joined import JobRecord
-from hpcdist.record import RankUsage, StepSplit, TrainingMetrics
+from hpcdist.records.job import Cause, JobRecord, JobStatus
+from hpcdist.records.ranks import RankUsage, StepSplit, TrainingMetrics
+from hpcdist.records.usage_curve import UsageCurve
 from hpcdist.tune import begin_search
 from hpcdist.tuning import Attempt, Search, choose_batch, choose_workers, explain, next_batches, next_workers
-from hpcdist.usage_curve import UsageCurve
 
 GIB = 1024**3
 LAYOUT = Layout(nodes=1, gpus=2, cpus_per_task=2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcdist.usage_curve import CurveBuilder, Moment, UsageCurve, build_curve, merge
+from hpcdist.records.usage_curve import CurveBuilder, Moment, UsageCurve, build_curve, merge
 
 
 def sample(at_s, span_s=1.0, **figures):

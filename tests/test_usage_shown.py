@@ -9,8 +9,8 @@ from hpcdist.comparison import VariantUsage
 from hpcdist.drawing import plot_style
 from hpcdist.plot_usage import MOST_RANKS, draw_usage
 from hpcdist.plots import draw_usage_plots
+from hpcdist.records.usage_curve import UsageCurve
 from hpcdist.report_html import render_html
-from hpcdist.usage_curve import UsageCurve
 
 
 def curve(rank=0, **figures):

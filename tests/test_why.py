@@ -10,11 +10,11 @@ import pytest
 
 from hpcdist import statuses
 from hpcdist.backends import tasks
-from hpcdist.job_status import JobStatus
 from hpcdist.jobs import Job
-from hpcdist.record import RankUsage
+from hpcdist.records.job import JobStatus
+from hpcdist.records.ranks import RankUsage
+from hpcdist.records.store import Run
 from hpcdist.status_rows import parse_endings
-from hpcdist.store import Run
 from hpcdist.why import LOG_TAIL_BYTES, LONGEST_LINE, explain, read_logs
 from tests.conftest import HPCDIST, run_hpcdist
 from tests.test_local import LOCAL

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hpcdist.backends import sbatch, slurm
 from hpcdist.errors import HpcdistError
-from hpcdist.record import RankUsage
+from hpcdist.records.ranks import RankUsage
 from hpcdist.status_rows import parse_job_fields
 
 ADMIN_TIMEOUT_S = 120.0

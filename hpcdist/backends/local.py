@@ -12,8 +12,7 @@ import msgspec
 from hpcdist.config.job import JobSpec
 from hpcdist.errors import HpcdistError, SubmitError
 from hpcdist.launch import read_boot_id, read_start_ticks
-from hpcdist.run_files import LocalState
-from hpcdist.store import Run
+from hpcdist.records.store import LocalState, Run
 
 START_TIMEOUT_S = 30.0
 

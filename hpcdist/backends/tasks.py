@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from hpcdist.backends import slurm
-from hpcdist.ending import Ending
 from hpcdist.errors import HpcdistError
-from hpcdist.job_status import JobStatus, split_task
+from hpcdist.records.job import Ending, JobStatus, split_task
 from hpcdist.sacct_question import TIME_ENVIRONMENT, batch_job_ids, expand_job_id
 from hpcdist.status_rows import (
     ACCOUNTING_FIELDS,

@@ -11,12 +11,11 @@ from hpcdist.cli.follow import find_or_id
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import print_json
 from hpcdist.errors import NotReadyError
-from hpcdist.job_status import split_task
 from hpcdist.jobs import Job, read_efficiencies
-from hpcdist.joined import Finding
 from hpcdist.observed import Observation
-from hpcdist.record import Efficiency
-from hpcdist.run_files import RunRecord
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import AuditFinding, split_task
+from hpcdist.records.store import RunRecord
 from hpcdist.text import printable, printable_line
 
 # What sbatch calls an option where hpcdist has another word.
@@ -34,7 +33,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str | None
     advice: Advice
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
 
 
 @click.command(
@@ -105,7 +104,7 @@ def _request(one: Observation) -> bytes:
 
 
 def _group(several: Sequence[tuple[Job | None, Observation]]) -> Group:
-    findings: dict[str, Finding] = {}
+    findings: dict[str, AuditFinding] = {}
     for _, one in several:
         for finding in audit_job(one.efficiency, one.ranks, one.job).findings:
             findings[finding.code] = finding
@@ -117,7 +116,7 @@ def _group(several: Sequence[tuple[Job | None, Observation]]) -> Group:
     )
 
 
-def _across_layouts(observed: Sequence[tuple[Job | None, Observation]]) -> list[Finding]:
+def _across_layouts(observed: Sequence[tuple[Job | None, Observation]]) -> list[AuditFinding]:
     """Runs of one training whose figures don't fit their number of ranks."""
     trainings: dict[bytes, list[Claim]] = {}
     for _, one in observed:

@@ -1,8 +1,8 @@
 """What a job's end and `hpcdist seff` put beside the job's curves in TensorBoard."""
 
 from hpcdist.jobs import Job
-from hpcdist.joined import JobRecord
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import JobRecord
 
 
 def write_boards(job: Job, efficiency: Efficiency | None, record: JobRecord | None = None) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from hpcdist.cli.request import Request
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, ParseError, UsageError
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.sacct import iter_sacct, parse_sacct
 from hpcdist.sacct_question import DELIMITER, FIELDS, check_job_id, expand_job_id
 from hpcdist.selection import parse_since, parse_states, parse_users
@@ -142,7 +142,7 @@ def _iter_project() -> Iterator[Efficiency]:
     """The runs of this project, newest first; those without any figure are counted on standard error."""
     from hpcdist.config.project import find_project
     from hpcdist.jobs import Job, read_known
-    from hpcdist.store import Store
+    from hpcdist.records.store import Store
 
     jobs = [Job(run) for run in Store(find_project(Path.cwd()).root)]
     if not jobs:

@@ -8,19 +8,18 @@ import click
 
 from hpcdist import statuses as where
 from hpcdist.backends import tasks
-from hpcdist.cause import Cause
 from hpcdist.cli.following import follow
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, format_table, print_json
 from hpcdist.config.project import find_project
 from hpcdist.config.secrets import mask
 from hpcdist.errors import HpcdistError, NotFoundError
-from hpcdist.job_status import JobStatus
 from hpcdist.jobs import Job
-from hpcdist.record import RankUsage
+from hpcdist.records.job import Cause, JobStatus
+from hpcdist.records.ranks import RankUsage
+from hpcdist.records.store import Run, Store
 from hpcdist.sacct_question import check_job_id
 from hpcdist.slurm_rules import is_held
-from hpcdist.store import Run, Store
 from hpcdist.units import format_duration
 from hpcdist.why import explain, find_secrets
 

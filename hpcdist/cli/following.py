@@ -15,10 +15,9 @@ from hpcdist.cli.output import format_cause, format_efficiency, print_json
 from hpcdist.config.secrets import find_exposed
 from hpcdist.datasets import find_dataset, is_folder
 from hpcdist.errors import HpcdistError, NotReadyError
-from hpcdist.job_status import JobStatus, Progress
 from hpcdist.jobs import Job
-from hpcdist.joined import JobRecord
 from hpcdist.prepare import Prepared
+from hpcdist.records.job import JobRecord, JobStatus, Progress
 from hpcdist.text import printable_line
 
 LINE_INTERVAL_S = 10.0

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 
-from hpcdist.joined import Audit, Disagreement, JobRecord, Timeline
-from hpcdist.record import StepSplit
-from hpcdist.steps import mean_split
+from hpcdist.records.job import Audit, Disagreement, JobRecord, Timeline
+from hpcdist.records.ranks import StepSplit, mean_split
 from hpcdist.text import clean
 from hpcdist.units import format_bytes
 

@@ -49,7 +49,7 @@ def _find_root() -> Path:
 
 def _list_jobs() -> Iterator[tuple[str, str]]:
     """The ids and the names of the newest runs."""
-    from hpcdist.store import Store
+    from hpcdist.records.store import Store
 
     for run in islice(Store(_find_root()), MOST_RUNS):
         job_id = run.job_id

@@ -7,9 +7,9 @@ from typing import Any
 import click
 import msgspec
 
-from hpcdist.cause import Cause
-from hpcdist.kinds import footnotes
-from hpcdist.record import Efficiency, RankUsage
+from hpcdist.records.efficiency import Efficiency, footnotes
+from hpcdist.records.job import Cause
+from hpcdist.records.ranks import RankUsage
 from hpcdist.seff import format_seff
 from hpcdist.text import clean, printable_line
 from hpcdist.units import format_bytes

@@ -16,11 +16,11 @@ from hpcdist.comparison import Spread
 from hpcdist.config.job import Backend, build_job
 from hpcdist.config.project import Project
 from hpcdist.errors import SubmitError
-from hpcdist.joined import JobRecord
 from hpcdist.link import Link
 from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.prepare import choose_backend, complete_job, prepare
-from hpcdist.probes import read_probes
+from hpcdist.records.job import JobRecord
+from hpcdist.records.network import read_probes
 from hpcdist.study import Scale, Study, Trial, Variant
 from hpcdist.study_state import find_study
 from hpcdist.trials import read_records

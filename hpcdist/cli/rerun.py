@@ -12,8 +12,8 @@ from hpcdist.cli.options import DRY_RUN, JSON, WAIT
 from hpcdist.cli.submit import send_and_show
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs import Job
+from hpcdist.records.store import RunRecord
 from hpcdist.rerun import Rerun, parse_changes, prepare_rerun
-from hpcdist.run_files import RunRecord
 from hpcdist.text import printable_line
 
 

@@ -16,8 +16,9 @@ from hpcdist.cli.figures import iter_figures
 from hpcdist.cli.request import Request
 from hpcdist.columns import choose_columns, find_column, sort_jobs
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
-from hpcdist.job_status import ENDED_STATES, split_task
-from hpcdist.record import Efficiency, RankUsage
+from hpcdist.records.efficiency import Efficiency
+from hpcdist.records.job import ENDED_STATES, split_task
+from hpcdist.records.ranks import RankUsage
 from hpcdist.selection import parse_since, parse_states
 from hpcdist.table import format_jobs, format_parsable_header, parsable_formatter
 
@@ -200,7 +201,7 @@ def _write_boards(jobs: Sequence[Efficiency]) -> None:
     """Puts the figures of this project's own jobs beside their curves in TensorBoard."""
     from hpcdist.config.project import find_project
     from hpcdist.jobs import Job
-    from hpcdist.store import Store
+    from hpcdist.records.store import Store
 
     store = Store(find_project(Path.cwd()).root)
     runs = {run.job_id: Job(run) for run in store} if store.runs.is_dir() else {}

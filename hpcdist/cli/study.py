@@ -19,8 +19,8 @@ from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, 
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project, find_project
 from hpcdist.config.toml import read_text
-from hpcdist.job_status import JobStatus
 from hpcdist.prepare import choose_backend
+from hpcdist.records.job import JobStatus
 from hpcdist.report import has_prices
 from hpcdist.studies import cancel_study, prepare_batches, run_study
 from hpcdist.study import Scale, Study, Trial

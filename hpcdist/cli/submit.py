@@ -58,7 +58,7 @@ def submit(
     array there. Without COMMAND the built-in MNIST CNN is trained. Where there is no Slurm the same layout runs on
     this machine.
     """
-    from hpcdist.store import new_run_name  # only here: render must start as fast as a template engine can
+    from hpcdist.records.store import new_run_name  # only here: render must start as fast as a template engine can
 
     project = open_here()
     job = complete_job(collect_options(file, options, ctx.meta["hpcdist.command"]), project)

@@ -43,7 +43,7 @@ def train(
     """
     from hpcdist.by_hand import choose_gpus, parse_master, run_share  # loads more than the help needs
     from hpcdist.launch import Share
-    from hpcdist.store import new_run_name
+    from hpcdist.records.store import new_run_name
 
     address, port = parse_master(master)
     if options.get("gpus") is None:

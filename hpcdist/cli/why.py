@@ -3,12 +3,12 @@
 import click
 
 from hpcdist.backends import tasks
-from hpcdist.cause import Verdict
 from hpcdist.cli.follow import find_or_id
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, print_json
 from hpcdist.errors import NotFoundError
 from hpcdist.jobs import Job
+from hpcdist.records.job import Diagnosis
 from hpcdist.text import printable_line
 from hpcdist.why import explain
 
@@ -36,7 +36,7 @@ def why(jobs: tuple[str, ...], *, as_json: bool) -> None:
     click.echo("\n\n".join(format_verdict(verdict) for verdict in verdicts))
 
 
-def examine(job: Job | str) -> list[Verdict]:
+def examine(job: Job | str) -> list[Diagnosis]:
     """The verdicts on a job of ours, or on any of Slurm's by its id.
 
     Raises:
@@ -50,7 +50,7 @@ def examine(job: Job | str) -> list[Verdict]:
     return [explain(status) for status in statuses]
 
 
-def format_verdict(verdict: Verdict) -> str:
+def format_verdict(verdict: Diagnosis) -> str:
     """The cause of the last attempt, what it rests on, and the attempts before it."""
     lines = [format_cause(f"{verdict.job_id or verdict.run} {verdict.state}", verdict.cause)]
     lines += [f"cause: {verdict.cause.kind}"]

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from pytorch_lightning import LightningModule, Trainer
 
 from hpcdist.errors import UsageError
-from hpcdist.record import TestResult
+from hpcdist.records.ranks import TestResult
 from hpcdist.train.checkpoint_files import find_checkpoint, read_step, remove_unfinished, write_checkpoint
 from hpcdist.train.data import cut_shard
 from hpcdist.train.environment import RankEnvironment

@@ -8,7 +8,7 @@ import msgspec
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.files import write_atomically
-from hpcdist.job_status import Progress
+from hpcdist.records.job import Progress
 from hpcdist.train.outcome import Outcome
 from hpcdist.train.pace import rank_strategy
 from hpcdist.train.recorder import Recorder

@@ -13,7 +13,7 @@ import traceback
 from types import TracebackType
 
 from hpcdist.errors import HpcdistError
-from hpcdist.record import LOST_PEER_STATUS, STOPPED_STATUS
+from hpcdist.records.ranks import LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.outcome import Outcome
 

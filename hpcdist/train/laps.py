@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from hpcdist.record import StepSplit
+from hpcdist.records.ranks import StepSplit
 
 Part = Literal["data", "compute", "communication", "other"]
 # Fewer steps than this say nothing.

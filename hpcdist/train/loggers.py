@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from hpcdist.errors import UsageError
-from hpcdist.record import TrainingMetrics
+from hpcdist.records.ranks import TrainingMetrics
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.options import Options
 from hpcdist.train.tensorboard import RunLogger, describe_options, sum_up

@@ -12,8 +12,8 @@ import msgspec
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from hpcdist.errors import HpcdistError
-from hpcdist.probe import Fault
-from hpcdist.record import BAD_NODE_STATUS, RankUsage
+from hpcdist.records.network import Fault
+from hpcdist.records.ranks import BAD_NODE_STATUS, RankUsage
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.nodes import Member, find_late

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hpcdist.probe import Fault
+from hpcdist.records.network import Fault
 
 MOST_SKEW_S = 60.0
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.files import write_atomically
-from hpcdist.record import TrainingMetrics
+from hpcdist.records.ranks import TrainingMetrics
 from hpcdist.train.phases import Clock
 
 

@@ -22,7 +22,7 @@ from pytorch_lightning.__version__ import version as lightning_version
 from torch.distributed.distributed_c10d import Store
 
 from hpcdist.errors import HpcdistError
-from hpcdist.probe import AllReduce, Fault
+from hpcdist.records.network import AllReduce, Fault
 from hpcdist.train.cluster import UnmetError, choose_device, join_process_group, open_store
 from hpcdist.train.environment import SRUN_ARRIVAL_S, RankEnvironment
 from hpcdist.train.failure import LastWords

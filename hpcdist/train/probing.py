@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from hpcdist.probe import AllReduce
+from hpcdist.records.network import AllReduce
 
 # The least there is, the built-in network's gradients, and enough to see the bandwidth.
 SIZES_BYTES = (4, 228_000, 4_000_000)

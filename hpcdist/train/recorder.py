@@ -5,7 +5,7 @@ import time
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from hpcdist.record import TestResult
+from hpcdist.records.ranks import TestResult
 from hpcdist.train.data import Batch
 from hpcdist.train.failure import LastWords, StoppedError
 from hpcdist.train.loggers import RunLoggers

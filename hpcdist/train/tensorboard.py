@@ -8,7 +8,7 @@ import msgspec
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from hpcdist.record import TrainingMetrics
+from hpcdist.records.ranks import TrainingMetrics
 from hpcdist.train.options import Options
 
 # What the HParams page shows of a run; `hpcdist seff` writes the last three into the same folder.

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from pytorch_lightning.__version__ import version as lightning_version
 
 from hpcdist.gpu import read_driver
-from hpcdist.probe import NodeFacts
+from hpcdist.records.network import NodeFacts
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 from hpcdist.train.options import Options

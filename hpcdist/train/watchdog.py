@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.errors import HpcdistError
-from hpcdist.record import HANG_STATUS
+from hpcdist.records.ranks import HANG_STATUS
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords
 

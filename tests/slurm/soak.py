@@ -8,7 +8,7 @@ from collections import Counter
 
 import torch
 
-from hpcdist.record import RESTART_LINE
+from hpcdist.records.ranks import RESTART_LINE
 from tests.conftest import REPOSITORY
 from tests.slurm.faults import Struck
 from tests.slurm.waiting import eventually

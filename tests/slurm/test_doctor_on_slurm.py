@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist.probes import find_probe, read_probes
-from hpcdist.record import RankUsage
-from hpcdist.store import Store
+from hpcdist.records.network import find_probe, read_probes
+from hpcdist.records.ranks import RankUsage
+from hpcdist.records.store import Store
 from tests.slurm.waiting import eventually
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(280)]

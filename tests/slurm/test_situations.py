@@ -16,7 +16,7 @@ import pytest
 
 from hpcdist.accounting import group_name
 from hpcdist.backends import slurm
-from hpcdist.record import Efficiency
+from hpcdist.records.efficiency import Efficiency
 from hpcdist.sacct import parse_sacct
 from hpcdist.sacct_question import TIME_ENVIRONMENT, sacct_arguments
 from tests.conftest import REPOSITORY

@@ -2,7 +2,7 @@
 
 import torch
 
-from hpcdist.record import STOPPED_STATUS
+from hpcdist.records.ranks import STOPPED_STATUS
 from hpcdist.train.checkpoint_files import find_checkpoint
 from tests.train.test_strategies import run_cases
 

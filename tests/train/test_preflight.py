@@ -6,8 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist.probe import Fault
-from hpcdist.record import BAD_NODE_STATUS, RankUsage
+from hpcdist.records.network import Fault
+from hpcdist.records.ranks import BAD_NODE_STATUS, RankUsage
 from hpcdist.train import cluster, preflight
 from hpcdist.train.environment import RankEnvironment, read_environment
 from hpcdist.train.meeting import BadNodeError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hpcdist.record import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
+from hpcdist.records.ranks import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.train.checkpoint_files import find_checkpoint, read_step, write_checkpoint
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.data import Split, TrainBatches

@@ -13,10 +13,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.call import _call_callback_hooks
 
-from hpcdist import probe, record
 from hpcdist.errors import UsageError
-from hpcdist.record import RankUsage, TrainingMetrics
-from hpcdist.steps import find_straggler, waiting_s
+from hpcdist.records import network, ranks
+from hpcdist.records.ranks import RankUsage, TrainingMetrics, find_straggler, waiting_s
 from hpcdist.train import probing
 from hpcdist.train.checkpoints import Checkpoints
 from hpcdist.train.environment import RankEnvironment
@@ -168,7 +167,7 @@ def restore_tests(content):
     checkpoints = Checkpoints(None, RankEnvironment(rank=1, world_size=4, started_at_s=0.0), options, outcome)
     module = Classifier(SmallCnn(), options.training, steps=1, world_size=4)
     checkpoints.restore({"hpcdist": content}, module)
-    assert all(isinstance(test, record.TestResult) for test in outcome.metrics().tests)
+    assert all(isinstance(test, ranks.TestResult) for test in outcome.metrics().tests)
     return [msgspec.to_builtins(test) for test in outcome.metrics().tests]
 
 
@@ -320,7 +319,7 @@ class TestProbe:
             asked = []
 
             def measured(size, device):
-                return probe.AllReduce(size_bytes=size, latency_s=1e-3 + size / bandwidth, bandwidth_bytes_per_s=1)
+                return network.AllReduce(size_bytes=size, latency_s=1e-3 + size / bandwidth, bandwidth_bytes_per_s=1)
 
             monkeypatch.setattr(probing, "_measure", measured)
             monkeypatch.setattr(probing, "_longest_s", lambda one, device: one.latency_s)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.record import STOPPED_STATUS
+from hpcdist.records.ranks import STOPPED_STATUS
 from hpcdist.train.tickets import Tickets
 from tests.train.conftest import run_python
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from hpcdist.record import BAD_NODE_STATUS
+from hpcdist.records.ranks import BAD_NODE_STATUS
 from tests.train.test_train_run import assert_two_lines
 
 UNFIT_RANK = [sys.executable, str(Path(__file__).with_name("unfit_rank.py"))]

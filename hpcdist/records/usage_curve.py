@@ -1,4 +1,4 @@
-"""What a rank used over time: points of about a second, made coarser where a run is long. Pure."""
+"""What a rank used over time: points of about a second, made coarser where a run is long."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -3,21 +3,153 @@
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Literal, TypeVar
 
 import msgspec
 
-from hpcdist.config.job import RUN_NAME, JobSpec, check_run_name
-from hpcdist.counter import Counter
+from hpcdist.config.job import RUN_NAME, Backend, JobSpec, check_run_name
+from hpcdist.config.site import Site
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.files import lock_file, write_atomically
-from hpcdist.job_status import Progress, split_task
-from hpcdist.record import RankUsage
-from hpcdist.run_files import LocalState, RunRecord, state_file
-from hpcdist.usage_curve import UsageCurve
+from hpcdist.records.job import Progress, split_task
+from hpcdist.records.ranks import RankUsage
+from hpcdist.records.usage_curve import UsageCurve
+
+
+class Counter:
+    """The last number that was given.
+
+    Args:
+        path: Its file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def take(self, find_last: Callable[[], int]) -> int:
+        """The next number, never given twice.
+
+        Args:
+            find_last: Tells the last one given where the file is lost or damaged.
+
+        Raises:
+            OSError: The disk is full or not writable.
+        """
+        with self._open() as file:
+            lock_file(file.fileno())
+            last = _parse(file.read())
+            number = (find_last() if last is None else last) + 1
+            _write(file, number)
+        return number
+
+    def last(self) -> int | None:
+        """The last number given; None where nobody wrote a readable one down."""
+        try:
+            return _parse(self._path.read_text(errors="replace"))
+        except OSError:
+            return None
+
+    def raise_to(self, number: int) -> None:
+        """Has the next number come after this one.
+
+        Raises:
+            OSError: The disk is full or not writable.
+        """
+        with self._open() as file:
+            lock_file(file.fileno())
+            _write(file, max(number, _parse(file.read()) or 0))
+
+    def _open(self) -> IO[str]:
+        return os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+", errors="replace")
+
+
+def _parse(text: str) -> int | None:
+    return int(text) if text.strip().isdecimal() else None
+
+
+def _write(file: IO[str], number: int) -> None:
+    file.seek(0)
+    file.write(f"{number}\n")
+    file.truncate()
+    file.flush()
+    os.fsync(file.fileno())
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`job.json`: what a run is.
+
+    Unknown fields are ignored when read, so that an older hpcdist reads a newer one's files.
+
+    Attributes:
+        run: The run's name.
+        job: What was asked for.
+        site: The site's settings at that time.
+        backend: Where it was sent.
+        cluster: Slurm's cluster name; None for a local run, or before it was submitted.
+        job_id: Slurm job id or `local-N`; None until the job is known to exist.
+        refused: Slurm's words when it refused the job.
+        workdir: Folder the command starts in.
+        python: Interpreter that starts in the job; None in records of hpcdist before 0.2.
+        template: Template file that was given in place of the layout's own; None without one.
+        rerun_of: Run that this one repeats; None of a first one.
+        study: Study that it is of; None of any other run.
+        created_at_s: Seconds since the epoch.
+        git_commit: Commit of the working folder, with `+changes` when it had any; None outside a checkout.
+        versions: Versions of Python, hpcdist, torch and the like.
+        slurm_version: Slurm's release.
+    """
+
+    run: str
+    job: JobSpec
+    site: Site
+    backend: Backend
+    cluster: str | None = None
+    job_id: str | None = None
+    refused: str | None = None
+    workdir: str
+    python: str | None = None
+    template: str | None = None
+    rerun_of: str | None = None
+    study: str | None = None
+    created_at_s: float
+    git_commit: str | None = None
+    versions: dict[str, str] = {}
+    slurm_version: str | None = None
+
+
+def state_file(node_rank: int) -> str:
+    """Name of the file with the state of a node of a local run: each machine on a shared folder has one."""
+    return f"local.{node_rank}.json" if node_rank else "local.json"
+
+
+class LocalState(msgspec.Struct, frozen=True, kw_only=True):
+    """`local.json`: the process that supervises a local run.
+
+    Attributes:
+        host: Host name of the machine it runs on.
+        boot_id: That machine's boot id, so that a process id of an earlier boot is never taken for it.
+        pid: Its process id.
+        pid_started: Its start time in clock ticks since boot (proc(5), field 22).
+        state: Slurm's word for where it is.
+        started_at_s: Start, seconds since the epoch.
+        ended_at_s: End, seconds since the epoch.
+        exit_code: The run's exit status.
+        gpus: GPUs given to it.
+    """
+
+    host: str
+    boot_id: str
+    pid: int
+    pid_started: int
+    state: Literal["RUNNING", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"]
+    started_at_s: float
+    ended_at_s: float | None = None
+    exit_code: int | None = None
+    gpus: int = 0
+
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""What kind of number each figure is, how it was gathered, and when that has to be said. Pure.
+"""A job's efficiency figures, and the provenance of each: total, mean, peak or estimate, and how it was sampled.
 
 Sources: slurm.conf(5), `JobAcctGatherType`, `JobAcctGatherFrequency`; Slurm's `src/plugins/jobacct_gather`: `linux`
 samples the resident memory of each task's processes; `cgroup` samples the task's cgroup, and from 24.11 reads
@@ -7,10 +7,124 @@ samples the resident memory of each task's processes; `cgroup` samples the task'
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
-from hpcdist.record import Efficiency, Gathered, Gathering, Kind, Source
+Source = Literal["seff", "sacct", "sstat", "squeue", "ranks"]
+Gathered = Literal["sampled", "cgroup-peak", "nothing"]
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    """What kind of number a figure is.
+
+    Attributes:
+        kind: "total" counts all there was; "mean" is over the job's time; "peak" is the highest there was (of several
+            tasks the sum of each one's); "estimate" bounds that peak from above.
+        gathered: By samples, or as the kernel's own peak of a cgroup, file cache included; None where nobody says.
+        every_s: Seconds between samples, as the cluster is set up.
+        source: Which program it came from.
+    """
+
+    kind: Literal["total", "mean", "peak", "estimate"]
+    gathered: Gathered | None = None
+    every_s: float | None = None
+    source: Source
+
+
+class Gathering(msgspec.Struct, frozen=True, kw_only=True):
+    """How a cluster gathers the memory its jobs use.
+
+    Attributes:
+        gathered: As in `Kind`; "nothing" where gathering is switched off.
+        every_s: Seconds between samples; None without samples at intervals.
+        slurm_version: The cluster's Slurm.
+    """
+
+    gathered: Gathered | None = None
+    every_s: float | None = None
+    slurm_version: str | None = None
+
+
+class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
+    """A job's accounting as `seff` or `sacct` has it. None is "not printed, not gathered, or impossible".
+
+    Attributes:
+        job_id: Slurm job id (`123`, `123_4` for an array task is split into `array_job_id`), or `local-N`.
+        array_job_id: `<array id>_<task>` when the job is an array's task; `<array id>_[2-5]` for tasks still pending.
+        het_job_id: `<job id>+<component>` when the job is a component of a heterogeneous job.
+        cluster: Cluster name.
+        user: Owner.
+        group: Owner's group.
+        state: Slurm's state word (`COMPLETED`, `TIMEOUT`, ...).
+        exit_code: Exit status of the job, 0 to 255.
+        nodes: Nodes allocated.
+        cores: CPUs allocated over all nodes.
+        cores_per_node: As printed; seff truncates it.
+        cpu_time_s: User and system time of all processes, in seconds.
+        cpu_efficiency: `cpu_time_s / core_walltime_s`, a fraction.
+        core_walltime_s: `cores * wall_time_s`, in seconds.
+        wall_time_s: From start to end, in seconds.
+        memory_used_bytes: Peak memory summed over the tasks of the largest step, in bytes.
+        memory_is_estimate: True where that sum is the largest task times the number of tasks.
+        memory_efficiency: `memory_used_bytes / memory_requested_bytes`, a fraction; may exceed 1.
+        memory_requested_bytes: Memory of the whole job, in bytes.
+        memory_per: Whether memory was asked per "node" or per "core".
+        gpus: GPUs allocated over all nodes.
+        gpu_efficiency: Mean GPU utilisation over the job, a fraction.
+        gpu_memory_used_bytes: Peak GPU memory, in bytes.
+        time_limit_s: Time limit, in seconds.
+        name: Job name.
+        partition: Partition.
+        node_list: Nodes in Slurm's bracket form (`n[1-2]`).
+        submitted_at_s: Submission (of a requeued run: its requeueing), seconds since the epoch.
+        started_at_s: Start, seconds since the epoch.
+        ended_at_s: End, seconds since the epoch.
+        earlier_runs: The runs before this one of a job that was requeued, oldest first.
+        source: Which program the figures came from; "squeue" where there are none yet.
+        kinds: What kind of number a measured figure is, by its name here; an efficiency is of the kind of its figure.
+        gathering: How the cluster gathers usage, where it was asked.
+        live: True while the job still runs: the figures are those of now.
+        extra: Printed lines that are not a field here, by their printed name.
+    """
+
+    job_id: str
+    array_job_id: str | None = None
+    het_job_id: str | None = None
+    cluster: str | None = None
+    user: str | None = None
+    group: str | None = None
+    state: str | None = None
+    exit_code: int | None = None
+    nodes: int | None = None
+    cores: int | None = None
+    cores_per_node: int | None = None
+    cpu_time_s: float | None = None
+    cpu_efficiency: float | None = None
+    core_walltime_s: float | None = None
+    wall_time_s: float | None = None
+    memory_used_bytes: int | None = None
+    memory_is_estimate: bool | None = None
+    memory_efficiency: float | None = None
+    memory_requested_bytes: int | None = None
+    memory_per: Literal["node", "core"] | None = None
+    gpus: int | None = None
+    gpu_efficiency: float | None = None
+    gpu_memory_used_bytes: int | None = None
+    time_limit_s: float | None = None
+    name: str | None = None
+    partition: str | None = None
+    node_list: str | None = None
+    submitted_at_s: float | None = None
+    started_at_s: float | None = None
+    ended_at_s: float | None = None
+    earlier_runs: tuple["Efficiency", ...] = ()
+    source: Source = "seff"
+    kinds: dict[str, Kind] = {}
+    gathering: Gathering | None = None
+    live: bool = False
+    extra: dict[str, str] = {}
+
 
 RANK_INTERVAL_S = 1.0
 """Seconds between the samples that `hpcdist.rank` takes of its program."""

@@ -1,14 +1,26 @@
-"""What happened to a job: accounting figures, and what each rank measured of itself. Pure values."""
+"""What each rank measured of itself, and where the steps of a training go over all ranks."""
 
-from collections.abc import Sequence
-from typing import Literal
+import statistics
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from hpcdist.probe import AllReduce, Fault, NodeFacts
+from hpcdist.records.network import AllReduce, Fault, NodeFacts
 
-Source = Literal["seff", "sacct", "sstat", "squeue", "ranks"]
-Gathered = Literal["sampled", "cgroup-peak", "nothing"]
+
+class Straggler(msgspec.Struct, frozen=True, kw_only=True):
+    """The slowest rank of a job.
+
+    Attributes:
+        rank: Its global rank.
+        host: Its node.
+        slowdown: Its own work per step (data, compute, other) over the median of the other ranks, 1 is none.
+    """
+
+    rank: int
+    host: str
+    slowdown: float
+
 
 # Exit statuses with a meaning, named as in sysexits.h.
 LOST_PEER_STATUS = 69  # EX_UNAVAILABLE: another rank is gone; this one is not to blame
@@ -18,117 +30,6 @@ STOPPED_STATUS = 75  # EX_TEMPFAIL: stopped as it was asked to, unfinished and s
 
 RESTART_LINE = "--- restart {} ---"
 """What a requeued job's rank prints before its program starts again, since it goes on in the same log."""
-
-
-class Kind(msgspec.Struct, frozen=True, kw_only=True):
-    """What kind of number a figure is.
-
-    Attributes:
-        kind: "total" counts all there was; "mean" is over the job's time; "peak" is the highest there was (of several
-            tasks the sum of each one's); "estimate" bounds that peak from above.
-        gathered: By samples, or as the kernel's own peak of a cgroup, file cache included; None where nobody says.
-        every_s: Seconds between samples, as the cluster is set up.
-        source: Which program it came from.
-    """
-
-    kind: Literal["total", "mean", "peak", "estimate"]
-    gathered: Gathered | None = None
-    every_s: float | None = None
-    source: Source
-
-
-class Gathering(msgspec.Struct, frozen=True, kw_only=True):
-    """How a cluster gathers the memory its jobs use.
-
-    Attributes:
-        gathered: As in `Kind`; "nothing" where gathering is switched off.
-        every_s: Seconds between samples; None without samples at intervals.
-        slurm_version: The cluster's Slurm.
-    """
-
-    gathered: Gathered | None = None
-    every_s: float | None = None
-    slurm_version: str | None = None
-
-
-class Efficiency(msgspec.Struct, frozen=True, kw_only=True):
-    """A job's accounting as `seff` or `sacct` has it. None is "not printed, not gathered, or impossible".
-
-    Attributes:
-        job_id: Slurm job id (`123`, `123_4` for an array task is split into `array_job_id`), or `local-N`.
-        array_job_id: `<array id>_<task>` when the job is an array's task; `<array id>_[2-5]` for tasks still pending.
-        het_job_id: `<job id>+<component>` when the job is a component of a heterogeneous job.
-        cluster: Cluster name.
-        user: Owner.
-        group: Owner's group.
-        state: Slurm's state word (`COMPLETED`, `TIMEOUT`, ...).
-        exit_code: Exit status of the job, 0 to 255.
-        nodes: Nodes allocated.
-        cores: CPUs allocated over all nodes.
-        cores_per_node: As printed; seff truncates it.
-        cpu_time_s: User and system time of all processes, in seconds.
-        cpu_efficiency: `cpu_time_s / core_walltime_s`, a fraction.
-        core_walltime_s: `cores * wall_time_s`, in seconds.
-        wall_time_s: From start to end, in seconds.
-        memory_used_bytes: Peak memory summed over the tasks of the largest step, in bytes.
-        memory_is_estimate: True where that sum is the largest task times the number of tasks.
-        memory_efficiency: `memory_used_bytes / memory_requested_bytes`, a fraction; may exceed 1.
-        memory_requested_bytes: Memory of the whole job, in bytes.
-        memory_per: Whether memory was asked per "node" or per "core".
-        gpus: GPUs allocated over all nodes.
-        gpu_efficiency: Mean GPU utilisation over the job, a fraction.
-        gpu_memory_used_bytes: Peak GPU memory, in bytes.
-        time_limit_s: Time limit, in seconds.
-        name: Job name.
-        partition: Partition.
-        node_list: Nodes in Slurm's bracket form (`n[1-2]`).
-        submitted_at_s: Submission (of a requeued run: its requeueing), seconds since the epoch.
-        started_at_s: Start, seconds since the epoch.
-        ended_at_s: End, seconds since the epoch.
-        earlier_runs: The runs before this one of a job that was requeued, oldest first.
-        source: Which program the figures came from; "squeue" where there are none yet.
-        kinds: What kind of number a measured figure is, by its name here; an efficiency is of the kind of its figure.
-        gathering: How the cluster gathers usage, where it was asked.
-        live: True while the job still runs: the figures are those of now.
-        extra: Printed lines that are not a field here, by their printed name.
-    """
-
-    job_id: str
-    array_job_id: str | None = None
-    het_job_id: str | None = None
-    cluster: str | None = None
-    user: str | None = None
-    group: str | None = None
-    state: str | None = None
-    exit_code: int | None = None
-    nodes: int | None = None
-    cores: int | None = None
-    cores_per_node: int | None = None
-    cpu_time_s: float | None = None
-    cpu_efficiency: float | None = None
-    core_walltime_s: float | None = None
-    wall_time_s: float | None = None
-    memory_used_bytes: int | None = None
-    memory_is_estimate: bool | None = None
-    memory_efficiency: float | None = None
-    memory_requested_bytes: int | None = None
-    memory_per: Literal["node", "core"] | None = None
-    gpus: int | None = None
-    gpu_efficiency: float | None = None
-    gpu_memory_used_bytes: int | None = None
-    time_limit_s: float | None = None
-    name: str | None = None
-    partition: str | None = None
-    node_list: str | None = None
-    submitted_at_s: float | None = None
-    started_at_s: float | None = None
-    ended_at_s: float | None = None
-    earlier_runs: tuple["Efficiency", ...] = ()
-    source: Source = "seff"
-    kinds: dict[str, Kind] = {}
-    gathering: Gathering | None = None
-    live: bool = False
-    extra: dict[str, str] = {}
 
 
 class StepSplit(msgspec.Struct, frozen=True, kw_only=True):
@@ -278,3 +179,57 @@ def sum_known(values: Sequence[float | None]) -> float | None:
     """The sum; None when any part is unknown, because a sum of the rest would be too small."""
     known = [value for value in values if value is not None]
     return sum(known) if known and len(known) == len(values) else None
+
+
+PARTS = ("data_s", "compute_s", "communication_s", "other_s")
+"""The parts of a `StepSplit` that add up to its step."""
+
+
+def mean_split(ranks: Sequence[RankUsage]) -> StepSplit | None:
+    """The mean of the ranks' splits, its `steps` the fewest of any; None where no rank has one."""
+    return _combine([split for _, split in _measured(ranks)], statistics.fmean)
+
+
+def median_split(splits: Sequence[StepSplit]) -> StepSplit | None:
+    """The median of each part over several jobs, its `steps` the fewest of any; None where no job has one."""
+    return _combine(splits, statistics.median)
+
+
+def _combine(splits: Sequence[StepSplit], middle: Callable[[Iterable[float]], float]) -> StepSplit | None:
+    if not splits:
+        return None
+    parts = {name: middle(getattr(split, name) for split in splits) for name in (*PARTS, "step_s")}
+    return StepSplit(steps=min(split.steps for split in splits), **parts)
+
+
+def waiting_s(ranks: Sequence[RankUsage]) -> float | None:
+    """The part of the mean exposed communication that is waiting for slower ranks, in seconds.
+
+    The rank that comes last waits for nobody: what it spends is the all-reduce itself, what the others spend beyond
+    that is waiting for it. None where fewer than two ranks have a split.
+    """
+    exposed_s = [split.communication_s for _, split in _measured(ranks)]
+    return statistics.fmean(exposed_s) - min(exposed_s) if len(exposed_s) > 1 else None
+
+
+def find_straggler(ranks: Sequence[RankUsage]) -> Straggler | None:
+    """The rank with the most work of its own per step, by how much more than the median of the others.
+
+    It is the slowest also where it is hardly slower: whether that matters is for the reader of `slowdown`. The rank
+    itself is left out of the median: of two ranks the median of both would hide half of the difference. None where
+    fewer than two ranks have a split.
+    """
+    measured = _measured(ranks)
+    if len(measured) < 2:
+        return None
+    own_s = [split.data_s + split.compute_s + split.other_s for _, split in measured]
+    slowest = own_s.index(max(own_s))
+    others_s = statistics.median(own_s[:slowest] + own_s[slowest + 1 :])
+    if not others_s:
+        return None
+    rank = measured[slowest][0]
+    return Straggler(rank=rank.rank, host=rank.host, slowdown=own_s[slowest] / others_s)
+
+
+def _measured(ranks: Sequence[RankUsage]) -> list[tuple[RankUsage, StepSplit]]:
+    return [(rank, rank.training.split) for rank in ranks if rank.training and rank.training.split]

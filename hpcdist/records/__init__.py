@@ -1,0 +1,1 @@
+"""What jobs, ranks and runs leave on disk."""
