@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.recording import write_recording, write_stand_in
-from hpcdist.sacct_question import TIME_ENVIRONMENT, sacct_arguments
+from hpcdist.slurm.sacct_query import TIME_ENVIRONMENT, sacct_arguments
 
 NAME = "hpcdist-bench"
 HPCDIST = [str(Path(sys.executable).parent / "hpcdist"), "seff"]

@@ -7,15 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from hpcdist.backends import slurm, tasks
-from hpcdist.backends.asking import ask_jobs, ask_period
 from hpcdist.errors import NotFoundError, NotReadyError, UsageError
-from hpcdist.live import complete, iter_complete, read_gathering
 from hpcdist.records.efficiency import RANK_GATHERING, Efficiency, Gathering, name_kinds
 from hpcdist.records.job import JobStatus, split_task
 from hpcdist.records.ranks import RankUsage, sum_known
-from hpcdist.sacct import iter_sacct, parse_sacct
-from hpcdist.sacct_question import batch_job_ids, expand_job_id
+from hpcdist.slurm import commands, queue
+from hpcdist.slurm.sacct import iter_sacct, parse_sacct
+from hpcdist.slurm.sacct_query import ask_jobs, ask_period, batch_job_ids, expand_job_id
+from hpcdist.slurm.sstat import complete, iter_complete, read_gathering
 from hpcdist.text import printable
 
 if TYPE_CHECKING:
@@ -63,9 +62,9 @@ def _read_sacct(job_ids: Sequence[str]) -> tuple[list[Efficiency], list[str]]:
 
 def _read_seff(job_ids: Sequence[str]) -> tuple[list[Efficiency], list[str]]:
     """The figures, and the ids of which seff says nothing."""
-    from hpcdist.seff import parse_seff  # only here: its patterns take longer to compile than most of a command
+    from hpcdist.slurm.seff import parse_seff  # only here: its patterns take longer to compile than most of a command
 
-    texts = {job_id: slurm.read_seff(job_id) for job_id in job_ids}
+    texts = {job_id: commands.read_seff(job_id) for job_id in job_ids}
     missing = [job_id for job_id, text in texts.items() if not text.strip()]
     return [one for job_id, text in texts.items() if job_id not in missing for one in parse_seff(text)], missing
 
@@ -168,7 +167,7 @@ def _query_missing(job_ids: Sequence[str], *, alone: bool) -> Iterator[Efficienc
         NotFoundError: Slurm does not know some of them; said when the others were given out.
     """
     unknown: list[str] = []
-    for job_id, statuses in tasks.query(job_ids).items():
+    for job_id, statuses in queue.query(job_ids).items():
         if all(status.state == "UNKNOWN" for status in statuses):
             unknown.append(job_id)
         elif alone and all(status.state == "PENDING" for status in statuses):

@@ -16,7 +16,7 @@ from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord
 from hpcdist.records.ranks import TrainingMetrics
 from hpcdist.records.usage_curve import FIGURES, UsageCurve
-from hpcdist.seff import format_seff
+from hpcdist.slurm.seff import format_seff
 from hpcdist.timeline import PARTS
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than a job's end has any use for

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hpcdist.backends import sbatch, site, slurm
 from hpcdist.check import SLURM, Check
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError, NotReadyError
-from hpcdist.partitions import Partition
 from hpcdist.prepare import complete_job, prepare
 from hpcdist.records.efficiency import parse_gathering
-from hpcdist.site_checks import judge_accounting, judge_clock, judge_partition, parse_clock
+from hpcdist.site_checks import judge_accounting, judge_clock, judge_partition
+from hpcdist.slurm import cluster as slurm_cluster
+from hpcdist.slurm import commands, sbatch
+from hpcdist.slurm.cluster import Partition, parse_clock
 
 # What only a scheduler can give: a project whose settings name it needs Slurm.
 SLURM_WORDS = ("partition", "account", "qos", "constraint", "reservation", "nodelist")
@@ -27,7 +28,7 @@ def check_slurm(defaults: Mapping[str, Any], *, is_needed: bool = False) -> tupl
         is_needed: Whether it was asked for.
     """
     try:
-        available = slurm.is_available()
+        available = commands.is_available()
     except NotReadyError as error:
         return Check(name=SLURM, status="error", sentence=error.message, hint=error.hint), None
     if not available:
@@ -39,7 +40,7 @@ def check_slurm(defaults: Mapping[str, Any], *, is_needed: bool = False) -> tupl
             return Check(name=SLURM, status="error", sentence="there is no sbatch on PATH", hint=_LOOK), None
         return Check(name=SLURM, status="ok", sentence="not on this machine: jobs run here, without it"), None
     try:
-        config = slurm.read_config()
+        config = commands.read_config()
     except HpcdistError as error:
         *earlier, last = error.message.splitlines()
         hint = f"{error.hint or 'scontrol ping'}; --backend local works here without Slurm"
@@ -53,7 +54,7 @@ def check_accounting(config: Mapping[str, str]) -> Check:
     """Whether sacct answers, and what is gathered."""
     trouble = ""
     try:
-        site.ask_accounting()
+        slurm_cluster.ask_accounting()
     except HpcdistError as error:
         trouble = error.message.splitlines()[0]
     return judge_accounting(parse_gathering(config), config.get("AccountingStorageType"), trouble)
@@ -85,7 +86,7 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
 def check_clock() -> Check:
     """This machine's clock against the controller's."""
     try:
-        line, before_s, after_s = site.read_controller_clock()
+        line, before_s, after_s = slurm_cluster.read_controller_clock()
     except HpcdistError as error:
         return Check(name="clock", status="unknown", sentence=error.message)
     return judge_clock(parse_clock(line), before_s, after_s)

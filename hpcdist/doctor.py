@@ -5,17 +5,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hpcdist import cluster_checks, machine_checks
-from hpcdist.backends import site
 from hpcdist.check import SLURM, Check
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project, find_nearest
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.here import open_project
-from hpcdist.partitions import Partition
 from hpcdist.records.store import Store
 from hpcdist.registry import Problem, find_problems, judge_runs
 from hpcdist.repair import Repair, repair
-from hpcdist.status_rows import Mark
+from hpcdist.slurm import cluster as slurm_cluster
+from hpcdist.slurm.cluster import Partition
+from hpcdist.slurm.queue import RunMarker
 from hpcdist.trial import WAIT_S, Tell, choose_shape, probe_between_nodes
 from hpcdist.trial_checks import Trial, judge_trial
 from hpcdist.version_checks import judge_slurm_release
@@ -78,7 +78,7 @@ class Doctor:
         accounting = cluster_checks.check_accounting(self._config)
         self._is_accounted = accounting.status == "ok"
         yield accounting
-        self._partitions = site.list_partitions()
+        self._partitions = slurm_cluster.list_partitions()
         if self._fault is None:
             yield from cluster_checks.check_request(self.project, self._partitions)
         yield cluster_checks.check_clock()
@@ -95,18 +95,18 @@ class Doctor:
         else:
             yield from judge_runs(sum(1 for _ in store), problems)
 
-    def _find_problems(self, store: Store, living: list[Mark] | None) -> list[Problem] | Check:
+    def _find_problems(self, store: Store, living: list[RunMarker] | None) -> list[Problem] | Check:
         try:
             return find_problems(store, living)
         except OSError as error:
             sentence = f"can't read {error.filename}: {error.strerror}"
             return Check(name="runs", status="error", sentence=sentence, hint=f"ls -ld {store.runs}")
 
-    def _list_living(self) -> list[Mark] | None:
+    def _list_living(self) -> list[RunMarker] | None:
         """The user's jobs that wait or run; None where Slurm was not asked."""
         if self._config is not None:
             with contextlib.suppress(HpcdistError):
-                return site.list_living_runs()
+                return slurm_cluster.list_living_runs()
         return None
 
     def examine_nodes(

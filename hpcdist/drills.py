@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hpcdist.backends import breaking, slurm
-from hpcdist.backends.tasks import ACCOUNTING_LAG_S
+from hpcdist.backends import breaking
 from hpcdist.config.job import merge_options
 from hpcdist.config.project import Project
 from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
@@ -20,6 +19,8 @@ from hpcdist.records.job import CONTINUED_STATES, Cause, Diagnosis, JobStatus
 from hpcdist.records.ranks import RESTART_LINE, RankUsage
 from hpcdist.records.store import new_run_name
 from hpcdist.sending import send
+from hpcdist.slurm import commands
+from hpcdist.slurm.queue import ACCOUNTING_LAG_S
 from hpcdist.units import parse_duration
 
 POLL_INTERVAL_S = 0.5
@@ -111,7 +112,7 @@ class _Drill:
             self._job.cancel()
         if self._preemptor:
             with contextlib.suppress(HpcdistError):
-                slurm.cancel(self._preemptor)
+                commands.cancel(self._preemptor)
 
     def _wait_until(self, condition: Callable[[JobStatus], bool]) -> bool:
         """Waits until something holds; False when the job is over before."""
@@ -183,7 +184,7 @@ class _Drill:
 
     def _cut_checkpoint(self, job_id: str) -> None:
         """Requeues the job, and cuts its newest checkpoint in half before it starts again."""
-        slurm.requeue(job_id)
+        commands.requeue(job_id)
         self._wait_until(lambda status: status.state == "PENDING")
         newest = self._list_checkpoints()[-1]
         was = newest.stat()

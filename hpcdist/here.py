@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends.release import find_release
 from hpcdist.config.project import Project, find_project
+from hpcdist.slurm.releases import find_release
 
 
 def open_project(start: Path | None = None, *, profile: str | None = None) -> Project:
@@ -29,6 +29,6 @@ def _ask_cluster() -> str | None:
     """The cluster's name; None where there is no Slurm, or it does not answer."""
     if not shutil.which("scontrol"):
         return None
-    from hpcdist.backends import site  # only where there are profiles to choose from
+    from hpcdist.slurm import cluster as slurm_cluster  # only where there are profiles to choose from
 
-    return site.find_cluster_name(None)
+    return slurm_cluster.find_cluster_name(None)

@@ -10,14 +10,15 @@ import msgspec
 
 from hpcdist import accounting, statuses, why
 from hpcdist.audit import audit_job
-from hpcdist.backends import local, slurm
+from hpcdist.backends import local
 from hpcdist.config.job import Layout
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Diagnosis, Ending, JobRecord, JobStatus, Progress, join_task, split_task
 from hpcdist.records.store import Run, RunRecord, Store
-from hpcdist.sacct_question import check_job_id
+from hpcdist.slurm import commands
+from hpcdist.slurm.sacct_query import check_job_id
 from hpcdist.slurm_rules import has_launch_failed
 from hpcdist.timeline import build_timeline, find_disagreements
 
@@ -115,7 +116,7 @@ class Job:
         if self.run.is_local:
             local.cancel(self.run)
         elif self.id:
-            slurm.cancel(self.id)
+            commands.cancel(self.id)
 
     def log_paths(self, rank: int | None = None) -> list[Path]:
         """The log files of one rank, or of all and the batch script."""
@@ -216,7 +217,7 @@ class Job:
 def _release(status: JobStatus) -> JobStatus:
     """Lets a job start that is held; where Slurm does not let us, `hpcdist status` says what to do."""
     try:
-        slurm.release(status.job_id or "")
+        commands.release(status.job_id or "")
     except HpcdistError:
         return status
     return msgspec.structs.replace(status, reason=f"{status.reason}: released")

@@ -5,8 +5,8 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist.partitions import Partition
 from hpcdist.sbatch_script import Script
+from hpcdist.slurm.cluster import Partition
 
 Severity = Literal["error", "warning", "info"]
 

@@ -56,9 +56,9 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
 def choose_backend(asked: Backend | None) -> Backend:
     """The backend asked for, else Slurm where it is there, else this machine."""
-    from hpcdist.backends import slurm  # not for a render
+    from hpcdist.slurm import commands  # not for a render
 
-    return asked or ("slurm" if slurm.is_available() else "local")
+    return asked or ("slurm" if commands.is_available() else "local")
 
 
 def complete_job(options: Mapping[str, Any], project: Project) -> JobSpec:

@@ -18,7 +18,7 @@ from hpcdist.check import Check
 from hpcdist.config.project import find_nearest
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.records.store import Run, RunRecord, Store
-from hpcdist.status_rows import Mark
+from hpcdist.slurm.queue import RunMarker
 
 ProblemKind = Literal[
     "damaged", "half-made", "unregistered", "unstarted", "dead", "leftover", "open", "lost-folder", "last-id"
@@ -55,7 +55,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     is_repairable: bool = True
 
 
-def find_problems(store: Store, living: Sequence[Mark] | None) -> list[Problem]:
+def find_problems(store: Store, living: Sequence[RunMarker] | None) -> list[Problem]:
     """All that is wrong with a project's runs.
 
     Args:
@@ -72,7 +72,7 @@ def find_problems(store: Store, living: Sequence[Mark] | None) -> list[Problem]:
     return found
 
 
-def _examine_standing(run: Run, living: Sequence[Mark] | None) -> list[Problem]:
+def _examine_standing(run: Run, living: Sequence[RunMarker] | None) -> list[Problem]:
     """What is wrong with a run; nothing where it is removed while it is looked at."""
     try:
         return list(_examine(run, living))
@@ -80,7 +80,7 @@ def _examine_standing(run: Run, living: Sequence[Mark] | None) -> list[Problem]:
         return []
 
 
-def _examine(run: Run, living: Sequence[Mark] | None) -> Iterator[Problem]:
+def _examine(run: Run, living: Sequence[RunMarker] | None) -> Iterator[Problem]:
     if problem := find_open(run):
         yield problem
     try:
@@ -123,7 +123,7 @@ def _judge_without_record(run: Run) -> Problem | None:
     return Problem(kind="half-made", run=run.name, path=run.path, sentence=sentence)
 
 
-def _judge_damaged(run: Run, living: Sequence[Mark] | None, error: Exception) -> Problem:
+def _judge_damaged(run: Run, living: Sequence[RunMarker] | None, error: Exception) -> Problem:
     words = error.message if isinstance(error, HpcdistError) else str(error)
     sentence = f"the record of run {run.name} can't be read: {words}"
     writer = find_writer(run, living)
@@ -139,7 +139,7 @@ def _judge_damaged(run: Run, living: Sequence[Mark] | None, error: Exception) ->
     )
 
 
-def find_writer(run: Run, living: Sequence[Mark] | None) -> str | None:
+def find_writer(run: Run, living: Sequence[RunMarker] | None) -> str | None:
     """What may still write into a run's folder, so that it must stay where it is; None where nothing does."""
     marked = next((mark.job_id for mark in living or () if mark.run == run.name), None)
     if marked:
@@ -241,7 +241,7 @@ def _list_open_files() -> set[tuple[int, int]]:
     return found
 
 
-def _find_lost_folders(store: Store, living: Sequence[Mark]) -> list[Problem]:
+def _find_lost_folders(store: Store, living: Sequence[RunMarker]) -> list[Problem]:
     """Jobs of this project's whose folder was deleted under them."""
     found = []
     for mark in living:

@@ -10,12 +10,12 @@ import jinja2
 import msgspec
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from hpcdist import releases
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.project import CONFIG_NAME
 from hpcdist.config.site import Site
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
+from hpcdist.slurm import releases
 from hpcdist.text import dashed
 from hpcdist.units import parse_slurm_time
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends import local, sbatch, site
+from hpcdist.backends import local
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
 from hpcdist.records.job import split_task
 from hpcdist.records.store import LocalState, Run, Store
 from hpcdist.registry import Problem, find_open, find_writer, judge_record
-from hpcdist.status_rows import Mark
+from hpcdist.slurm import cluster as slurm_cluster
+from hpcdist.slurm import sbatch
+from hpcdist.slurm.queue import RunMarker
 
 ASIDE = ".aside"
 # sacct is asked for a week (`sbatch.find_by_run`): an older job may exist that it does not show.
@@ -41,7 +43,7 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True):
 def repair(
     store: Store,
     problems: Sequence[Problem],
-    living: Sequence[Mark] | None,
+    living: Sequence[RunMarker] | None,
     config: Mapping[str, str] | None,
     *,
     is_accounted: bool,
@@ -64,7 +66,7 @@ class _Mender:
     """Mends one problem after the other."""
 
     def __init__(
-        self, store: Store, living: Sequence[Mark] | None, config: Mapping[str, str] | None, *, is_accounted: bool
+        self, store: Store, living: Sequence[RunMarker] | None, config: Mapping[str, str] | None, *, is_accounted: bool
     ) -> None:
         self._store = store
         self._living = living
@@ -122,7 +124,7 @@ class _Mender:
             return False, f"run {run.name} may have a job: Slurm has to be asked, and does not answer"
         job_id = job_id or sbatch.find_by_run(run.name, record.workdir) or ""
         if job_id:
-            cluster = (ranks[0].cluster if ranks else None) or site.find_cluster_name(self._config)
+            cluster = (ranks[0].cluster if ranks else None) or slurm_cluster.find_cluster_name(self._config)
             run.write_record(msgspec.structs.replace(record, job_id=job_id, cluster=cluster))
             return True, f"run {run.name} is job {job_id}: found by its name and written down"
         if self._is_accounted and time.time() - record.created_at_s < SEARCHED_S:

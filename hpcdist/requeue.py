@@ -11,11 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError
 from hpcdist.records.ranks import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.records.store import Run
-from hpcdist.status_rows import parse_job_fields
+from hpcdist.slurm import commands
+from hpcdist.slurm.queue import parse_job_fields
 
 # By now srun has sent TERM to a job in which a rank failed by itself, and that rank's watcher has written how; if
 # neither, a node is gone, and Slurm may need minutes to notice.
@@ -161,7 +161,7 @@ class Requeue:
         """What the controller says of the job; None when it does not answer."""
         for _ in range(ATTEMPTS):
             try:
-                return parse_job_fields(slurm.show_job(self._job_id))
+                return parse_job_fields(commands.show_job(self._job_id))
             except HpcdistError as error:
                 # Also when a signal to all processes of the step met scontrol itself.
                 reason = error.message
@@ -174,7 +174,7 @@ class Requeue:
         # its command ignores, too, and the next one: Slurm excludes nodes of pending jobs only.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
-            slurm.requeue(self._job_id)
+            commands.requeue(self._job_id)
         except HpcdistError as error:
             _say(f"not requeued: {error.message}")
             return False
@@ -185,7 +185,7 @@ class Requeue:
         nodes = node if self._excluded in ("", "(null)") else f"{self._excluded},{node}"
         for _ in range(ATTEMPTS):
             try:
-                slurm.exclude_nodes(self._job_id, nodes)
+                commands.exclude_nodes(self._job_id, nodes)
             except HpcdistError as error:
                 reason = error.message
                 time.sleep(1.0)

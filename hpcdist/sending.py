@@ -8,12 +8,14 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import provenance
-from hpcdist.backends import local, sbatch, site, slurm
+from hpcdist.backends import local
 from hpcdist.config.secrets import exported, require_secrets
 from hpcdist.errors import HpcdistError, NotFoundError, SubmitError, UsageError
 from hpcdist.prepare import Prepared
 from hpcdist.records.store import Run, RunRecord, Store
-from hpcdist.refusal import find_hint
+from hpcdist.slurm import cluster as slurm_cluster
+from hpcdist.slurm import commands, sbatch
+from hpcdist.slurm.refusal import find_hint
 
 
 def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:
@@ -29,7 +31,7 @@ def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:
         HpcdistError: The run can't be written.
     """
     store = Store(Path(prepared.place.root))
-    config = slurm.read_config() if prepared.backend == "slurm" else {}
+    config = commands.read_config() if prepared.backend == "slurm" else {}
     run = store.run(prepared.run)
     known = run.path.is_dir()
     if not (run.path / "job.json").is_file():
@@ -65,7 +67,7 @@ def find_sent(run: Run) -> str | None:
     with run.locked():
         job_id = sbatch.find_by_run(run.name, record.workdir)
         if job_id is not None:
-            cluster = slurm.read_config().get("ClusterName")
+            cluster = commands.read_config().get("ClusterName")
             _write(run, msgspec.structs.replace(record, job_id=job_id, cluster=cluster, refused=None))
     return job_id
 
@@ -109,11 +111,11 @@ def _submit_new(
         after=after,
     )
     # Where it is not NO, Slurm refuses such a job itself (slurm.conf(5)).
-    reason = site.find_closed_door(job_id) if config.get("EnforcePartLimits") == "NO" else None
+    reason = slurm_cluster.find_closed_door(job_id) if config.get("EnforcePartLimits") == "NO" else None
     if reason is None:
         return job_id
     with contextlib.suppress(HpcdistError):
-        slurm.cancel(job_id)
+        commands.cancel(job_id)
     raise SubmitError(f"Slurm would never start it: {reason}", find_hint(reason))
 
 

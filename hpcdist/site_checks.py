@@ -3,19 +3,16 @@
 Source: `scontrol show config`, run with Slurm 22.05.8.
 """
 
-import re
 from collections.abc import Sequence
-from datetime import datetime
 
 from hpcdist.check import Check
-from hpcdist.partitions import Partition
 from hpcdist.records.efficiency import Gathering
+from hpcdist.slurm.cluster import Partition
 from hpcdist.text import nearest
 
 # munge refuses a credential that is older than five minutes (munged(8), --max-ttl is an hour, the default 300 s).
 REFUSED_SKEW_S = 300.0
 WARN_SKEW_S = 5.0
-_CLOCK = re.compile(r"Configuration data as of (\S+)")
 
 
 def choose_partition(asked: str | None, partitions: Sequence[Partition]) -> Partition | None:
@@ -73,23 +70,6 @@ def judge_accounting(gathering: Gathering, storage: str | None, trouble: str) ->
     every_s = gathering.every_s
     rest = "" if every_s <= 1 else ": shorter peaks are missed, and jobs shorter than that have no memory figure"
     return Check(name=name, status="ok", sentence=f"sacct answers; memory is sampled every {every_s:.0f} s{rest}")
-
-
-def parse_clock(line: str) -> float | None:
-    """Seconds since the epoch in `Configuration data as of …`, the controller's time when it answered.
-
-    Slurm 22.05.8 sets it for each answer (src/slurmctld/proc_req.c, `_fill_ctld_conf`: `last_update = time(NULL)`). It
-    is printed as `SLURM_TIME_FORMAT` asks, or in local time.
-    """
-    found = _CLOCK.match(line)
-    if found is None:
-        return None
-    if found[1].isdecimal():
-        return float(found[1])
-    try:
-        return datetime.fromisoformat(found[1]).timestamp()
-    except ValueError:
-        return None
 
 
 def judge_clock(controller_s: float | None, before_s: float, after_s: float) -> Check:

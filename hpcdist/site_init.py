@@ -13,19 +13,9 @@ from pathlib import Path
 import msgspec
 
 from hpcdist.backends import discovery
-from hpcdist.cluster_facts import (
-    Association,
-    list_qos_to_try,
-    order_partitions,
-    parse_associations,
-    parse_modules,
-    parse_qos_limits,
-    parse_scontrol,
-)
 from hpcdist.config.project import CONFIG_NAME, read_options
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.files import write_atomically
-from hpcdist.partitions import Partition
 from hpcdist.site_proposal import (
     Accepted,
     Setting,
@@ -38,6 +28,16 @@ from hpcdist.site_proposal import (
     propose_surroundings,
 )
 from hpcdist.site_text import Merged, format_section, merge_file
+from hpcdist.slurm.cluster import (
+    Association,
+    Partition,
+    list_qos_to_try,
+    order_partitions,
+    parse_associations,
+    parse_modules,
+    parse_qos_limits,
+    parse_scontrol,
+)
 
 MODULES_TIMEOUT_S = 30.0
 HYPERPOD = Path("/opt/sagemaker_cluster")  # there on its nodes [awsome-distributed-ai#231]

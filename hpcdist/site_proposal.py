@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hpcdist.cluster_facts import Association
-from hpcdist.partitions import Partition
+from hpcdist.slurm.cluster import Association, Partition
 from hpcdist.units import format_duration
 
 # As many modules as anybody reads; those that trainings load go first.

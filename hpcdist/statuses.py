@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from hpcdist.backends import local, slurm, tasks
+from hpcdist.backends import local
 from hpcdist.errors import HpcdistError
 from hpcdist.records.job import JobStatus, join_task, split_task
 from hpcdist.records.store import Run
+from hpcdist.slurm import commands, queue
 
 LONGEST_PAUSE_S = 10.0
 
@@ -39,7 +40,7 @@ def query(runs: Sequence[tuple[Run, str | None]], *, settled: bool = False) -> l
     ids = [join_task(run.job_id, task) for run, task in runs]
     asked = [job_id for (run, _), job_id in zip(runs, ids, strict=True) if job_id and not run.is_local]
     try:
-        answers, silence = tasks.query(asked, settled=settled), None
+        answers, silence = queue.query(asked, settled=settled), None
     except HpcdistError as error:
         # A list of runs is of use without Slurm too.
         answers, silence = {}, error.message.splitlines()[0]
@@ -52,7 +53,7 @@ def query(runs: Sequence[tuple[Run, str | None]], *, settled: bool = False) -> l
             statuses = [_unsent_status(run)]
         else:
             statuses = answers.get(job_id, [JobStatus(job_id=job_id, state="UNKNOWN", reason=silence)])
-            if task is None and len(statuses) == 1 and tasks.is_forgotten(statuses[0]):
+            if task is None and len(statuses) == 1 and queue.is_forgotten(statuses[0]):
                 begun = sorted(int(path.name) for path in run.path.glob("[0-9]*") if path.name.isdecimal())
                 statuses = [
                     msgspec.structs.replace(statuses[0], job_id=join_task(job_id, str(one))) for one in begun
@@ -73,7 +74,7 @@ def _settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None
         run: Its run.
         here: Gives the name of the cluster that was asked.
     """
-    if status.state != "LOST" and not tasks.is_forgotten(status):
+    if status.state != "LOST" and not queue.is_forgotten(status):
         return status
     replace = functools.partial(msgspec.structs.replace, status)
     cluster = _sent_to(run)
@@ -104,7 +105,7 @@ def _sent_to(run: Run) -> str | None:
 def _name_cluster() -> str | None:
     """The name of the cluster that is asked; None where it does not answer."""
     try:
-        return slurm.read_config().get("ClusterName")
+        return commands.read_config().get("ClusterName")
     except HpcdistError:
         return None
 

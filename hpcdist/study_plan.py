@@ -5,13 +5,14 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends import local, slurm
+from hpcdist.backends import local
 from hpcdist.batches import Batch, check_gpu_hours, make_batches, most_gpu_hours
 from hpcdist.config.job import Backend, build_job
 from hpcdist.config.project import Project
 from hpcdist.errors import NotFoundError, UsageError
 from hpcdist.records.store import Run, Store
 from hpcdist.sending import find_sent
+from hpcdist.slurm import commands
 from hpcdist.study import Study, Trial
 from hpcdist.study_state import StudyState, find_study, same_folder, without_secrets
 from hpcdist.trials import find_runs, query_trials
@@ -114,7 +115,7 @@ def _known(study: Study, project: Project, backend: Backend, source: Path | None
 def _largest_array(backend: Backend) -> int:
     if backend == "local":
         return 1
-    size = slurm.read_config().get("MaxArraySize", "")
+    size = commands.read_config().get("MaxArraySize", "")
     return int(size) if size.isdecimal() else LARGEST_ARRAY
 
 

@@ -12,7 +12,6 @@ from hpcdist.config.job import Backend
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError
 from hpcdist.jobs import Job
-from hpcdist.partitions import Partition
 from hpcdist.prepare import Prepared, complete_job, prepare
 from hpcdist.provenance import read_versions
 from hpcdist.records.job import JobStatus, Progress
@@ -21,6 +20,7 @@ from hpcdist.records.store import new_run_name
 from hpcdist.render import task_command
 from hpcdist.sending import send
 from hpcdist.site_checks import choose_partition
+from hpcdist.slurm.cluster import Partition
 from hpcdist.trial_checks import Trial, find_probe
 
 # It takes some ten seconds; the rest is for imports from a slow disk, and for the preflight to name who is missing.

@@ -6,12 +6,12 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import statuses
-from hpcdist.backends import tasks
 from hpcdist.errors import HpcdistError
 from hpcdist.jobs import Job, read_known
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord, JobStatus
 from hpcdist.records.store import Run, RunRecord, Store
+from hpcdist.slurm import queue
 from hpcdist.study import Trial
 from hpcdist.study_state import StudyState
 
@@ -96,7 +96,7 @@ def read_records(state: StudyState) -> list[tuple[Trial, JobRecord | None]]:
         for _, status in found
         if status.is_over and status.state != "COMPLETED" and status.job_id and not status.job_id.startswith("local-")
     ]
-    endings = tasks.query_endings(failed) if failed else {}
+    endings = queue.query_endings(failed) if failed else {}
     records: list[tuple[Trial, JobRecord | None]] = []
     for (trial, status), used in zip(found, figures, strict=True):
         run = runs.get(trial.run or "")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from hpcdist.check import Check
 from hpcdist.errors import ParseError
-from hpcdist.releases import NEWEST, OLDEST, parse_release
+from hpcdist.slurm.releases import NEWEST, OLDEST, parse_release
 
 # torch 2.N goes with torchvision 0.(N + 15): 2.4 with 0.19, 2.9 with 0.24 (the table in torchvision's README).
 PAIR_OFFSET = 15

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import accounting
-from hpcdist.backends import local, tasks
+from hpcdist.backends import local
 from hpcdist.config.job import JobSpec
 from hpcdist.config.secrets import known_secrets, mask
 from hpcdist.errors import HpcdistError
@@ -22,6 +22,7 @@ from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Attempt, Diagnosis, Ending, JobStatus, split_task
 from hpcdist.records.ranks import RESTART_LINE, RankUsage
 from hpcdist.records.store import Run
+from hpcdist.slurm import queue
 from hpcdist.text import printable, printable_line
 
 LOG_TAIL_BYTES = 65536
@@ -100,7 +101,7 @@ def _endings(status: JobStatus, run: Run | None, known: Sequence[Ending] | None)
     if status.job_id is None or (run and run.is_local):
         state = local.query(run) if run and run.is_local else None
         return [msgspec.structs.replace(now, ended_at_s=state.ended_at_s if state else None)]
-    told = tasks.query_endings([status.job_id]).get(status.job_id, []) if known is None else known
+    told = queue.query_endings([status.job_id]).get(status.job_id, []) if known is None else known
     endings = [_named(ending) for ending in told]
     if not endings:
         return [now]

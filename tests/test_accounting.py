@@ -7,7 +7,7 @@ import pytest
 
 from hpcdist import accounting
 from hpcdist.jobs import read_efficiencies
-from hpcdist.sacct import parse_sacct
+from hpcdist.slurm.sacct import parse_sacct
 from tests.conftest import run_hpcdist
 from tests.test_sacct import row, step
 

@@ -9,7 +9,7 @@ from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.training import Training
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.ranks import RankUsage, TrainingMetrics
-from hpcdist.seff import parse_seff
+from hpcdist.slurm.seff import parse_seff
 
 SEFF = Path(__file__).parent / "data" / "seff"
 

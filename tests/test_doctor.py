@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from hpcdist import datasets, mnist_wheel
-from hpcdist.backends import slurm
 from hpcdist.config.job import build_job
 from hpcdist.config.site import Site
 from hpcdist.doctor import Doctor
@@ -19,6 +18,7 @@ from hpcdist.records.network import find_probe, read_probes
 from hpcdist.records.ranks import RankUsage
 from hpcdist.records.store import LocalState, RunRecord, Store
 from hpcdist.registry import find_problems
+from hpcdist.slurm import commands
 from tests.conftest import run_hpcdist
 
 CONFIG = r"""if [ "$1 $2" = "show config" ]; then
@@ -42,7 +42,7 @@ def cluster(project, stand_in):
 
 @pytest.fixture
 def without_slurm(monkeypatch):
-    monkeypatch.setattr(slurm, "is_available", lambda: False)
+    monkeypatch.setattr(commands, "is_available", lambda: False)
 
 
 def examine(folder, **options):

@@ -7,13 +7,13 @@ import pytest
 
 from hpcdist.check import Check, find_exit_status
 from hpcdist.machine_checks import find_filesystem
-from hpcdist.partitions import Node, Partition, parse_sinfo
 from hpcdist.records.efficiency import Gathering
 from hpcdist.records.network import AllReduce, NodeFacts, read_probes, write_probe
 from hpcdist.records.network import find_probe as find_kept
 from hpcdist.records.ranks import RankUsage, TrainingMetrics
 from hpcdist.room_checks import GIB, Quota, Room, judge_quota, judge_room, parse_quota
-from hpcdist.site_checks import choose_partition, judge_accounting, judge_clock, judge_partition, parse_clock
+from hpcdist.site_checks import choose_partition, judge_accounting, judge_clock, judge_partition
+from hpcdist.slurm.cluster import Node, Partition, parse_clock, parse_sinfo
 from hpcdist.trial import choose_shape
 from hpcdist.trial_checks import Trial, find_probe, judge_cuda, judge_network, judge_trial
 from hpcdist.version_checks import judge_packages, judge_pair, judge_slurm_release

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hpcdist.cluster_facts import (
+from hpcdist.site_proposal import Setting, find_share
+from hpcdist.site_text import format_section, format_value, merge_file
+from hpcdist.slurm.cluster import (
     Association,
+    Node,
+    Partition,
     is_closed,
     list_qos_to_try,
     order_partitions,
@@ -19,9 +23,6 @@ from hpcdist.cluster_facts import (
     parse_qos_limits,
     parse_scontrol,
 )
-from hpcdist.partitions import Node, Partition
-from hpcdist.site_proposal import Setting, find_share
-from hpcdist.site_text import format_section, format_value, merge_file
 from tests.conftest import run_hpcdist
 
 DATA = Path(__file__).parent / "data" / "init-22.05"

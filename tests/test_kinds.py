@@ -6,8 +6,8 @@ from hpcdist.accounting import from_ranks
 from hpcdist.config.job import Layout
 from hpcdist.records.efficiency import Efficiency, Gathering, footnotes, parse_gathering, with_gathering
 from hpcdist.records.ranks import RankUsage
-from hpcdist.sacct import parse_sacct
-from hpcdist.seff import parse_seff
+from hpcdist.slurm.sacct import parse_sacct
+from hpcdist.slurm.seff import parse_seff
 from tests.test_sacct import row, step
 
 SAMPLED = {"SLURM_VERSION": "23.02.7", "JobAcctGatherType": "jobacct_gather/linux"}

@@ -4,7 +4,7 @@ import pytest
 
 from hpcdist.lint import RULES, lint
 from hpcdist.lint_rule import Surroundings
-from hpcdist.partitions import Node, Partition
+from hpcdist.slurm.cluster import Node, Partition
 
 SITE = Surroundings(
     partitions=(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcdist.refusal import find_hint
+from hpcdist.slurm.refusal import find_hint
 
 
 @pytest.mark.parametrize(

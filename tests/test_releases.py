@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.sacct import iter_sacct, parse_sacct
-from hpcdist.sacct_question import ASKED_FIELDS
+from hpcdist.slurm.sacct import iter_sacct, parse_sacct
+from hpcdist.slurm.sacct_query import ASKED_FIELDS
 
 DATA = Path(__file__).parent / "data" / "releases"
 RELEASES = ("20.11", "21.08", "22.05", "23.02", "23.11", "24.05", "24.11", "25.05", "25.11", "26.05")

@@ -12,7 +12,7 @@ import pytest
 from hpcdist.records.ranks import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.records.store import Run
 from hpcdist.requeue import Fate, Requeue, choose_fate
-from hpcdist.status_rows import parse_job_fields
+from hpcdist.slurm.queue import parse_job_fields
 from tests.slurm.waiting import eventually
 
 RUNNING = "JobId=1 JobName=a JobState=RUNNING Reason=None Requeue=1 Restarts=0 PreemptTime=None Command=(null)"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from hpcdist.errors import ParseError, UsageError
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.sacct import iter_sacct, parse_sacct
-from hpcdist.sacct_question import DELIMITER, FIELDS, TIME_ENVIRONMENT, batch_job_ids, check_job_id, sacct_arguments
-from hpcdist.seff import format_seff, parse_seff
+from hpcdist.slurm.sacct import iter_sacct, parse_sacct
+from hpcdist.slurm.sacct_query import DELIMITER, FIELDS, TIME_ENVIRONMENT, batch_job_ids, check_job_id, sacct_arguments
+from hpcdist.slurm.seff import format_seff, parse_seff
 
 DATA = Path(__file__).parent / "data" / "slurm-22.05"
 CAPTURES = sorted(DATA.glob("*.sacct"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hpcdist.errors import ParseError
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.sacct import iter_sacct, parse_sacct
+from hpcdist.slurm.sacct import iter_sacct, parse_sacct
 
 DATA = Path(__file__).parent / "data" / "sacct-json"
 ROWS = {job.job_id: job for job in parse_sacct((DATA / "22.05.rows").read_text())}

@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 
 from hpcdist.directives import parse_header
 from hpcdist.errors import ParseError
-from hpcdist.partitions import Node, Partition, parse_sinfo
 from hpcdist.render import quote_sbatch
 from hpcdist.sbatch_options import SBATCH, SRUN, complete, find_nearest, read_options
 from hpcdist.sbatch_script import Script
 from hpcdist.shell import MOST_BYTES, parse_shell
+from hpcdist.slurm.cluster import Node, Partition, parse_sinfo
 
 
 def words(line):

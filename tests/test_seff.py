@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpcdist.errors import ParseError
 from hpcdist.records.efficiency import Efficiency, Kind
-from hpcdist.seff import format_seff, iter_seff, parse_seff
+from hpcdist.slurm.seff import format_seff, iter_seff, parse_seff
 
 DATA = Path(__file__).parent / "data" / "seff"
 OUTPUTS = sorted(DATA.glob("*.txt"))

@@ -16,15 +16,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist.backends import release
 from hpcdist.cli.study import read_study
 from hpcdist.config.json_schema import build_schema
 from hpcdist.config.project import Project, find_project
 from hpcdist.config.site import Container, Partitions, Site
 from hpcdist.errors import UsageError
 from hpcdist.prepare import complete_job, prepare
-from hpcdist.releases import DIFFERENCES, NEWEST, OLDEST, holds, parse_release
 from hpcdist.render import packaged_templates
+from hpcdist.slurm import releases
+from hpcdist.slurm.releases import DIFFERENCES, NEWEST, OLDEST, holds, parse_release
 from tests.conftest import run_hpcdist
 
 GOLDEN = Path(__file__).parent / "golden" / "sites"
@@ -341,15 +341,15 @@ def test_every_release_gets_cpus_per_task_at_every_step(release):
 def test_the_release_is_asked_where_slurm_is_set_up(project, stand_in, monkeypatch):
     stand_in("sbatch", "echo slurm 24.11.3")
     directive = "#SBATCH --output="
-    monkeypatch.setattr(release, "PLACES", ())
-    assert release.find_release() is None
+    monkeypatch.setattr(releases, "PLACES", ())
+    assert releases.find_release() is None
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
-    assert release.find_release() == "24.11"
+    assert releases.find_release() == "24.11"
     assert directive in run_hpcdist("render", "--", "true").out
     (project / "hpcdist.toml").write_text('slurm_version = "22.05"\n')
     assert directive not in run_hpcdist("render", "--", "true").out
     stand_in("sbatch", "exit 1")
-    assert release.find_release() is None
+    assert releases.find_release() is None
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from hpcdist.backends import sbatch, slurm, tasks
 from hpcdist.errors import NotReadyError, SubmitError
 from hpcdist.records.job import ENDED_STATES
+from hpcdist.slurm import commands, queue, sbatch
 
 
 def test_inside_a_job_what_slurm_set_is_dropped_and_what_the_user_set_is_kept():
@@ -31,12 +31,12 @@ def test_a_percent_sign_in_the_folder_is_no_pattern(tmp_path):
 
 def test_signs_of_slurm_without_commands_are_an_error():
     with pytest.raises(NotReadyError, match="SLURM_CONF"):
-        slurm.is_available({"PATH": "/nowhere", "SLURM_CONF": "/etc/slurm.conf"})
+        commands.is_available({"PATH": "/nowhere", "SLURM_CONF": "/etc/slurm.conf"})
 
 
 def test_no_sign_of_slurm_is_no_error(monkeypatch):
     monkeypatch.setattr("pathlib.Path.exists", lambda path: False)
-    assert slurm.is_available({"PATH": "/nowhere"}) is False
+    assert commands.is_available({"PATH": "/nowhere"}) is False
 
 
 def test_submitit_sends_the_text_as_it_is_and_pickles_nothing(stand_in, tmp_path):
@@ -74,7 +74,7 @@ def test_a_submission_without_an_answer_is_looked_for_before_it_is_given_up(stan
 def test_a_job_that_left_the_queue_is_told_by_accounting(stand_in):
     stand_in("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     stand_in("sacct", r"printf '9\x1fCANCELLED by 1000\x1f0:15\x1f12\x1fn1\x1fNone\x1fa|b\n'")
-    (status,) = tasks.query(["9"])["9"]
+    (status,) = queue.query(["9"])["9"]
     assert (status.state, status.signal, status.exit_code, status.elapsed_s) == ("CANCELLED", 15, None, 12.0)
     assert status.name == "a|b"
 
@@ -85,7 +85,7 @@ def test_an_array_that_accounting_shows_as_one_finished_job_is_not_believed(stan
         "squeue", r"printf '9_0\x1fCOMPLETED\x1fNone\x1f0:01\x1fn1\x1fa\n9_1\x1fRUNNING\x1fNone\x1f0:01\x1fn1\x1fa\n'"
     )
     stand_in("sacct", r"printf '9\x1fCOMPLETED\x1f0:0\x1f1\x1fn1\x1fNone\x1fa\n'")
-    assert {status.state for status in tasks.query(["9"])["9"]} == {"COMPLETED", "RUNNING"}
+    assert {status.state for status in queue.query(["9"])["9"]} == {"COMPLETED", "RUNNING"}
 
 
 @pytest.mark.parametrize("last", ["RUNNING", "COMPLETED"])
@@ -95,17 +95,17 @@ def test_a_task_that_left_the_queue_before_the_others_still_counts(stand_in, las
     row = r"\x1f1\x1fn1\x1fNone\x1fa\n"
     stand_in("sacct", rf"printf '9_10\x1f{last}\x1f0:0{row}9_[2-3]\x1fCANCELLED\x1f0:0{row}9_1\x1fFAILED\x1f3:0{row}'")
     states = {"9_1": "FAILED", "9_2": "CANCELLED", "9_3": "CANCELLED", "9_10": last}
-    assert {status.job_id: status.state for status in tasks.query(["9"])["9"]} == states
-    assert [status.job_id for status in tasks.query(["9"])["9"]] == list(states)
-    assert [status.job_id for status in tasks.query(["9_[1-3]"])["9_[1-3]"]] == ["9_1", "9_2", "9_3"]
-    assert tasks.query(["9_1"])["9_1"][0].exit_code == 3
+    assert {status.job_id: status.state for status in queue.query(["9"])["9"]} == states
+    assert [status.job_id for status in queue.query(["9"])["9"]] == list(states)
+    assert [status.job_id for status in queue.query(["9_[1-3]"])["9_[1-3]"]] == ["9_1", "9_2", "9_3"]
+    assert queue.query(["9_1"])["9_1"][0].exit_code == 3
 
 
 def test_accounting_is_not_asked_about_a_job_that_lives(stand_in, tmp_path):
     stand_in("squeue", r"printf '9\x1fRUNNING\x1fNone\x1f9:01\x1fn1\x1fa\n'")
     stand_in("sacct", f"touch {tmp_path}/asked")
     stand_in("scontrol", f"touch {tmp_path}/asked")
-    assert [status.state for status in tasks.query(["9"])["9"]] == ["RUNNING"]
+    assert [status.state for status in queue.query(["9"])["9"]] == ["RUNNING"]
     assert not (tmp_path / "asked").exists()
 
 
@@ -117,7 +117,7 @@ def test_a_job_that_the_controller_forgot_and_accounting_has_for_ever_is_lost(st
     stand_in("squeue", FORGOTTEN)
     stand_in("scontrol", FORGOTTEN)
     stand_in("sacct", r"printf '9\x1fPENDING\x1f0:0\x1f364\x1fNone assigned\x1fNone\x1fa\n'")
-    (status,) = tasks.query(["9"])["9"]
+    (status,) = queue.query(["9"])["9"]
     assert (status.state, status.is_over) == ("LOST", True)
     assert "accounting has it as PENDING" in status.reason
 
@@ -126,7 +126,7 @@ def test_a_job_that_a_silent_controller_may_know_is_not_lost(stand_in):
     stand_in("squeue", FORGOTTEN)
     stand_in("scontrol", "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
     stand_in("sacct", r"printf '9\x1fRUNNING\x1f0:0\x1f12\x1fn1\x1fNone\x1fa\n'")
-    assert [status.state for status in tasks.query(["9"])["9"]] == ["RUNNING"]
+    assert [status.state for status in queue.query(["9"])["9"]] == ["RUNNING"]
 
 
 def test_tasks_that_the_controller_forgot_are_lost_and_the_others_keep_their_end(stand_in):
@@ -134,8 +134,8 @@ def test_tasks_that_the_controller_forgot_are_lost_and_the_others_keep_their_end
     stand_in("scontrol", FORGOTTEN)
     row = r"\x1f0:0\x1f12\x1fn1\x1fNone\x1fa\n"
     stand_in("sacct", rf"printf '9_0\x1fCOMPLETED{row}9_1\x1fRUNNING{row}'")
-    assert [status.state for status in tasks.query(["9"])["9"]] == ["COMPLETED", "LOST"]
-    told = tasks.query(["9_0", "9_1", "9_2"])
+    assert [status.state for status in queue.query(["9"])["9"]] == ["COMPLETED", "LOST"]
+    told = queue.query(["9_0", "9_1", "9_2"])
     states = {name: status.state for name, (status,) in told.items()}
     assert states == {"9_0": "COMPLETED", "9_1": "LOST", "9_2": "UNKNOWN"}
 
@@ -143,7 +143,7 @@ def test_tasks_that_the_controller_forgot_are_lost_and_the_others_keep_their_end
 def test_a_job_nobody_knows_is_unknown(stand_in):
     stand_in("squeue", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     stand_in("sacct", "exit 0")
-    (status,) = tasks.query(["9"])["9"]
+    (status,) = queue.query(["9"])["9"]
     assert status.state == "UNKNOWN"
 
 
@@ -158,29 +158,29 @@ def test_the_states_that_end_a_job_are_words_of_slurm():
 )
 def test_no_name_confuses_the_queue_or_accounting(stand_in, name):
     stand_in("squeue", rf"printf '9\x1fRUNNING\x1fNone\x1f1-02:03:04\x1fn1\x1f{name}\n'")
-    (status,) = tasks.query(["9"])["9"]
+    (status,) = queue.query(["9"])["9"]
     assert (status.state, status.elapsed_s, status.nodes) == ("RUNNING", 93784.0, "n1")
     stand_in("squeue", "exit 0")
     stand_in("sacct", rf"printf '9\x1fFAILED\x1f3:0\x1f12\x1fn1\x1fNone\x1f{name}\n'")
-    (status,) = tasks.query(["9"])["9"]
+    (status,) = queue.query(["9"])["9"]
     assert (status.state, status.exit_code, status.elapsed_s) == ("FAILED", 3, 12.0)
 
 
 @pytest.mark.parametrize("elapsed", ["", "INVALID", "1-2", "0:00"])
 def test_an_elapsed_time_that_is_none_is_unknown(stand_in, elapsed):
     stand_in("squeue", rf"printf '9\x1fPENDING\x1fPriority\x1f{elapsed}\x1f\x1fa\n'")
-    (status,) = tasks.query(["9"])["9"]
+    (status,) = queue.query(["9"])["9"]
     assert status.elapsed_s == (0 if elapsed == "0:00" else None)
     stand_in("squeue", "exit 0")
     stand_in("scontrol", f"echo 'JobId=9 JobName=a JobState=COMPLETED Reason=None RunTime={elapsed} ExitCode=0:0'")
-    (status,) = tasks.query(["9"])["9"]
+    (status,) = queue.query(["9"])["9"]
     assert (status.state, status.exit_code) == ("COMPLETED", 0)
 
 
 def test_a_name_with_line_breaks_does_not_split_what_the_controller_says(stand_in):
     stand_in("squeue", "exit 0")
     stand_in("scontrol", r"printf 'JobId=9 JobName=a\nb\x1cc JobState=FAILED Reason=x RunTime=00:01:00 ExitCode=2:0\n'")
-    (status,) = tasks.query(["9"])["9"]
+    (status,) = queue.query(["9"])["9"]
     assert (status.job_id, status.state, status.exit_code, status.elapsed_s) == ("9", "FAILED", 2, 60.0)
 
 
@@ -194,12 +194,12 @@ def test_a_comment_or_folder_with_line_breaks_hides_no_run(stand_in):
 
 def test_usage_of_running_steps_is_read_as_far_as_it_is_allowed(stand_in):
     stand_in("sstat", "echo '7.0|1|5|00:00:01|'; echo 'sstat: error: problem getting step_layout' >&2; exit 1")
-    assert slurm.read_live(["--jobs=7"]) == "7.0|1|5|00:00:01|\n"
+    assert commands.read_live(["--jobs=7"]) == "7.0|1|5|00:00:01|\n"
 
 
 def test_without_sstat_nothing_is_known(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert slurm.read_live(["--jobs=7"]) == ""
+    assert commands.read_live(["--jobs=7"]) == ""
 
 
 def test_where_srun_itself_fails_nothing_is_known_of_its_options(stand_in):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hpcdist.sacct import parse_sacct
-from hpcdist.sstat import LiveUsage, parse_sstat, sstat_arguments, with_live_usage
+from hpcdist.slurm.sacct import parse_sacct
+from hpcdist.slurm.sstat import LiveUsage, parse_sstat, sstat_arguments, with_live_usage
 from tests.test_sacct import row, step
 
 # Two tasks of an array on a real cluster.

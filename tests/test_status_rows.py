@@ -2,7 +2,8 @@
 
 import pytest
 
-from hpcdist.status_rows import SEPARATOR, parse_accounting
+from hpcdist.slurm.commands import SEPARATOR
+from hpcdist.slurm.queue import parse_accounting
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ import pytest
 from msgspec.structs import replace
 
 from hpcdist import batches
-from hpcdist.backends import tasks
 from hpcdist.config.job import build_job
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
 from hpcdist.jobs import Job
+from hpcdist.slurm import queue
 from hpcdist.studies import run_study
 from hpcdist.study_file import parse_study
 from hpcdist.study_state import list_studies, load_study, locked
@@ -431,7 +431,7 @@ def test_a_trial_that_slurm_lost_ends_the_waiting_and_is_run_again(slurm):
 
 
 def test_figures_that_accounting_never_has_are_not_waited_for_long(slurm, monkeypatch):
-    monkeypatch.setattr(tasks, "ACCOUNTING_LAG_S", 0.5)
+    monkeypatch.setattr(queue, "ACCOUNTING_LAG_S", 0.5)
     state = run_here(TWO)
     slurm.set(**{f"j{job}_{task}": "COMPLETED" for job in (101, 102) for task in range(3)})
     slurm.write("behind", {"101_2": 1000})

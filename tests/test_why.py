@@ -9,12 +9,12 @@ import time
 import pytest
 
 from hpcdist import statuses
-from hpcdist.backends import tasks
 from hpcdist.jobs import Job
 from hpcdist.records.job import JobStatus
 from hpcdist.records.ranks import RankUsage
 from hpcdist.records.store import Run
-from hpcdist.status_rows import parse_endings
+from hpcdist.slurm import queue
+from hpcdist.slurm.queue import parse_endings
 from hpcdist.why import LOG_TAIL_BYTES, LONGEST_LINE, explain, read_logs
 from tests.conftest import HPCDIST, run_hpcdist
 from tests.test_local import LOCAL
@@ -428,4 +428,4 @@ def test_the_logs_are_there_when_slurm_is_not(project, monkeypatch):
 
 def test_slurm_is_asked_about_attempts_only_where_it_answers(stand_in):
     stand_in("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    assert tasks.query_endings(["9"]) == {}
+    assert queue.query_endings(["9"]) == {}

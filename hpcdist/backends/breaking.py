@@ -5,10 +5,10 @@ import shlex
 import subprocess
 from collections.abc import Sequence
 
-from hpcdist.backends import sbatch, slurm
 from hpcdist.errors import HpcdistError
 from hpcdist.records.ranks import RankUsage
-from hpcdist.status_rows import parse_job_fields
+from hpcdist.slurm import commands, sbatch
+from hpcdist.slurm.queue import parse_job_fields
 
 ADMIN_TIMEOUT_S = 120.0
 # Ends by itself where nobody cancels it: it has done its work when it has started.
@@ -21,7 +21,7 @@ def preempt(job_id: str, partition: str) -> str:
     Raises:
         HpcdistError: Slurm refused it.
     """
-    fields = parse_job_fields(slurm.show_job(job_id))
+    fields = parse_job_fields(commands.show_job(job_id))
     shape = [f"--partition={partition}", f"--nodes={fields['NumNodes']}", f"--nodelist={fields['NodeList']}"]
     if (account := fields.get("Account", "(null)")) != "(null)":
         shape.append(f"--account={account}")
@@ -65,4 +65,4 @@ def kill_node(command: str, node: str) -> None:
 
 
 def _run(arguments: Sequence[str]) -> str:
-    return slurm.run_command([*sbatch.outside_of_a_job(os.environ), *arguments])
+    return commands.run_command([*sbatch.outside_of_a_job(os.environ), *arguments])

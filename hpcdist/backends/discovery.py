@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from hpcdist.backends import sbatch, slurm
 from hpcdist.errors import HpcdistError
 from hpcdist.render import quote_sbatch
+from hpcdist.slurm import commands, sbatch
 
 _ROWS = ["--noheader", "--parsable2"]
 
@@ -41,12 +41,12 @@ def ask() -> Answers:
     Raises:
         HpcdistError: The controller does not answer.
     """
-    config = slurm.read_config()
+    config = commands.read_config()
     user = getpass.getuser()
     return Answers(
         config=config,
-        nodes=slurm.run_command(["scontrol", "--oneliner", "--all", "show", "node"]),
-        partitions=slurm.run_command(["scontrol", "--oneliner", "show", "partition"]),
+        nodes=commands.run_command(["scontrol", "--oneliner", "--all", "show", "node"]),
+        partitions=commands.run_command(["scontrol", "--oneliner", "show", "partition"]),
         accounts=_ask(
             ["sacctmgr", *_ROWS, "show", "associations", "where", f"user={user}"],
             "Account,Partition,QOS,DefaultQOS",
@@ -60,7 +60,7 @@ def ask() -> Answers:
 def _ask(command: list[str], fields: str | None = None) -> str:
     """The answer, or nothing: sites without accounting have no sacctmgr that answers."""
     try:
-        return slurm.run_command([*command, f"format={fields}"] if fields else command)
+        return commands.run_command([*command, f"format={fields}"] if fields else command)
     except HpcdistError:
         return ""
 

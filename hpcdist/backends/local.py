@@ -30,7 +30,7 @@ def submit(run: Run, job: JobSpec) -> None:
     # A file, not a pipe: the supervisor inherits it and lives on.
     with (run.logs / "start.log").open("wb") as log:
         started = subprocess.run(
-            [sys.executable, "-m", "hpcdist.backends.submission", str(run.path)],
+            [sys.executable, "-m", "hpcdist.slurm.executor", str(run.path)],
             env=os.environ | {"HPCDIST_LOCAL_GPUS": ",".join(names[:needed])},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -63,11 +63,11 @@ def drill(
     Each is a job of its own: two epochs of MNIST that save every second. Exit code: 0 when all did as they should,
     1 when one did not, 3 when one could not be tried.
     """
-    from hpcdist.backends import slurm
     from hpcdist.cli import following
     from hpcdist.drills import prepare_drill, run_drill
+    from hpcdist.slurm import commands
 
-    if not slurm.is_available():
+    if not commands.is_available():
         raise NotReadyError("a drill needs Slurm, and there is no sbatch here", "run it on the cluster's login node")
     project = open_here()
     given = collect_options(None, options)

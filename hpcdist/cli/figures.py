@@ -13,9 +13,9 @@ import msgspec
 from hpcdist.cli.request import Request
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, ParseError, UsageError
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.sacct import iter_sacct, parse_sacct
-from hpcdist.sacct_question import DELIMITER, FIELDS, check_job_id, expand_job_id
 from hpcdist.selection import parse_since, parse_states, parse_users
+from hpcdist.slurm.sacct import iter_sacct, parse_sacct
+from hpcdist.slurm.sacct_query import DELIMITER, FIELDS, check_job_id, expand_job_id
 
 if TYPE_CHECKING:
     from hpcdist.accounting import Source
@@ -158,8 +158,7 @@ def _iter_project() -> Iterator[Efficiency]:
 
 
 def _iter_text(name: str) -> Iterator[Efficiency]:
-    from hpcdist.seff import iter_seff
-    from hpcdist.seff_lines import LONGEST_LINE
+    from hpcdist.slurm.seff import LONGEST_LINE, iter_seff
 
     with _open(name, newline=None) as file:
         # A line longer than any of seff's comes in pieces, the first of which is refused: memory stays flat.

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from hpcdist import statuses as where
-from hpcdist.backends import tasks
 from hpcdist.cli.following import follow
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, format_table, print_json
@@ -18,7 +17,8 @@ from hpcdist.jobs import Job
 from hpcdist.records.job import Cause, JobStatus
 from hpcdist.records.ranks import RankUsage
 from hpcdist.records.store import Run, Store
-from hpcdist.sacct_question import check_job_id
+from hpcdist.slurm import queue
+from hpcdist.slurm.sacct_query import check_job_id
 from hpcdist.slurm_rules import is_held
 from hpcdist.units import format_duration
 from hpcdist.why import explain, find_secrets
@@ -57,7 +57,7 @@ def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
     ours = [job for job in found if isinstance(job, Job)]
     others = [job for job in found if isinstance(job, str)]
     statuses = [one for several in where.query([(job.run, job.task) for job in ours]) for one in several]
-    statuses += [one for several in tasks.query(others).values() for one in several]
+    statuses += [one for several in queue.query(others).values() for one in several]
     unknown = [one.job_id for one in statuses if one.state == "UNKNOWN" and one.run is None]
     statuses = [one for one in statuses if one.state != "UNKNOWN" or one.run is not None]
     if statuses or not unknown:

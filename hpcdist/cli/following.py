@@ -8,7 +8,6 @@ import time
 import click
 
 from hpcdist import datasets
-from hpcdist.backends import sbatch
 from hpcdist.cli.boards import write_boards
 from hpcdist.cli.joined import format_joined
 from hpcdist.cli.output import format_cause, format_efficiency, print_json
@@ -18,6 +17,7 @@ from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.jobs import Job
 from hpcdist.prepare import Prepared
 from hpcdist.records.job import JobRecord, JobStatus, Progress
+from hpcdist.slurm import sbatch
 from hpcdist.text import printable_line
 
 LINE_INTERVAL_S = 10.0

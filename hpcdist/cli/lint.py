@@ -16,7 +16,7 @@ from hpcdist.text import printable_line
 
 if TYPE_CHECKING:
     from hpcdist.lint_rule import Finding
-    from hpcdist.partitions import Partition
+    from hpcdist.slurm.cluster import Partition
 
 # The finding's colour by its severity.
 _COLOURS = {"error": "red", "warning": "yellow", "info": "cyan"}
@@ -134,21 +134,20 @@ def _read(name: str) -> bytes:
 
 def _partitions(site_file: str | None, *, cluster: bool) -> "tuple[Partition, ...] | None":
     """What the site has, where it is known or asked."""
-    from hpcdist.partitions import SINFO, parse_sinfo
+    from hpcdist.slurm.cluster import SINFO, parse_sinfo
 
     if site_file:
         return parse_sinfo(_read(site_file).decode(errors="replace"))
     if not cluster:
         return None
-    from hpcdist.backends.slurm import run_command
+    from hpcdist.slurm.commands import run_command
 
     return parse_sinfo(run_command(SINFO))
 
 
 def _makes_log_folders() -> bool:
     """Whether this machine's Slurm makes the folder of a log; False where nobody says which release it is."""
-    from hpcdist.backends.release import find_release
-    from hpcdist.releases import holds
+    from hpcdist.slurm.releases import find_release, holds
 
     return holds("log-folders-are-made", find_release())
 

@@ -65,7 +65,7 @@ def _list_studies() -> Iterator[tuple[str, str]]:
 
 
 def _list_partitions() -> Iterator[tuple[str, str]]:
-    from hpcdist.backends.site import name_partitions
+    from hpcdist.slurm.cluster import name_partitions
 
     return ((name, "") for name in name_partitions())
 

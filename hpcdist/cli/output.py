@@ -10,7 +10,7 @@ import msgspec
 from hpcdist.records.efficiency import Efficiency, footnotes
 from hpcdist.records.job import Cause
 from hpcdist.records.ranks import RankUsage
-from hpcdist.seff import format_seff
+from hpcdist.slurm.seff import format_seff
 from hpcdist.text import clean, printable_line
 from hpcdist.units import format_bytes
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 import msgspec
 
-from hpcdist.backends import sbatch
 from hpcdist.batches import make_batches
 from hpcdist.cli.options import JSON
 from hpcdist.cli.output import format_table, print_json
@@ -21,6 +20,7 @@ from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.prepare import choose_backend, complete_job, prepare
 from hpcdist.records.job import JobRecord
 from hpcdist.records.network import read_probes
+from hpcdist.slurm import sbatch
 from hpcdist.study import Scale, Study, Trial, Variant
 from hpcdist.study_state import find_study
 from hpcdist.trials import read_records

@@ -2,13 +2,13 @@
 
 import click
 
-from hpcdist.backends import tasks
 from hpcdist.cli.follow import find_or_id
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, print_json
 from hpcdist.errors import NotFoundError
 from hpcdist.jobs import Job
 from hpcdist.records.job import Diagnosis
+from hpcdist.slurm import queue
 from hpcdist.text import printable_line
 from hpcdist.why import explain
 
@@ -44,7 +44,7 @@ def examine(job: Job | str) -> list[Diagnosis]:
     """
     if isinstance(job, Job):
         return job.why()
-    statuses = tasks.query([job])[job]
+    statuses = queue.query([job])[job]
     if all(status.state == "UNKNOWN" for status in statuses):
         raise NotFoundError(f"Slurm knows no job {job}", "hpcdist status lists the runs here")
     return [explain(status) for status in statuses]

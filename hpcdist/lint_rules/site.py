@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from hpcdist.asked import Request, read_memory_bytes, read_time_s
 from hpcdist.directives import Directive
 from hpcdist.lint_rule import Hit, Surroundings, rule
-from hpcdist.partitions import Node, Partition
 from hpcdist.sbatch_script import Script
+from hpcdist.slurm.cluster import Node, Partition
 from hpcdist.units import format_bytes, format_duration
 
 

@@ -15,10 +15,10 @@ import msgspec
 import pytest
 
 from hpcdist.accounting import group_name
-from hpcdist.backends import slurm
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.sacct import parse_sacct
-from hpcdist.sacct_question import TIME_ENVIRONMENT, sacct_arguments
+from hpcdist.slurm import commands
+from hpcdist.slurm.sacct import parse_sacct
+from hpcdist.slurm.sacct_query import TIME_ENVIRONMENT, sacct_arguments
 from tests.conftest import REPOSITORY
 from tests.slurm.by_hand import memory_bytes, seconds
 
@@ -295,9 +295,9 @@ def test_json_says_the_same_as_the_rows(jobs, monkeypatch):
     for key, value in jobs.testbed.env.items():
         monkeypatch.setenv(key, value)
     ids = list(jobs.ids.values())
-    lines = slurm.run_command(["sacct", *sacct_arguments(ids)], TIME_ENVIRONMENT)
+    lines = commands.run_command(["sacct", *sacct_arguments(ids)], TIME_ENVIRONMENT)
     rows = parse_sacct(lines, group_name=group_name)
-    found = parse_sacct(slurm.run_command(["sacct", "--json", "-D", f"--jobs={','.join(ids)}"]))
+    found = parse_sacct(commands.run_command(["sacct", "--json", "-D", f"--jobs={','.join(ids)}"]))
     assert len(rows) == len(found)
     by_id = {one.job_id: one for one in found}
     for one in rows:

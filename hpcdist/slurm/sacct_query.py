@@ -1,9 +1,12 @@
-"""The question to sacct: its arguments, and which job ids may be among them. Pure."""
+"""The query to sacct: its arguments, which job ids may be among them, and its output as it comes."""
 
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from hpcdist.errors import UsageError
+from hpcdist.slurm.commands import start_command
 
 DELIMITER = "\x1f"
 """Between fields: ASCII's unit separator. A `|` is common in job names."""
@@ -141,3 +144,44 @@ def expand_job_id(job_id: str) -> list[str]:
     if not tasks:
         raise UsageError(f"{job_id!a} names no array task", "write the smaller number first: 123_[2-5]")
     return [f"{array_id}_{task}" for task in tasks]
+
+
+class Answer(NamedTuple):
+    """The rows that sacct is printing: what parts their fields, and the lines as they come."""
+
+    delimiter: str
+    lines: Iterator[str]
+
+
+def ask_jobs(job_ids: Sequence[str]) -> Answer:
+    """Asks for jobs by their ids, as many as fit into one call.
+
+    Raises:
+        UsageError: An id is not one.
+        NotReadyError: There is no sacct; while reading, accounting is off.
+    """
+    delimiter = new_delimiter()
+    return Answer(delimiter, start_command(["sacct", *sacct_arguments(job_ids, delimiter)], TIME_ENVIRONMENT))
+
+
+def ask_period(since: str, users: Sequence[str] = ()) -> Answer:
+    """Asks for the jobs since a time.
+
+    Args:
+        since: A time in sacct's words.
+        users: Whose; nobody in particular is the one who asks, and everybody for an administrator.
+
+    Raises:
+        NotReadyError: There is no sacct; while reading, accounting is off.
+    """
+    delimiter = new_delimiter()
+    arguments = sacct_period_arguments(since, users, delimiter)
+    return Answer(delimiter, start_command(["sacct", *arguments], TIME_ENVIRONMENT))
+
+
+def new_delimiter() -> str:
+    """What parts sacct's fields in one call: nobody can have put it into a job's name before.
+
+    40 bits, and short: it is in every row two dozen times.
+    """
+    return DELIMITER + secrets.token_urlsafe(5)

@@ -1,10 +1,12 @@
-"""What differs between Slurm's releases for the scripts that are rendered: one table. Pure.
+"""What differs between Slurm's releases, and which one this machine has.
 
 A row says from which release on (and until before which) something holds. What a script may do on every release, it
 does on all of them; the rows that are not `always` change what is rendered.
 """
 
+import os
 import re
+from pathlib import Path
 
 import msgspec
 
@@ -98,3 +100,42 @@ def holds(name: str, slurm_version: str | None) -> bool:
     release = ASSUMED if slurm_version is None else parse_release(slurm_version)
     row = next(row for row in DIFFERENCES if row.name == name)
     return row.since <= release and (row.until is None or release < row.until)
+
+
+# Where Slurm's settings are on a machine that submits: by packages, by its own make install, handed out by sackd.
+PLACES = (
+    "/etc/slurm",
+    "/etc/slurm-llnl",
+    "/run/slurm/conf",
+    "/opt/slurm/etc",
+    "/usr/local/etc",
+    "/usr/local/slurm/etc",
+)
+
+
+def find_release() -> str | None:
+    """The release that `sbatch -V` names (`22.05`); None where there is no Slurm, or it does not say.
+
+    It is only asked where Slurm is set up: elsewhere it would look for its settings in the network, and fail.
+    """
+    if not os.environ.get("SLURM_CONF") and not any(Path(place, "slurm.conf").exists() for place in PLACES):
+        return None
+    reader, writer = os.pipe()
+    nothing = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 2)]
+    try:
+        child = os.posix_spawnp(
+            "sbatch", ["sbatch", "-V"], os.environ, file_actions=[*nothing, (os.POSIX_SPAWN_DUP2, writer, 1)]
+        )
+    except OSError:
+        os.close(reader)
+        return None
+    finally:
+        os.close(writer)
+    with os.fdopen(reader, errors="replace") as stream:
+        said = stream.read()
+    os.waitpid(child, 0)
+    try:
+        year, month = parse_release(said)
+    except ParseError:
+        return None
+    return f"{year:02}.{month:02}"

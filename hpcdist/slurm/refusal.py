@@ -1,4 +1,4 @@
-"""What to do when Slurm refuses a job, by what it says. Pure."""
+"""What to do when Slurm refuses a job, by what it says."""
 
 # Looked for in this order, in lower case.
 HINTS = (

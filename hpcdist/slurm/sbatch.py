@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hpcdist.backends import slurm
 from hpcdist.errors import HpcdistError, NotReadyError, SubmitError
-from hpcdist.refusal import find_hint
-from hpcdist.status_rows import MARK_FIELDS, MARK_FORMAT, find_marked
+from hpcdist.slurm import commands
+from hpcdist.slurm.queue import MARK_FIELDS, MARK_FORMAT, find_marked
+from hpcdist.slurm.refusal import find_hint
 
 RETRY_DELAYS_S = (1.0, 2.0, 4.0)
 # What sbatch says when the controller may have taken the job although no answer came back.
@@ -61,7 +61,7 @@ def submit(
         SubmitError: sbatch refused, or it can't be known whether the job exists.
     """
     # Only here: importing submitit takes longer than everything else a command does.
-    from hpcdist.backends.submission import submit_slurm
+    from hpcdist.slurm.executor import submit_slurm
 
     try:
         return submit_slurm(
@@ -87,11 +87,11 @@ def submit(
 def find_by_run(run: str, workdir: str) -> str | None:
     """The id of the job that was submitted from a folder and whose comment carries the run's name; None without one."""
     user = getpass.getuser()
-    found = find_marked(slurm.list_queue(MARK_FORMAT, "-t", "all", "-u", user), run, workdir)
+    found = find_marked(commands.list_queue(MARK_FORMAT, "-t", "all", "-u", user), run, workdir)
     if found:
         return found
     try:
-        listed = slurm.list_accounting(MARK_FIELDS, "-X", "-S", "now-7days", "-u", user)
+        listed = commands.list_accounting(MARK_FIELDS, "-X", "-S", "now-7days", "-u", user)
     except HpcdistError:
         return None  # accounting is off: squeue is all there is
     return find_marked(listed, run, workdir)
@@ -120,7 +120,7 @@ def check_srun(options: Mapping[str, str]) -> None:
 def _ask_srun(options: Sequence[str]) -> str:
     """The first line of its complaint; empty without one."""
     try:
-        done = slurm.run([*outside_of_a_job(os.environ), "srun", *options, "--version"])
+        done = commands.run([*outside_of_a_job(os.environ), "srun", *options, "--version"])
     except (NotReadyError, OSError):
         return "no answer"
     said = done.stderr.decode(errors="replace").splitlines()
@@ -140,7 +140,7 @@ def test_only(script: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "script.sbatch")
         path.write_text(script)
-        done = slurm.run([*outside_of_a_job(os.environ), "sbatch", "--test-only", str(path)])
+        done = commands.run([*outside_of_a_job(os.environ), "sbatch", "--test-only", str(path)])
     words = done.stderr.decode(errors="replace").strip().removeprefix("sbatch: ")
     if done.returncode != 0:
         raise SubmitError(words or f"sbatch --test-only: exit status {done.returncode}", find_hint(words))

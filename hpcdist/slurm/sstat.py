@@ -1,15 +1,16 @@
-"""sstat: what the running steps of jobs used so far. Pure: nothing here runs sstat.
+"""sstat: what the running steps of jobs used so far.
 
 sacct has no usage of a step before it ended. Source: sstat(1), run with Slurm 22.05.8. Its `TRESUsageInTot` is memory
 in use *now*; the peak so far is `MaxRSS`, of the largest task [run: 100 MB held, then freed].
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from hpcdist.errors import ParseError
-from hpcdist.records.efficiency import Efficiency, name_kinds
+from hpcdist.errors import HpcdistError, ParseError
+from hpcdist.records.efficiency import Efficiency, Gathering, name_kinds, parse_gathering, with_gathering
+from hpcdist.slurm import commands
 from hpcdist.units import parse_elapsed, parse_size
 
 FIELDS = ("JobID", "NTasks", "MaxRSS", "AveCPU", "TRESUsageInTot")
@@ -99,3 +100,48 @@ def with_live_usage(efficiency: Efficiency, usage: LiveUsage | None) -> Efficien
         source="sstat",
         kinds=name_kinds("sstat", cpu=cpu_s, memory=used, memory_is_estimate=is_estimate, gpu_memory=gpu_memory),
     )
+
+
+# sstat sends a message to every node of every job it is asked about.
+_MOST_JOBS = 50
+
+
+def complete(found: Sequence[Efficiency]) -> list[Efficiency]:
+    """The figures with how they were gathered, and for running jobs with those of now.
+
+    Where sstat says nothing of a job, is not allowed to, or too many jobs run, theirs stay unknown.
+    """
+    return _complete(found, read_gathering()) if found else []
+
+
+def iter_complete(found: Iterable[Efficiency], gathering: Gathering) -> Iterator[Efficiency]:
+    """As `complete`, as the figures come, which know already how they were gathered.
+
+    Jobs that still run are given out last, since sstat is asked once for all of them.
+    """
+    running: list[Efficiency] = []
+    for one in found:
+        if one.live and len(running) <= _MOST_JOBS:
+            running.append(one)
+        else:
+            yield one
+    yield from _complete(running, gathering)
+
+
+def _complete(found: Sequence[Efficiency], gathering: Gathering) -> list[Efficiency]:
+    usage = _read_usage([one.job_id for one in found if one.live])
+    return [with_gathering(with_live_usage(one, usage.get(one.job_id)), gathering) for one in found]
+
+
+def read_gathering() -> Gathering:
+    """How the cluster gathers usage; nothing is known where it does not answer."""
+    try:
+        return parse_gathering(commands.read_config())
+    except HpcdistError:
+        return Gathering()
+
+
+def _read_usage(job_ids: Sequence[str]) -> dict[str, LiveUsage]:
+    if not 0 < len(job_ids) <= _MOST_JOBS:
+        return {}
+    return parse_sstat(commands.read_live(sstat_arguments(job_ids)).split("\n"))

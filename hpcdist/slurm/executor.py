@@ -15,7 +15,7 @@ from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from hpcdist.errors import SubmitError
-from hpcdist.refusal import find_hint
+from hpcdist.slurm.refusal import find_hint
 
 # submitit ends a local job after this; our own supervisor keeps the run's time limit.
 _NEVER_MIN = 60 * 24 * 365

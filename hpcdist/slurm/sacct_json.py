@@ -1,4 +1,4 @@
-"""`sacct --json` told as the rows that `sacct -P` prints, so that one folding reads both. Pure.
+"""`sacct --json` told as the rows that `sacct -P` prints, so that one folding reads both.
 
 Sources: Slurm 22.05's `src/plugins/openapi/dbv0.0.38/parse.c` (run with 22.05.8), and the parsers for JOB, STEP and
 PROCESS_EXIT_CODE in `src/plugins/data_parser` of 23.02 (v0.0.39) to 26.05 (v0.0.45). What is not as it seems there:
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import msgspec
 
 from hpcdist.errors import ParseError
-from hpcdist.sacct_rows import Row
+from hpcdist.slurm.sacct_rows import Row
 
 
 class _Setting(msgspec.Struct, frozen=True):

@@ -1,0 +1,1 @@
+"""Slurm's commands run, and what they print parsed."""
