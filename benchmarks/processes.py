@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import torch
 
-from hpcdist.program import TRAINING_MEMORY
+from hpcdist.launcher.process import TRAINING_MEMORY
 from hpcdist.records.ranks import TrainingMetrics
 
 

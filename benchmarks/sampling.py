@@ -13,7 +13,7 @@ import time
 
 import psutil
 
-from hpcdist.sampling import Sampler
+from hpcdist.launcher.sampling import Sampler
 
 SAMPLES = 20
 PROGRAM = """

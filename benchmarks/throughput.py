@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from hpcdist.config.job import Layout
 from hpcdist.config.training import Training
-from hpcdist.program import TRAINING_MEMORY
+from hpcdist.launcher.process import TRAINING_MEMORY
 from hpcdist.train.data import MEAN, STANDARD_DEVIATION, Batch, ImageData, read_mnist
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import LastWords

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist import rank
-from hpcdist.backends import local
 from hpcdist.config.job import LAYOUT_KEYS, TRAINING_KEYS, JobSpec
 from hpcdist.config.project import find_project
 from hpcdist.errors import UsageError
 from hpcdist.gpu import count_gpus
-from hpcdist.launch import Share, Supervisor, board_folder, read_boot_id, read_start_ticks
+from hpcdist.launcher import local, rank
+from hpcdist.launcher.local import NodeShare, Supervisor, board_folder, read_boot_id, read_start_ticks
 from hpcdist.prepare import Prepared, prepare
 from hpcdist.records.store import LocalState, Run, RunRecord, Store, read_json, state_file
 from hpcdist.rerun import find_differences
@@ -82,7 +81,7 @@ def _require_same(record: RunRecord, job: JobSpec) -> None:
         raise UsageError(f"run {record.run} exists with other options: {'; '.join(told)}", hint)
 
 
-def run_share(prepared: Prepared, share: Share, echo: Callable[[str], None]) -> tuple[Run, int]:
+def run_share(prepared: Prepared, share: NodeShare, echo: Callable[[str], None]) -> tuple[Run, int]:
     """Runs this machine's ranks to their end; returns the run and its exit status.
 
     Args:

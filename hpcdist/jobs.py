@@ -10,10 +10,10 @@ import msgspec
 
 from hpcdist import accounting, statuses, why
 from hpcdist.audit import audit_job
-from hpcdist.backends import local
 from hpcdist.config.job import Layout
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
+from hpcdist.launcher import local
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Diagnosis, Ending, JobRecord, JobStatus, Progress, join_task, split_task
 from hpcdist.records.store import Run, RunRecord, Store

@@ -13,10 +13,10 @@ from typing import Literal
 import msgspec
 
 from hpcdist import statuses
-from hpcdist.backends import local
 from hpcdist.check import Check
 from hpcdist.config.project import find_nearest
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
+from hpcdist.launcher import local
 from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.slurm.queue import RunMarker
 

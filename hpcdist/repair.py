@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends import local
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
+from hpcdist.launcher import local
 from hpcdist.records.job import split_task
 from hpcdist.records.store import LocalState, Run, Store
 from hpcdist.registry import Problem, find_open, find_writer, judge_record

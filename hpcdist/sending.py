@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import provenance
-from hpcdist.backends import local
 from hpcdist.config.secrets import exported, require_secrets
 from hpcdist.errors import HpcdistError, NotFoundError, SubmitError, UsageError
+from hpcdist.launcher import local
 from hpcdist.prepare import Prepared
 from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.slurm import cluster as slurm_cluster

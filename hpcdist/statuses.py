@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from hpcdist.backends import local
 from hpcdist.errors import HpcdistError
+from hpcdist.launcher import local
 from hpcdist.records.job import JobStatus, join_task, split_task
 from hpcdist.records.store import Run
 from hpcdist.slurm import commands, queue

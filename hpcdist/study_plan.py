@@ -5,11 +5,11 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends import local
 from hpcdist.batches import Batch, check_gpu_hours, make_batches, most_gpu_hours
 from hpcdist.config.job import Backend, build_job
 from hpcdist.config.project import Project
 from hpcdist.errors import NotFoundError, UsageError
+from hpcdist.launcher import local
 from hpcdist.records.store import Run, Store
 from hpcdist.sending import find_sent
 from hpcdist.slurm import commands

@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 
 from hpcdist import accounting
-from hpcdist.backends import local
 from hpcdist.config.job import JobSpec
 from hpcdist.config.secrets import known_secrets, mask
 from hpcdist.errors import HpcdistError
 from hpcdist.evidence import Evidence, Log
+from hpcdist.launcher import local
 from hpcdist.observed import Observation
 from hpcdist.postmortem import judge
 from hpcdist.records.efficiency import Efficiency

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from hpcdist.errors import UsageError
-from hpcdist.identity import parse_tasks_per_node, read_identity
-from hpcdist.rank import torchrun_command
+from hpcdist.launcher.process import parse_tasks_per_node, read_identity
+from hpcdist.launcher.rank import torchrun_command
+from hpcdist.launcher.sampling import find_children
 from hpcdist.records.store import Run
-from hpcdist.sampling import find_children
 
 RANK = [sys.executable, "-m", "hpcdist.rank", "--"]
 SLURM = {

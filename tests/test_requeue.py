@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from hpcdist.launcher.requeue import Fate, Requeue, choose_fate
 from hpcdist.records.ranks import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
 from hpcdist.records.store import Run
-from hpcdist.requeue import Fate, Requeue, choose_fate
 from hpcdist.slurm.queue import parse_job_fields
 from tests.slurm.waiting import eventually
 
@@ -164,7 +164,7 @@ def test_a_lost_peer_is_no_reason_where_that_rank_failed_by_itself(
     project, stand_in, monkeypatch, own_signals, how, requeued
 ):
     stand_in("scontrol", SCONTROL)
-    monkeypatch.setattr("hpcdist.requeue.LOST_PEER_WAIT_S", 0)
+    monkeypatch.setattr("hpcdist.launcher.requeue.LOST_PEER_WAIT_S", 0)
     peer = {"rank": 1, "local_rank": 0, "node_rank": 1, "world_size": 2, "host": "n2", "pid": 7, "started_at_s": 1.0}
     peer |= {"restart_count": 0, **how} | ({"ended_at_s": 2.0} if how else {})
     (project / "ranks").mkdir()

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from hpcdist import stage
 from hpcdist.errors import HpcdistError
+from hpcdist.launcher import stage_data
 
 
 @pytest.fixture
@@ -42,35 +42,35 @@ def test_an_unfinished_or_other_copy_is_made_anew(source, tmp_path):
     rest = tmp_path / f"copy.{socket.gethostname()}.partial"
     rest.mkdir()
     (rest / "rest").write_text("of a job that was killed")
-    assert stage.copy(source, target) == (2, 1234)
-    assert stage.list_files(target) == {"one": 1000, "a/two words": 234}
+    assert stage_data.copy(source, target) == (2, 1234)
+    assert stage_data.list_files(target) == {"one": 1000, "a/two words": 234}
     assert not rest.exists()
 
 
 def test_a_copy_that_another_node_made_meanwhile_is_taken(source, tmp_path, monkeypatch):
-    target, digest = tmp_path / "copy", stage._digest
+    target, digest = tmp_path / "copy", stage_data._digest
 
     def other_node_is_quicker(path):
         shutil.copytree(source, target, dirs_exist_ok=True)
         return digest(path)
 
-    monkeypatch.setattr(stage, "_digest", other_node_is_quicker)
-    stage.copy(source, target)
+    monkeypatch.setattr(stage_data, "_digest", other_node_is_quicker)
+    stage_data.copy(source, target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "shared"]
 
 
 def test_a_full_disk_is_told_before_anything_is_copied(source, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1233}))
     with pytest.raises(HpcdistError, match="left") as caught:
-        stage.copy(source, tmp_path / "copy")
+        stage_data.copy(source, tmp_path / "copy")
     assert "scratch" in caught.value.hint
     assert not (tmp_path / "copy").exists()
 
 
 def test_a_copy_that_is_not_what_was_read_is_refused(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage, "_digest", lambda path: b"something else")
+    monkeypatch.setattr(stage_data, "_digest", lambda path: b"something else")
     with pytest.raises(HpcdistError, match="is not what was read"):
-        stage.copy(source, tmp_path / "copy")
+        stage_data.copy(source, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
 
 

@@ -42,7 +42,7 @@ def train(
     Where they share the project's folder and are given the same --run, all leave their logs and figures in one run.
     """
     from hpcdist.by_hand import choose_gpus, parse_master, run_share  # loads more than the help needs
-    from hpcdist.launch import Share
+    from hpcdist.launcher.local import NodeShare
     from hpcdist.records.store import new_run_name
 
     address, port = parse_master(master)
@@ -63,7 +63,7 @@ def train(
     click.echo(f"run {name}: node {node_rank} of {job.layout.nodes}", err=True)
     if prepared.note:
         click.echo(prepared.note, err=True)
-    share = Share(node_rank=node_rank, address=address, port=port)
+    share = NodeShare(node_rank=node_rank, address=address, port=port)
     found, status = run_share(prepared, share, lambda text: click.echo(text, nl=False))
     if node_rank == 0:
         _conclude(found.name)

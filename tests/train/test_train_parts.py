@@ -12,7 +12,7 @@ import torch
 from hpcdist.config.job import Layout
 from hpcdist.config.training import DEFAULT_BATCH_SIZE
 from hpcdist.errors import UsageError
-from hpcdist.program import TRAINING_MEMORY
+from hpcdist.launcher.process import TRAINING_MEMORY
 from hpcdist.train.cluster import StartedRanks, choose_threads, use_threads
 from hpcdist.train.environment import check_layout, read_environment
 from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule

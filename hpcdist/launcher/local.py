@@ -1,4 +1,4 @@
-"""Runs a layout on this machine: nodes x tasks processes with the nodes emulated. What srun is to a Slurm job.
+"""Jobs on this machine without a scheduler: nodes x tasks processes, with the nodes emulated.
 
 `python -m hpcdist.launch RUN_DIR` starts every rank of the run, ends the others as soon as one fails, keeps
 `local.json` up to date, and ends the run at its time limit or on SIGTERM.
@@ -17,7 +17,8 @@ from types import FrameType
 import msgspec
 import psutil
 
-from hpcdist.config.job import Layout
+from hpcdist.config.job import JobSpec, Layout
+from hpcdist.errors import HpcdistError, SubmitError
 from hpcdist.files import write_atomically
 from hpcdist.records.store import LocalState, Run, RunRecord, state_file
 from hpcdist.units import parse_slurm_time
@@ -27,7 +28,7 @@ KILL_DELAY_S = 5.0
 FIRST_PORT, LAST_PORT = 10000, 30000  # below the ephemeral range
 
 
-class Share(msgspec.Struct, frozen=True, kw_only=True):
+class NodeShare(msgspec.Struct, frozen=True, kw_only=True):
     """One machine's share of a run that was started by hand on several.
 
     Attributes:
@@ -49,7 +50,7 @@ class Supervisor:
         share: The part of it that this machine is; None plays all nodes here.
     """
 
-    def __init__(self, run: Run, share: Share | None = None) -> None:
+    def __init__(self, run: Run, share: NodeShare | None = None) -> None:
         self.run = run
         self.share = share
         self.record: RunRecord = run.record()
@@ -76,7 +77,7 @@ class Supervisor:
         """Runs the ranks to their end; returns the run's exit status."""
         self._write_state()
         layout = self.record.job.layout
-        share = self.share or Share(node_rank=0, address="127.0.0.1", port=free_port())
+        share = self.share or NodeShare(node_rank=0, address="127.0.0.1", port=free_port())
         first = share.node_rank * layout.ranks_per_node
         count = layout.ranks_per_node if self.share else layout.world_size
         for rank in range(first, first + count):
@@ -87,7 +88,7 @@ class Supervisor:
         self._write_state()
         return code
 
-    def _start(self, rank: int, share: Share) -> subprocess.Popen[bytes]:
+    def _start(self, rank: int, share: NodeShare) -> subprocess.Popen[bytes]:
         with (self.run.logs / f"{self.record.job_id}_{rank}_log.out").open("ab") as log:
             return subprocess.Popen(
                 ["bash", str(self.run.script)],
@@ -139,7 +140,7 @@ class Supervisor:
 
 
 def rank_environment(
-    record: RunRecord, run_dir: Path, rank: int, share: Share, *, first_node: int = 0
+    record: RunRecord, run_dir: Path, rank: int, share: NodeShare, *, first_node: int = 0
 ) -> dict[str, str]:
     """The environment of one rank; what Slurm may have set around us is left out.
 
@@ -224,10 +225,75 @@ def _die_with_parent() -> None:
 def main(arguments: list[str]) -> int:
     """Runs the command line; returns the exit status."""
     if len(arguments) != 1:
-        print("usage: python -m hpcdist.launch RUN_DIR", file=sys.stderr)
+        print("usage: python -m hpcdist.launcher.local RUN_DIR", file=sys.stderr)
         return 2
     return Supervisor(Run(Path(arguments[0]).resolve())).supervise()
 
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+START_TIMEOUT_S = 30.0
+
+
+def submit(run: Run, job: JobSpec) -> None:
+    """Starts a run's supervisor, in a session of its own so that it outlives the shell.
+
+    Raises:
+        SubmitError: It did not start.
+    """
+    use_gpus = job.layout.gpus and job.training.accelerator != "cpu"
+    needed = job.layout.nodes * job.layout.gpus if use_gpus else 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(index) for index in range(needed)]
+    # A file, not a pipe: the supervisor inherits it and lives on.
+    with (run.logs / "start.log").open("wb") as log:
+        started = subprocess.run(
+            [sys.executable, "-m", "hpcdist.slurm.executor", str(run.path)],
+            env=os.environ | {"HPCDIST_LOCAL_GPUS": ",".join(names[:needed])},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            check=False,
+        )
+    if started.returncode != 0:
+        raise SubmitError("the local job did not start", f"look into {run.logs / 'start.log'}")
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while run.local_state() is None:
+        if time.monotonic() > deadline:
+            raise SubmitError(f"the local job did not start within {START_TIMEOUT_S:.0f} s", f"look into {run.logs}")
+        time.sleep(0.05)
+
+
+def query(run: Run) -> LocalState | None:
+    """The run's state now; a supervisor that vanished without a word left the run FAILED."""
+    state = run.local_state()
+    if state is None or state.state != "RUNNING" or state.host != socket.gethostname() or is_alive(state):
+        return state
+    # It may have ended between the two looks.
+    state = run.local_state() or state
+    return msgspec.structs.replace(state, state="FAILED") if state.state == "RUNNING" else state
+
+
+def is_alive(state: LocalState) -> bool:
+    """Whether the supervisor runs on this machine now, and not another process that got its id."""
+    if state.host != socket.gethostname() or state.boot_id != read_boot_id():
+        return False
+    return read_start_ticks(state.pid) == state.pid_started
+
+
+def cancel(run: Run) -> None:
+    """Asks the supervisor to end the run; one that ended already is left alone.
+
+    Raises:
+        HpcdistError: It runs on another machine, where no signal reaches it.
+    """
+    state = run.local_state()
+    if state is None or state.state != "RUNNING":
+        return
+    if state.host != socket.gethostname():
+        raise HpcdistError(f"{run.name} runs on {state.host}, this is {socket.gethostname()}", "cancel it there")
+    if is_alive(state):
+        os.kill(state.pid, signal.SIGTERM)
