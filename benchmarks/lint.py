@@ -12,7 +12,7 @@ import statistics
 import time
 from pathlib import Path
 
-from hpcdist.lint import lint
+from hpcdist.lint.linter import lint
 
 SCRIPTS = 1_000
 RUNS = 5

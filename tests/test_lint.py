@@ -12,14 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hpcdist.errors import UsageError
-from hpcdist.lint import RULES, find_rule, fix, lint
-from hpcdist.lint_rule import Surroundings
+from hpcdist.lint.linter import RULES, find_rule, fix, lint
+from hpcdist.lint.rule import LintContext
 from tests.conftest import REPOSITORY, run_hpcdist
 
 SCRIPTS = sorted((REPOSITORY / "tests/data/lint").glob("*.sbatch"))
 GOLDEN = sorted((REPOSITORY / "tests/golden").glob("*.sbatch"))
 PITFALLS = (REPOSITORY / "docs/pitfalls.md").read_text()
-NOTHING_THERE = Surroundings(folder_exists=lambda folder: False)
+NOTHING_THERE = LintContext(folder_exists=lambda folder: False)
 
 BAD = b"""#!/bin/bash
 #SBATCH --nodes=2
@@ -266,7 +266,7 @@ def slowness():
 def test_nothing_of_the_parser_is_loaded_before_it_is_needed(project):
     program = "import sys, hpcdist.cli.main, hpcdist.cli.lint; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert not {"tree_sitter", "tree_sitter_bash", "hpcdist.lint"} & set(done.stdout.split())
+    assert not {"tree_sitter", "tree_sitter_bash", "hpcdist.lint.linter"} & set(done.stdout.split())
 
 
 def test_every_rule_has_its_section_in_the_pitfalls_and_no_other():

@@ -2,11 +2,11 @@
 
 import pytest
 
-from hpcdist.lint import RULES, lint
-from hpcdist.lint_rule import Surroundings
+from hpcdist.lint.linter import RULES, lint
+from hpcdist.lint.rule import LintContext
 from hpcdist.slurm.cluster import Node, Partition
 
-SITE = Surroundings(
+SITE = LintContext(
     partitions=(
         Partition(
             name="gpu",

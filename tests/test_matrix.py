@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from hpcdist.config.project import Project, find_project
-from hpcdist.lint import lint
-from hpcdist.lint_rule import Surroundings
+from hpcdist.lint.linter import lint
+from hpcdist.lint.rule import LintContext
 from hpcdist.prepare import complete_job, prepare
 from hpcdist.render import packaged_templates
 
@@ -111,7 +111,7 @@ def test_there_are_enough_layouts_and_all_differ():
 
 @pytest.mark.parametrize("site", SITES)
 def test_no_known_mistake_is_in_any_script(site):
-    nothing_there = Surroundings(folder_exists=lambda folder: False)
+    nothing_there = LintContext(folder_exists=lambda folder: False)
     found = {
         case: findings
         for case in MATRIX

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from hpcdist import __version__
-from hpcdist.lint import RULES, lint
-from hpcdist.sarif import build_sarif
+from hpcdist.lint.linter import RULES, lint
+from hpcdist.lint.sarif import build_sarif
 from tests.conftest import run_hpcdist
 
 SCRIPT = """#!/bin/bash

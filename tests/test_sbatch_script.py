@@ -4,12 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdist.directives import parse_header
 from hpcdist.errors import ParseError
+from hpcdist.lint.bash import MOST_BYTES, parse_shell
+from hpcdist.lint.directives import SBATCH, SRUN, complete, find_nearest, parse_header, read_options
+from hpcdist.lint.script import Script
 from hpcdist.render import quote_sbatch
-from hpcdist.sbatch_options import SBATCH, SRUN, complete, find_nearest, read_options
-from hpcdist.sbatch_script import Script
-from hpcdist.shell import MOST_BYTES, parse_shell
 from hpcdist.slurm.cluster import Node, Partition, parse_sinfo
 
 

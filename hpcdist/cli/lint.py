@@ -15,7 +15,7 @@ from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.text import printable_line
 
 if TYPE_CHECKING:
-    from hpcdist.lint_rule import Finding
+    from hpcdist.lint.rule import Finding
     from hpcdist.slurm.cluster import Partition
 
 # The finding's colour by its severity.
@@ -68,9 +68,9 @@ def lint_command(
     FILE - is standard input. Ends with 1 if there are errors or warnings; notes are only shown.
     """
     # The parser's library is loaded only here.
-    from hpcdist.lint import find_rule, lint
-    from hpcdist.lint import fix as fix_script
-    from hpcdist.lint_rule import Surroundings
+    from hpcdist.lint.linter import find_rule, lint
+    from hpcdist.lint.linter import fix as fix_script
+    from hpcdist.lint.rule import LintContext
 
     if explain:
         click.echo(explain_rule(explain), nl=False)
@@ -82,7 +82,7 @@ def lint_command(
         find_rule(code)
     if as_json and as_sarif:
         raise UsageError("--json and --sarif exclude each other", "choose one of them")
-    surroundings = Surroundings(
+    surroundings = LintContext(
         partitions=_partitions(site_file, cluster=cluster),
         folder_exists=lambda folder: Path(folder).is_dir(),
         makes_log_folders=cluster and _makes_log_folders(),
@@ -108,7 +108,7 @@ def lint_command(
 
 def _format_json(found: "list[tuple[str, Finding]]", *, as_sarif: bool) -> str:
     if as_sarif:
-        from hpcdist.sarif import build_sarif
+        from hpcdist.lint.sarif import build_sarif
 
         rows: object = build_sarif(found, __version__)
     else:
@@ -194,7 +194,7 @@ def _sum_up(found: "list[tuple[str, Finding]]", files: int) -> None:
 
 def explain_rule(code: str) -> str:
     """A rule in full; `all` is a list of them."""
-    from hpcdist.lint import RULES, find_rule
+    from hpcdist.lint.linter import RULES, find_rule
 
     if code == "all":
         width = max(len(rule.code) for rule in RULES)

@@ -79,7 +79,7 @@ def _list_sites() -> Iterator[tuple[str, str]]:
 
 
 def _list_codes() -> Iterator[tuple[str, str]]:
-    from hpcdist.lint import RULES
+    from hpcdist.lint.linter import RULES
 
     return ((rule.code, rule.severity) for rule in RULES)
 

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.asked import MEMORY_OPTIONS, read_memory_bytes, read_time_s
-from hpcdist.directives import Directive
-from hpcdist.lint_rule import Hit, Surroundings, rule
-from hpcdist.sbatch_script import Script
+from hpcdist.lint.directives import Directive
+from hpcdist.lint.rule import LintContext, Match, rule
+from hpcdist.lint.script import MEMORY_OPTIONS, Script, read_memory_bytes, read_time_s
 
 
 @rule(
@@ -16,13 +15,13 @@ from hpcdist.sbatch_script import Script
     fix="Keep one; --mem=0 asks for all of a node's memory.",
     source="sbatch(1), --mem; submitit#14",
 )
-def mem_flags(script: Script, _: Surroundings) -> Iterator[Hit]:
+def mem_flags(script: Script, _: LintContext) -> Iterator[Match]:
     """Two ways to ask for memory."""
     for component in range(len(script.requests)):
         given = list(script.given(*MEMORY_OPTIONS, component=component))
         for later in given[1:]:
             if later.name != given[0].name:
-                yield Hit(later.start, f"--{later.name} with --{given[0].name}")
+                yield Match(later.start, f"--{later.name} with --{given[0].name}")
                 break
 
 
@@ -33,12 +32,12 @@ def mem_flags(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Add #SBATCH --mem=0.",
     source="sbatch(1), --exclusive",
 )
-def exclusive_memory(script: Script, _: Surroundings) -> Iterator[Hit]:
+def exclusive_memory(script: Script, _: LintContext) -> Iterator[Match]:
     """Whole nodes without their memory."""
     for component in range(len(script.requests)):
         directive = script.last("exclusive", component=component)
         if directive and directive.value is None and not script.last(*MEMORY_OPTIONS, component=component):
-            yield Hit(directive.start, "--exclusive without --mem")
+            yield Match(directive.start, "--exclusive without --mem")
 
 
 @rule(
@@ -48,7 +47,7 @@ def exclusive_memory(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Keep the one that you mean.",
     source="sbatch(1), --ntasks-per-node, --gpus-per-node, --time-min, --oversubscribe, --requeue",
 )
-def conflicting_directives(script: Script, _: Surroundings) -> Iterator[Hit]:
+def conflicting_directives(script: Script, _: LintContext) -> Iterator[Match]:
     """Numbers that do not fit, flags that are opposites."""
     for component, request in enumerate(script.requests):
 
@@ -59,17 +58,17 @@ def conflicting_directives(script: Script, _: Surroundings) -> Iterator[Hit]:
         if tasks and request.tasks and request.nodes and request.tasks_per_node:
             product = request.nodes * request.tasks_per_node
             if request.tasks != product and "-" not in (getattr(last("nodes"), "value", "") or ""):
-                yield Hit(
+                yield Match(
                     tasks.start,
                     f"--ntasks={request.tasks}, but {request.nodes} node(s) of {request.tasks_per_node} "
                     f"task(s) are {product}",
                 )
         elif tasks and request.tasks and request.nodes and request.tasks < request.nodes:
-            yield Hit(tasks.start, f"--ntasks={request.tasks} on {request.nodes} nodes: some have no task")
+            yield Match(tasks.start, f"--ntasks={request.tasks} on {request.nodes} nodes: some have no task")
         if gpus and request.gpus and request.nodes and request.gpus_per_node:
             product = request.nodes * request.gpus_per_node
             if request.gpus != product:
-                yield Hit(
+                yield Match(
                     gpus.start,
                     f"--gpus={request.gpus} counts the whole job's, but {request.nodes} node(s) with "
                     f"{request.gpus_per_node} have {product}",
@@ -77,11 +76,11 @@ def conflicting_directives(script: Script, _: Surroundings) -> Iterator[Hit]:
         limit = last("time")
         shortest, longest = (read_time_s(one.value) if one else None for one in (least, limit))
         if least and shortest and longest and shortest > longest:
-            yield Hit(least.start, "--time-min is longer than --time")
+            yield Match(least.start, "--time-min is longer than --time")
         for one, other in (("exclusive", "oversubscribe"), ("requeue", "no-requeue")):
             first, second = last(one), last(other)
             if first and second:
-                yield Hit(max(first.start, second.start), f"--{one} with --{other}")
+                yield Match(max(first.start, second.start), f"--{one} with --{other}")
 
 
 @rule(
@@ -91,12 +90,12 @@ def conflicting_directives(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Write the unit: --mem=64G.",
     source="sbatch(1), --mem: 'Default units are megabytes'",
 )
-def memory_unit(script: Script, _: Surroundings) -> Iterator[Hit]:
+def memory_unit(script: Script, _: LintContext) -> Iterator[Match]:
     """`--mem=64`."""
     for directive in script.given(*MEMORY_OPTIONS):
         size = read_memory_bytes(directive.value)
         if size and (directive.value or "").isdecimal() and size < 1024**3:
-            yield Hit(directive.start, f"--{directive.name}={directive.value} is {directive.value} MB")
+            yield Match(directive.start, f"--{directive.name}={directive.value} is {directive.value} MB")
 
 
 @rule(
@@ -106,11 +105,11 @@ def memory_unit(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Choose another name.",
     source="Lightning, SLURMEnvironment.detect and job_name",
 )
-def job_name(script: Script, _: Surroundings) -> Iterator[Hit]:
+def job_name(script: Script, _: LintContext) -> Iterator[Match]:
     """`bash` and `interactive`."""
     for directive in script.given("job-name"):
         if directive.value in ("bash", "interactive"):
-            yield Hit(directive.start, f"the job is named {directive.value}")
+            yield Match(directive.start, f"the job is named {directive.value}")
 
 
 @rule(
@@ -120,11 +119,11 @@ def job_name(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Take it out.",
     source="submitit#1758",
 )
-def wckey(script: Script, _: Surroundings) -> Iterator[Hit]:
+def wckey(script: Script, _: LintContext) -> Iterator[Match]:
     """What submitit writes into each script."""
     for directive in script.given("wckey"):
         if directive.value in ("submitit", "", None):
-            yield Hit(directive.start, "submitit's --wckey")
+            yield Match(directive.start, "submitit's --wckey")
 
 
 @rule(
@@ -134,7 +133,7 @@ def wckey(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Write --export=ALL,NAME=VALUE, or srun --export=ALL.",
     source="sbatch(1), --export; srun(1), SLURM_EXPORT_ENV",
 )
-def export(script: Script, _: Surroundings) -> Iterator[Hit]:
+def export(script: Script, _: LintContext) -> Iterator[Match]:
     """An environment that srun's tasks do not get."""
     directive = script.last("export")
     if directive is None or re.search(r"(?:^|,)(?:ALL|NIL)(?:,|$)", directive.value or "ALL"):
@@ -147,4 +146,4 @@ def export(script: Script, _: Surroundings) -> Iterator[Hit]:
     if unset or script.exports("SLURM_EXPORT_ENV") or not script.steps:
         return
     if any(srun.option("export") is None for _, srun, _ in script.steps):
-        yield Hit(directive.start, f"--export={directive.value} and srun without --export=ALL")
+        yield Match(directive.start, f"--export={directive.value} and srun without --export=ALL")

@@ -1,4 +1,4 @@
-"""Findings of `hpcdist lint` in SARIF 2.1.0, which code hosts and editors show beside the lines. Pure.
+"""Findings of `hpcdist lint` in SARIF 2.1.0, which code hosts and editors show beside the lines.
 
 Source: OASIS, Static Analysis Results Interchange Format (SARIF) Version 2.1.0; the numbers below are its sections.
 """
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-from hpcdist.lint import RULES
-from hpcdist.lint_rule import Finding, Rule, Severity
+from hpcdist.lint.linter import RULES
+from hpcdist.lint.rule import Finding, Rule, Severity
 
 _LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}  # 3.27.10
 

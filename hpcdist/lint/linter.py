@@ -1,18 +1,40 @@
-"""Known mistakes in batch scripts: looked for, left out where a comment says so, mended where that is safe. Pure."""
+"""Known mistakes in batch scripts: looked for, left out where a comment says so, mended where that is safe."""
 
 import re
 from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 
 from hpcdist.errors import UsageError
-from hpcdist.lint_rule import Edit, Finding, Hit, Rule, Surroundings
-from hpcdist.lint_rules import ending, environment, gpus, header, launching, logs, network, requests, safety, site
-from hpcdist.sbatch_script import Script
+from hpcdist.lint.rule import Edit, Finding, LintContext, Match, Rule
+from hpcdist.lint.rules import (
+    cluster_limits,
+    environment,
+    exit_and_requeue,
+    gpus,
+    header,
+    launchers,
+    logs,
+    network,
+    requests,
+    secrets_and_paths,
+)
+from hpcdist.lint.script import Script
 
-_FAMILIES = (header, requests, site, logs, gpus, launching, network, ending, environment, safety)
+_FAMILIES = (
+    header,
+    requests,
+    cluster_limits,
+    logs,
+    gpus,
+    launchers,
+    network,
+    exit_and_requeue,
+    environment,
+    secrets_and_paths,
+)
 # In the order in which they are written.
 RULES = tuple(one for family in _FAMILIES for one in vars(family).values() if isinstance(one, Rule))
-NOWHERE = Surroundings()
+NOWHERE = LintContext()
 # A fix may open the way for another; a rule whose fix does not silence it must not go on for ever.
 MOST_PASSES = 10
 # Of each rule in a script; nobody reads more.
@@ -34,7 +56,7 @@ def find_rule(code: str) -> Rule:
 
 def lint(
     data: bytes,
-    surroundings: Surroundings = NOWHERE,
+    surroundings: LintContext = NOWHERE,
     *,
     select: Collection[str] = (),
     ignore: Collection[str] = (),
@@ -61,7 +83,7 @@ def lint(
     return sorted(findings, key=lambda finding: (finding.line, finding.column, finding.code))
 
 
-def _finding(script: Script, one: Rule, hit: Hit) -> Finding:
+def _finding(script: Script, one: Rule, hit: Match) -> Finding:
     line, column = script.place_of(hit.at)
     return Finding(
         code=one.code,
@@ -105,7 +127,7 @@ def _ignored(script: Script) -> tuple[set[str], dict[int, set[str]]]:
 
 def fix(
     data: bytes,
-    surroundings: Surroundings = NOWHERE,
+    surroundings: LintContext = NOWHERE,
     *,
     select: Collection[str] = (),
     ignore: Collection[str] = (),

@@ -1,11 +1,11 @@
-"""What a lint rule is and what it finds. Pure."""
+"""What a lint rule is and what it finds."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 import msgspec
 
-from hpcdist.sbatch_script import Script
+from hpcdist.lint.script import Script
 from hpcdist.slurm.cluster import Partition
 
 Severity = Literal["error", "warning", "info"]
@@ -25,7 +25,7 @@ class Edit(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-class Hit(msgspec.Struct, frozen=True):
+class Match(msgspec.Struct, frozen=True):
     """A place where a rule fires.
 
     Attributes:
@@ -41,7 +41,7 @@ class Hit(msgspec.Struct, frozen=True):
     fix: str = ""
 
 
-class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+class LintContext(msgspec.Struct, frozen=True, kw_only=True):
     """What is known beside the script itself.
 
     Attributes:
@@ -55,7 +55,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     makes_log_folders: bool = False
 
 
-Check = Callable[[Script, Surroundings], Iterable[Hit]]
+Check = Callable[[Script, LintContext], Iterable[Match]]
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,10 +104,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 def rule(
     code: str, severity: Severity, *, why: str, fix: str, source: str
-) -> Callable[[Callable[[Script, Surroundings], Iterator[Hit]]], Rule]:
+) -> Callable[[Callable[[Script, LintContext], Iterator[Match]]], Rule]:
     """Makes a rule of the function that looks for it."""
 
-    def make(check: Callable[[Script, Surroundings], Iterator[Hit]]) -> Rule:
+    def make(check: Callable[[Script, LintContext], Iterator[Match]]) -> Rule:
         return Rule(code=code, severity=severity, why=why, fix=fix, source=source, check=check)
 
     return make

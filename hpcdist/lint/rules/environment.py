@@ -3,10 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.launches import Launch
-from hpcdist.lint_rule import Edit, Hit, Surroundings, rule
-from hpcdist.sbatch_script import Script
-from hpcdist.work import is_python_launch, is_work
+from hpcdist.lint.launches import Launch, is_python_launch, is_work
+from hpcdist.lint.rule import Edit, LintContext, Match, rule
+from hpcdist.lint.script import Script
 
 _FETCHERS = ("wget", "curl", "pip", "pip3", "git", "gdown", "aria2c", "huggingface-cli", "hf", "conda", "mamba")
 _WORKERS = ("--num_workers", "--num-workers", "--workers", "--dataloader_num_workers", "data.num_workers", "-j")
@@ -25,23 +24,23 @@ _CONDA_READY = re.compile(
     fix="export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK; no more DataLoader workers than CPUs per task.",
     source="torchrun's documentation, OMP_NUM_THREADS; PyTorch's performance tuning guide",
 )
-def threads(script: Script, _: Surroundings) -> Iterator[Hit]:
+def threads(script: Script, _: LintContext) -> Iterator[Match]:
     """More threads or workers than CPUs, or threads that nobody limits."""
     cpus = script.request.cpus_per_task
     for assignment in script.shell.assignments:
         text = assignment.value.text if assignment.value else ""
         if assignment.name == "OMP_NUM_THREADS" and re.fullmatch("[0-9]{1,4}", text) and int(text) > (cpus or 10_000):
-            yield Hit(assignment.start, f"{text} threads on {cpus} CPU(s) per task")
+            yield Match(assignment.start, f"{text} threads on {cpus} CPU(s) per task")
     if cpus is not None:
         for launch in script.launches:
             count = _workers(launch) if is_work(launch) else None
             if count is not None and count > cpus:
-                yield Hit(launch.start, f"{count} workers on {cpus} CPU(s) per task")
+                yield Match(launch.start, f"{count} workers on {cpus} CPU(s) per task")
     if script.exports("OMP_NUM_THREADS"):
         return
     for launch, srun, request in script.steps:
         if any(is_python_launch(one) for one in script.launches_of(launch)) and (request.node_tasks or 1) > 1:
-            yield Hit(srun.name_word.start, f"{request.node_tasks} ranks on a node and no OMP_NUM_THREADS")
+            yield Match(srun.name_word.start, f"{request.node_tasks} ranks on a node and no OMP_NUM_THREADS")
 
 
 def _workers(launch: Launch) -> int | None:
@@ -56,7 +55,7 @@ def _workers(launch: Launch) -> int | None:
     fix="Put set -u after conda activate.",
     source="conda#8186; bash(1), set -u",
 )
-def conda_set_u(script: Script, _: Surroundings) -> Iterator[Hit]:
+def conda_set_u(script: Script, _: LintContext) -> Iterator[Match]:
     """Activation under `set -u`."""
     for launch in script.launches:
         command = launch.command
@@ -66,7 +65,7 @@ def conda_set_u(script: Script, _: Surroundings) -> Iterator[Hit]:
             edits: tuple[Edit, ...] = ()
             if whole and script.data[end - 1 : end] == b"\n":
                 edits = (Edit(start=start, end=start, text="set +u\n"), Edit(start=end, end=end, text="set -u\n"))
-            yield Hit(command.start, "conda activate under set -u", edits)
+            yield Match(command.start, "conda activate under set -u", edits)
 
 
 def _activates(launch: Launch) -> bool:
@@ -86,7 +85,7 @@ def _activates(launch: Launch) -> bool:
     fix='eval "$(conda shell.bash hook)", or source …/etc/profile.d/conda.sh, before it.',
     source="conda's documentation, 'conda init'",
 )
-def conda_init(script: Script, _: Surroundings) -> Iterator[Hit]:
+def conda_init(script: Script, _: LintContext) -> Iterator[Match]:
     """`conda activate` in a shell that does not know it."""
     first = script.data.partition(b"\n")[0]
     if re.search(rb"\s-\w*[li]\b|--login", first):
@@ -98,7 +97,7 @@ def conda_init(script: Script, _: Surroundings) -> Iterator[Hit]:
             continue
         before = script.data[: command.start].decode(errors="replace")
         if not _CONDA_READY.search(before):
-            yield Hit(command.start, f"{words[0]} activate, and nothing before it defines it")
+            yield Match(command.start, f"{words[0]} activate, and nothing before it defines it")
         return
 
 
@@ -110,7 +109,7 @@ def conda_init(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="sbatch --export=NONE, or env -u SLURM_CPUS_PER_TASK -u SLURM_MEM_PER_NODE -u SLURM_MEM_PER_CPU sbatch ….",
     source="submitit#1814; sbatch(1), --export",
 )
-def nested_env(script: Script, _: Surroundings) -> Iterator[Hit]:
+def nested_env(script: Script, _: LintContext) -> Iterator[Match]:
     """A job that submits another one."""
     shapes = script.last("cpus-per-task", "mem", "mem-per-cpu", "mem-per-gpu", "ntasks-per-node")
     for launch in script.launches:
@@ -121,7 +120,7 @@ def nested_env(script: Script, _: Surroundings) -> Iterator[Hit]:
         clean = any(text.startswith("--export=") and "ALL" not in text for text in texts)
         cleaner = launch.find("env")
         if not own and not clean and cleaner is None and b"unset SLURM" not in script.data:
-            yield Hit(launch.start, "sbatch inside of a job")
+            yield Match(launch.start, "sbatch inside of a job")
 
 
 @rule(
@@ -131,7 +130,7 @@ def nested_env(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Fetch it on the login node, before the job.",
     source="tutorials#3065",
 )
-def data_race(script: Script, _: Surroundings) -> Iterator[Hit]:
+def data_race(script: Script, _: LintContext) -> Iterator[Match]:
     """A download or an installation by all tasks."""
     for launch in script.launches:
         srun = launch.find("srun")
@@ -141,7 +140,7 @@ def data_race(script: Script, _: Surroundings) -> Iterator[Hit]:
         option = next((text for text in texts if re.fullmatch(r"--?download(=(true|True|1))?", text)), None)
         if _fetches(launch) or option:
             what = launch.last.name + (f" {option}" if option else "")
-            yield Hit(launch.start, f"{script.step_request(srun).task_count} tasks run {what}")
+            yield Match(launch.start, f"{script.step_request(srun).task_count} tasks run {what}")
 
 
 @rule(
@@ -151,13 +150,13 @@ def data_race(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Fetch or install on the login node, before the job.",
     source="tutorials#3065",
 )
-def download(script: Script, _: Surroundings) -> Iterator[Hit]:
+def download(script: Script, _: LintContext) -> Iterator[Match]:
     """A download or an installation inside of the job."""
     if not script.header.directives:
         return
     for launch in script.launches:
         if _fetches(launch) and launch.find("srun") is None:
-            yield Hit(launch.start, f"{launch.last.name} inside of the job")
+            yield Match(launch.start, f"{launch.last.name} inside of the job")
 
 
 def _fetches(launch: Launch) -> bool:

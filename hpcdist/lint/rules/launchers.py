@@ -3,12 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.launches import Launch
-from hpcdist.lint_rule import Edit, Hit, Surroundings, insert, rule
-from hpcdist.lint_rules.gpus import find_option
-from hpcdist.sbatch_script import Script
-from hpcdist.work import is_python_launch, is_work
-from hpcdist.wrappers import CONTAINERS, MPI
+from hpcdist.lint.launches import CONTAINERS, MPI, Launch, is_python_launch, is_work
+from hpcdist.lint.rule import Edit, LintContext, Match, insert, rule
+from hpcdist.lint.rules.gpus import find_option
+from hpcdist.lint.script import Script
 
 _LAUNCHERS = ("torchrun", "accelerate")
 _OWN_CLUSTER = ("--hostfile", "-H", "--launcher", "--include")
@@ -21,7 +19,7 @@ _OWN_CLUSTER = ("--hostfile", "-H", "--launcher", "--include")
     fix='srun --cpus-per-task="$SLURM_CPUS_PER_TASK", or export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK.',
     source="reframe#2655; Slurm 22.05 release notes",
 )
-def cpus_per_task(script: Script, _: Surroundings) -> Iterator[Hit]:
+def cpus_per_task(script: Script, _: LintContext) -> Iterator[Match]:
     """Steps that would get one CPU for each task."""
     directive = script.last("cpus-per-task")
     if directive is None or directive.value == "1" or script.exports("SRUN_CPUS_PER_TASK"):
@@ -32,7 +30,7 @@ def cpus_per_task(script: Script, _: Surroundings) -> Iterator[Hit]:
             # The components of a heterogeneous job have variables of their own.
             is_plain = script.is_written(word, "srun") and not script.header.separators
             edits = insert(word.end, ' --cpus-per-task="$SLURM_CPUS_PER_TASK"') if is_plain else ()
-            yield Hit(word.start, f"srun without the job's --cpus-per-task={directive.value}", edits)
+            yield Match(word.start, f"srun without the job's --cpus-per-task={directive.value}", edits)
 
 
 @rule(
@@ -42,14 +40,14 @@ def cpus_per_task(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Add #SBATCH --ntasks-per-node, even if it is 1.",
     source="PL#20056: 'You set --ntasks=2 in your SLURM bash script, but this variable is not supported'",
 )
-def ntasks_per_node(script: Script, _: Surroundings) -> Iterator[Hit]:
+def ntasks_per_node(script: Script, _: LintContext) -> Iterator[Match]:
     """Python ranks of a job that does not say how many run on a node."""
     given = script.last("ntasks-per-node")
     if given or len(script.requests) > 1 or not script.header.directives:
         return
     used = re.search(rb"\$\{?SLURM_NTASKS_PER_NODE\b(?!:)", script.data)
     if used and not script.exports("SLURM_NTASKS_PER_NODE"):
-        yield Hit(used.start(), "$SLURM_NTASKS_PER_NODE is not set: the script has no --ntasks-per-node")
+        yield Match(used.start(), "$SLURM_NTASKS_PER_NODE is not set: the script has no --ntasks-per-node")
         return
     for launch, srun, request in script.steps:
         plain = any(is_python_launch(one) for one in script.launches_of(launch))
@@ -60,7 +58,7 @@ def ntasks_per_node(script: Script, _: Surroundings) -> Iterator[Hit]:
             edits: tuple[Edit, ...] = ()
             if directive and per_node and script.data[script.line_end(at) - 1 :][:1] == b"\n":
                 edits = insert(script.line_end(at), f"#SBATCH --ntasks-per-node={per_node}\n")
-            yield Hit(at, f"{request.task_count} Python tasks without --ntasks-per-node", edits)
+            yield Match(at, f"{request.task_count} Python tasks without --ntasks-per-node", edits)
             return
 
 
@@ -71,7 +69,7 @@ def ntasks_per_node(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Start it with srun.",
     source="sbatch(1), DESCRIPTION; PL#10098",
 )
-def python_without_srun(script: Script, _: Surroundings) -> Iterator[Hit]:
+def python_without_srun(script: Script, _: LintContext) -> Iterator[Match]:
     """Several tasks, and nothing that starts them."""
     tasks, nodes = script.task_count, script.node_count
     if tasks <= 1 or script.steps or _starts_elsewhere(script):
@@ -80,7 +78,7 @@ def python_without_srun(script: Script, _: Surroundings) -> Iterator[Hit]:
         if is_python_launch(launch) and launch.find("srun", *MPI, "ssh") is None:
             fix = "" if nodes > 1 else "Start it with srun; threads and workers are asked for with --cpus-per-task."
             message = f"{nodes} node(s) and {tasks} tasks, but this runs once, on the first node"
-            yield Hit(launch.start, message, fix=fix)
+            yield Match(launch.start, message, fix=fix)
             return
 
 
@@ -96,7 +94,7 @@ def _starts_elsewhere(script: Script) -> bool:
     fix="srun --ntasks-per-node=1 torchrun …: one on each node.",
     source="pytorch#73656; torchrun's documentation, 'Multi-node'",
 )
-def torchrun(script: Script, _: Surroundings) -> Iterator[Hit]:
+def torchrun(script: Script, _: LintContext) -> Iterator[Match]:
     """A launcher outside of srun in a job of several nodes."""
     if not script.is_multi_node:
         return
@@ -105,7 +103,7 @@ def torchrun(script: Script, _: Surroundings) -> Iterator[Hit]:
             continue
         if launch.find("srun", *MPI) is None and not _finds_nodes(launch):
             how = "through ssh" if launch.find("ssh") else "outside srun"
-            yield Hit(launch.start, f"{launch.last.name} {how} in a job of {script.node_count} nodes")
+            yield Match(launch.start, f"{launch.last.name} {how} in a job of {script.node_count} nodes")
 
 
 def _finds_nodes(launch: Launch) -> bool:
@@ -120,12 +118,12 @@ def _finds_nodes(launch: Launch) -> bool:
     fix="One launcher for each node: --ntasks-per-node=1.",
     source="torchrun's documentation, 'Multi-node': one process per node",
 )
-def torchrun_tasks(script: Script, _: Surroundings) -> Iterator[Hit]:
+def torchrun_tasks(script: Script, _: LintContext) -> Iterator[Match]:
     """Several launchers on a node."""
     for launch, srun, request in script.steps:
         inner = next((one for one in script.launches_of(launch) if one.last.name in _LAUNCHERS and is_work(one)), None)
         if inner and request.node_tasks and request.node_tasks > 1 and _many(inner):
-            yield Hit(srun.name_word.start, f"{request.node_tasks} tasks on each node start {inner.last.name}")
+            yield Match(srun.name_word.start, f"{request.node_tasks} tasks on each node start {inner.last.name}")
 
 
 def _many(launch: Launch) -> bool:
@@ -140,7 +138,7 @@ def _many(launch: Launch) -> bool:
     fix="Use one of them; srun --mpi=pmix starts MPI programs too.",
     source="Slurm's mpi_guide.html; srun(1), --mpi",
 )
-def mpirun_mix(script: Script, _: Surroundings) -> Iterator[Hit]:
+def mpirun_mix(script: Script, _: LintContext) -> Iterator[Match]:
     """Both in one command, or both for the work, or another number of ranks than tasks."""
     for launch in script.launches:
         mpi = launch.find(*MPI)
@@ -148,15 +146,15 @@ def mpirun_mix(script: Script, _: Surroundings) -> Iterator[Hit]:
             continue
         outer = [program.name for program in launch.programs[: launch.programs.index(mpi)]]
         if "srun" in outer and not _is_single(script, launch):
-            yield Hit(mpi.name_word.start, f"srun starts {mpi.name} once for each task")
+            yield Match(mpi.name_word.start, f"srun starts {mpi.name} once for each task")
         elif launch.find(*CONTAINERS) and any(name in CONTAINERS for name in outer):
-            yield Hit(mpi.name_word.start, f"{mpi.name} inside the container knows nothing of Slurm's nodes")
+            yield Match(mpi.name_word.start, f"{mpi.name} inside the container knows nothing of Slurm's nodes")
         elif "srun" not in outer:
             count = find_option(mpi, "-n", "-np", "--np", "-c")[1]
             tasks = script.request.task_count
             known = script.request.tasks or script.request.tasks_per_node
             if count and known and count != tasks:
-                yield Hit(mpi.name_word.start, f"{mpi.name} starts {count} ranks, but the job has {tasks} tasks")
+                yield Match(mpi.name_word.start, f"{mpi.name} starts {count} ranks, but the job has {tasks} tasks")
 
 
 def _is_single(script: Script, launch: Launch) -> bool:
@@ -171,7 +169,7 @@ def _is_single(script: Script, launch: Launch) -> bool:
     fix="Let the task replace it: srun bash -c '… \"$SLURM_NODEID\" …' in single quotes.",
     source="accelerate#2816; srun(1), OUTPUT ENVIRONMENT VARIABLES",
 )
-def node_rank(script: Script, _: Surroundings) -> Iterator[Hit]:
+def node_rank(script: Script, _: LintContext) -> Iterator[Match]:
     """A task's number in a command of the batch shell."""
     if script.task_count <= 1 or _runs_itself(script):
         return
@@ -179,14 +177,14 @@ def node_rank(script: Script, _: Surroundings) -> Iterator[Hit]:
     for assignment in script.shell.assignments:
         for part in assignment.value.expansions if assignment.value else ():
             if part.kind == "variable" and part.name in _TASK_VARIABLES and not assignment.prefix:
-                yield Hit(part.start, f"{assignment.name} gets ${part.name} of the batch shell, which is 0")
+                yield Match(part.start, f"{assignment.name} gets ${part.name} of the batch shell, which is 0")
     for command in script.shell.commands:
         if not command.words or command.words[0].text not in ("srun", "torchrun", "accelerate", "deepspeed", "python"):
             continue
         for word in command.words[1:]:
             for part in word.expansions:
                 if part.kind == "variable" and part.name in _TASK_VARIABLES:
-                    yield Hit(part.start, f"${part.name} is replaced by the batch shell, where it is 0")
+                    yield Match(part.start, f"${part.name} is replaced by the batch shell, where it is 0")
 
 
 _TASK_VARIABLES = ("SLURM_NODEID", "SLURM_PROCID", "SLURM_LOCALID")
@@ -207,9 +205,9 @@ def _runs_itself(script: Script) -> bool:
     fix="srun --het-group=0 … : --het-group=1 …, or --het-group=0-1.",
     source="Slurm's heterogeneous_jobs.html, 'Launching Applications (Job Steps)'",
 )
-def het_group(script: Script, _: Surroundings) -> Iterator[Hit]:
+def het_group(script: Script, _: LintContext) -> Iterator[Match]:
     """A heterogeneous job of which one component is used."""
     grouped = any(srun.option("het-group", "pack-group") is not None for _launch, srun, _request in script.steps)
     if script.header.separators and script.steps and not grouped:
         start = script.steps[0][1].name_word.start
-        yield Hit(start, f"{len(script.requests)} components, but srun uses only the first")
+        yield Match(start, f"{len(script.requests)} components, but srun uses only the first")

@@ -3,12 +3,10 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.asked import MEMORY_OPTIONS
-from hpcdist.directives import Directive
 from hpcdist.errors import UsageError
-from hpcdist.lint_rule import Edit, Hit, Surroundings, rule
-from hpcdist.sbatch_options import SBATCH, UNKNOWN, find_nearest
-from hpcdist.sbatch_script import Script
+from hpcdist.lint.directives import SBATCH, UNKNOWN, Directive, find_nearest
+from hpcdist.lint.rule import Edit, LintContext, Match, rule
+from hpcdist.lint.script import MEMORY_OPTIONS, Script
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
 _MISSPELT = re.compile(r"(\s+#SBATCH|#\s+SBATCH|#(?i:sbatch))(?=[\s-])\s*-")
@@ -29,14 +27,16 @@ _ADDING = ("mail-type", "verbose", "quiet")
     fix="Make #!/bin/bash the first line.",
     source="Slurm 22.05, sbatch: 'This does not look like a batch script'",
 )
-def shebang(script: Script, _: Surroundings) -> Iterator[Hit]:
+def shebang(script: Script, _: LintContext) -> Iterator[Match]:
     """The first line."""
     if not script.data.strip():
-        yield Hit(0, "the script is empty")
+        yield Match(0, "the script is empty")
     elif not script.data.startswith(b"#!"):
         has_blank = script.data.lstrip().startswith(b"#!")
         message = "something stands before the #! line" if has_blank else "there is no #! line"
-        yield Hit(0, message, (Edit(start=0, end=_blank_end(script.data), text="" if has_blank else "#!/bin/bash\n"),))
+        yield Match(
+            0, message, (Edit(start=0, end=_blank_end(script.data), text="" if has_blank else "#!/bin/bash\n"),)
+        )
 
 
 def _blank_end(data: bytes) -> int:
@@ -50,12 +50,12 @@ def _blank_end(data: bytes) -> int:
     fix="Convert it: dos2unix FILE.",
     source="Slurm 22.05, sbatch: 'Batch script contains DOS line breaks'",
 )
-def crlf(script: Script, _: Surroundings) -> Iterator[Hit]:
+def crlf(script: Script, _: LintContext) -> Iterator[Match]:
     """Windows line ends."""
     at = script.original.find(b"\r\n")
     if at >= 0:
         # Mended by every fix, since all places refer to the script without them.
-        yield Hit(min(at, len(script.data)), "a line ends as on Windows (CR LF)", (Edit(start=0, end=0, text=""),))
+        yield Match(min(at, len(script.data)), "a line ends as on Windows (CR LF)", (Edit(start=0, end=0, text=""),))
 
 
 @rule(
@@ -65,11 +65,11 @@ def crlf(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Save it as plain UTF-8 text.",
     source="Slurm, sbatch: 'The SLURM controller does not allow scripts that contain a NULL character'",
 )
-def nul_byte(script: Script, _: Surroundings) -> Iterator[Hit]:
+def nul_byte(script: Script, _: LintContext) -> Iterator[Match]:
     """A NUL."""
     at = script.data.find(b"\0")
     if at >= 0:
-        yield Hit(at, "the script holds a NUL byte")
+        yield Match(at, "the script holds a NUL byte")
 
 
 @rule(
@@ -79,10 +79,10 @@ def nul_byte(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Move the long part into a file of its own.",
     source="hpcdist: the parser's time grows with the square of some unfinished constructs",
 )
-def unread(script: Script, _: Surroundings) -> Iterator[Hit]:
+def unread(script: Script, _: LintContext) -> Iterator[Match]:
     """More than the parser can take."""
     if not script.shell.is_complete:
-        yield Hit(0, "only the #SBATCH lines were looked at")
+        yield Match(0, "only the #SBATCH lines were looked at")
 
 
 @rule(
@@ -93,12 +93,12 @@ def unread(script: Script, _: Surroundings) -> Iterator[Hit]:
     source="sbatch(1): 'sbatch will stop processing further #SBATCH directives once the first non-comment "
     "non-whitespace line has been reached'",
 )
-def ignored_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
+def ignored_directive(script: Script, _: LintContext) -> Iterator[Match]:
     """A directive after the first command."""
     first = script.line_of(script.header.end)
     for start, _end, text in script.shell.comments:
         if start > script.header.end and start == script.line_start(start) and re.match(r"#SBATCH\s*-", text):
-            yield Hit(start, f"Slurm ignores this: the first command is in line {first}")
+            yield Match(start, f"Slurm ignores this: the first command is in line {first}")
 
 
 @rule(
@@ -108,7 +108,7 @@ def ignored_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Write #SBATCH at the line's beginning, or ## to switch it off.",
     source="Slurm 22.05, src/sbatch/opt.c, _opt_batch_script",
 )
-def not_a_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
+def not_a_directive(script: Script, _: LintContext) -> Iterator[Match]:
     """`# SBATCH`, `#sbatch`, a space before."""
     at = 0
     for line in script.data[: script.header.end].split(b"\n"):
@@ -116,7 +116,7 @@ def not_a_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
         if found:
             spelt = found[1].strip()
             message = f"{spelt} is no directive" if spelt != "#SBATCH" else "a space before #SBATCH makes it a comment"
-            yield Hit(at + len(line) - len(line.lstrip()), message)
+            yield Match(at + len(line) - len(line.lstrip()), message)
         at += len(line) + 1
 
 
@@ -127,13 +127,13 @@ def not_a_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Put the value into double quotes, with a backslash before each backslash and quote.",
     source="Slurm 22.05, src/sbatch/opt.c, _get_argument; sbatch -vvv",
 )
-def directive_quoting(script: Script, _: Surroundings) -> Iterator[Hit]:
+def directive_quoting(script: Script, _: LintContext) -> Iterator[Match]:
     """Quotes, backslashes and hashes."""
     for word in script.header.words:
         if word.fault:
-            yield Hit(word.start, f"sbatch refuses {word.fault}")
+            yield Match(word.start, f"sbatch refuses {word.fault}")
         elif word.loses:
-            yield Hit(word.start, f"sbatch drops {word.loses} here and reads {word.text!r}")
+            yield Match(word.start, f"sbatch drops {word.loses} here and reads {word.text!r}")
 
 
 @rule(
@@ -143,7 +143,7 @@ def directive_quoting(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Write --option=value without spaces around the =, and plain hyphens.",
     source="Slurm 22.05, sbatch [run]",
 )
-def stray_word(script: Script, _: Surroundings) -> Iterator[Hit]:
+def stray_word(script: Script, _: LintContext) -> Iterator[Match]:
     """A word that is no option."""
     for word in script.header.strays:
         if word.fault:
@@ -156,7 +156,7 @@ def stray_word(script: Script, _: Surroundings) -> Iterator[Hit]:
             first = len(word.text[:length].encode())
             hyphens = "-" if len(word.text.lstrip("\u2013\u2014\u2212\u2010-")) == 1 else "--"
             edits = (Edit(start=word.start, end=word.start + first, text=hyphens),)
-        yield Hit(word.start, f"{word.text!r}: {message}", edits)
+        yield Match(word.start, f"{word.text!r}: {message}", edits)
 
 
 @rule(
@@ -166,14 +166,14 @@ def stray_word(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Correct the name; sbatch --help lists them.",
     source="sbatch(1); getopt_long(3)",
 )
-def unknown_option(script: Script, _: Surroundings) -> Iterator[Hit]:
+def unknown_option(script: Script, _: LintContext) -> Iterator[Match]:
     """An option that is none, or is cut short too much; others may come from a plugin of the site."""
     faulty = [directive for directive in script.header.directives if directive.fault]
     for directive in faulty[:MOST_FAULTS]:
         if not directive.fault.startswith(UNKNOWN):
-            yield Hit(directive.start, directive.fault)
+            yield Match(directive.start, directive.fault)
         elif near := find_nearest(directive.name, SBATCH):
-            yield Hit(directive.start, f"{directive.fault}, but --{near}")
+            yield Match(directive.start, f"{directive.fault}, but --{near}")
 
 
 @rule(
@@ -183,12 +183,12 @@ def unknown_option(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Write it in Slurm's own form.",
     source="sbatch(1), --time, --mem, --nodes, --ntasks, --array",
 )
-def bad_value(script: Script, _: Surroundings) -> Iterator[Hit]:
+def bad_value(script: Script, _: LintContext) -> Iterator[Match]:
     """A time, a size or a number that is none."""
     for directive in script.header.directives:
         said = None if directive.fault or "$" in (directive.value or "") else _complaint(directive)
         if said:
-            yield Hit(directive.start, f"--{directive.name}={directive.value}: {said}")
+            yield Match(directive.start, f"--{directive.name}={directive.value}: {said}")
 
 
 def _complaint(directive: Directive) -> str | None:
@@ -216,7 +216,7 @@ def _complaint(directive: Directive) -> str | None:
     fix="Write the value out, use sbatch's own patterns (%j, %x, %u), or give the option on sbatch's command line.",
     source="Slurm 22.05, src/sbatch/opt.c, _get_argument; sbatch(1), filename pattern",
 )
-def directive_variable(script: Script, _: Surroundings) -> Iterator[Hit]:
+def directive_variable(script: Script, _: LintContext) -> Iterator[Match]:
     """A variable or a tilde in a value."""
     for directive in script.header.directives:
         value = directive.value or ""
@@ -224,9 +224,9 @@ def directive_variable(script: Script, _: Surroundings) -> Iterator[Hit]:
         sign = r"\$\{?[A-Za-z_]\w*" if directive.name == "job-name" else r"\$(\{\w|\(|\w)|`"
         found = re.search(sign, value) if directive.name not in ("comment", "wrap") else None
         if found:
-            yield Hit(directive.start, f"--{directive.name}={value}: sbatch does not replace variables")
+            yield Match(directive.start, f"--{directive.name}={value}: sbatch does not replace variables")
         elif value.startswith("~") and directive.name in ("output", "error", "input", "chdir"):
-            yield Hit(directive.start, f"--{directive.name}={value}: sbatch takes ~ for a name")
+            yield Match(directive.start, f"--{directive.name}={value}: sbatch takes ~ for a name")
 
 
 @rule(
@@ -236,7 +236,7 @@ def directive_variable(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Take the earlier one out.",
     source="Slurm 22.05, sbatch -v [run]",
 )
-def repeated_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
+def repeated_directive(script: Script, _: LintContext) -> Iterator[Match]:
     """The same option twice."""
     seen: dict[tuple[int, str], Directive] = {}
     for directive in reversed(script.header.directives):
@@ -248,4 +248,4 @@ def repeated_directive(script: Script, _: Surroundings) -> Iterator[Hit]:
         start = script.line_start(directive.start) if directive.alone else directive.start
         end = script.line_end(directive.start) if directive.alone else directive.end
         message = f"--{directive.name} is given again in line {line}, which counts"
-        yield Hit(directive.start, message, (Edit(start=start, end=end, text=""),))
+        yield Match(directive.start, message, (Edit(start=start, end=end, text=""),))

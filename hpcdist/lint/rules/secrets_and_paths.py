@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from hpcdist.config.secrets import KEY, WANDB_KEY, is_secret, is_value, names_secret
-from hpcdist.launches import Launch
-from hpcdist.lint_rule import Hit, Surroundings, rule
-from hpcdist.sbatch_script import Script
-from hpcdist.shell_words import Word
+from hpcdist.lint.bash import Word
+from hpcdist.lint.launches import Launch
+from hpcdist.lint.rule import LintContext, Match, rule
+from hpcdist.lint.script import Script
 
 _LOCAL_FOLDER = re.compile(r"(?:^|[=:,])(?:file://)?(/(?:tmp|var/tmp|dev/shm)(?:/[^:,]*)?)(?=$|[:,])")
 _SCRATCH = re.compile(r"tmp|temp|cache|scratch|socket|bind|sock|local|\B-B\b", re.IGNORECASE)
@@ -21,25 +21,25 @@ _COPIERS = ("cp", "rsync", "tar", "unzip", "wget", "curl", "mv", "scp")
     fix="Take it out and revoke it; read it from a file with mode 600: export NAME=$(cat ~/.secrets/name).",
     source="Slurm's accounting keeps batch scripts (slurm.conf(5), AccountingStoreFlags=job_script)",
 )
-def secret(script: Script, _: Surroundings) -> Iterator[Hit]:
+def secret(script: Script, _: LintContext) -> Iterator[Match]:
     """A key, token or password as it is."""
     seen: set[int] = set()
     for assignment in script.shell.assignments:
         value = assignment.value
         if value and value.is_static and _is_value(value.text) and is_secret(assignment.name):
             seen |= set(range(assignment.start, assignment.end))
-            yield Hit(assignment.start, f"the value of {assignment.name} stands in the script")
+            yield Match(assignment.start, f"the value of {assignment.name} stands in the script")
     for launch in script.launches:
         for at, word in enumerate(launch.last.words if not launch.inside else ()):
             name = _secret_option(launch, at, word)
             if name and word.start not in seen:
                 seen.add(word.start)
-                yield Hit(word.start, f"the value of {name} stands in the script")
+                yield Match(word.start, f"the value of {name} stands in the script")
     for found in KEY.finditer(script.data.decode("latin-1")):
         start = found.start()
         line = script.line_start(start)
         if not any(line <= place < script.line_end(start) for place in seen):
-            yield Hit(start, f"this looks like a key ({found[0][:3]}…)")
+            yield Match(start, f"this looks like a key ({found[0][:3]}…)")
 
 
 def _is_value(text: str) -> bool:
@@ -68,7 +68,7 @@ def _secret_option(launch: Launch, at: int, word: Word) -> str:
     fix="Use a folder on the shared file system, or let each node fetch its copy: srun --ntasks-per-node=1 cp ….",
     source="sbcast(1); sbatch(1), DESCRIPTION: the script runs on the first node",
 )
-def shared_tmp(script: Script, _: Surroundings) -> Iterator[Hit]:
+def shared_tmp(script: Script, _: LintContext) -> Iterator[Match]:
     """A node's own folder in a job of several nodes."""
     if not script.is_multi_node:
         return
@@ -82,7 +82,7 @@ def shared_tmp(script: Script, _: Surroundings) -> Iterator[Hit]:
         elif not in_step and not launch.inside and launch.last.name in _COPIERS:
             for word in launch.last.words[-2:]:
                 if _LOCAL_FOLDER.search(word.text):
-                    yield Hit(word.start, f"{launch.last.name} fills {_folder(word)} on the first node alone")
+                    yield Match(word.start, f"{launch.last.name} fills {_folder(word)} on the first node alone")
         elif in_step and launch.last.name not in ("mkdir", "rm", "ls", "df"):
             yield from _in_step(launch, filled)
 
@@ -93,7 +93,7 @@ def _copies(launch: Launch) -> bool:
     return own or launch.last.name in _COPIERS
 
 
-def _in_step(launch: Launch, filled: Sequence[str]) -> Iterator[Hit]:
+def _in_step(launch: Launch, filled: Sequence[str]) -> Iterator[Match]:
     """Options with a node's own folder that no step before filled on each node."""
     previous = ""
     for word in launch.last.words:
@@ -101,7 +101,7 @@ def _in_step(launch: Launch, filled: Sequence[str]) -> Iterator[Hit]:
         previous = word.text if word.text.startswith("-") else ""
         is_local = _LOCAL_FOLDER.search(word.text) and option.startswith("-") and not _SCRATCH.search(option)
         if is_local and not any(f"{_folder(word)}/".startswith(f"{one.rstrip('/')}/") for one in filled):
-            yield Hit(word.start, f"{option} is {_folder(word)}, on each node another")
+            yield Match(word.start, f"{option} is {_folder(word)}, on each node another")
 
 
 def _folder(word: Word) -> str:

@@ -3,11 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.launches import Program
-from hpcdist.lint_rule import Hit, Surroundings, insert, replace, rule
-from hpcdist.sbatch_script import Script
-from hpcdist.work import is_work
-from hpcdist.wrappers import CONTAINERS
+from hpcdist.lint.launches import CONTAINERS, Program, is_work
+from hpcdist.lint.rule import LintContext, Match, insert, replace, rule
+from hpcdist.lint.script import Script
 
 FREE_PORT = "$((10000 + SLURM_JOB_ID % 20000))"
 # sed reads to the end: under pipefail, head could end scontrol with a broken pipe.
@@ -28,7 +26,7 @@ _INTERFACES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME")
     fix=f"Make it from the job's id, below 32768: export MASTER_PORT={FREE_PORT}.",
     source="PL#401, PL#485; torchrun's documentation, --standalone",
 )
-def port(script: Script, _: Surroundings) -> Iterator[Hit]:
+def port(script: Script, _: LintContext) -> Iterator[Match]:
     """A fixed port, or the fixed default."""
     seen: set[int] = set()
     for assignment in script.shell.assignments:
@@ -36,7 +34,7 @@ def port(script: Script, _: Surroundings) -> Iterator[Hit]:
         if assignment.name in _PORTS and word and re.fullmatch("[0-9]{2,5}", word.text):
             edits = replace(word.start, word.end, FREE_PORT) if script.is_written(word, word.text) else ()
             seen.add(assignment.start)
-            yield Hit(assignment.start, f"{assignment.name} is always {word.text}", edits)
+            yield Match(assignment.start, f"{assignment.name} is always {word.text}", edits)
     for launch in script.launches:
         if not is_work(launch):
             continue
@@ -44,7 +42,7 @@ def port(script: Script, _: Surroundings) -> Iterator[Hit]:
         for option, value in values.items():
             found = re.search(r"(?:^|:)([0-9]{2,5})$", value)
             if found and found[1] != "0" and not seen:
-                yield Hit(launch.start, f"{option} is always {found[1]}")
+                yield Match(launch.start, f"{option} is always {found[1]}")
         texts = launch.last.texts
         # Told of other nodes, it may have them from sbatch's command line.
         several = any(re.match(r"--(nnodes(?!=1$)|node.rank)", text) for text in texts)
@@ -56,7 +54,7 @@ def port(script: Script, _: Surroundings) -> Iterator[Hit]:
             is_plain = script.is_written(word, "torchrun") and not launch.inside
             edits = insert(word.end, " --standalone") if is_plain else ()
             fix = "torchrun --standalone chooses a free port."
-            yield Hit(word.start, "torchrun without --standalone always takes port 29500", edits, fix)
+            yield Match(word.start, "torchrun without --standalone always takes port 29500", edits, fix)
 
 
 def _options(program: Program, names: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -74,7 +72,7 @@ def _options(program: Program, names: tuple[str, ...]) -> Iterator[tuple[str, st
     fix=f"export MASTER_ADDR={HEAD_NODE}, before srun.",
     source="pytorch#73656; torch.distributed's documentation, 'Environment variable initialization'",
 )
-def master_addr(script: Script, _: Surroundings) -> Iterator[Hit]:
+def master_addr(script: Script, _: LintContext) -> Iterator[Match]:
     """This host's name or address as the address of a job of several nodes."""
     if not script.is_multi_node:
         return
@@ -85,7 +83,7 @@ def master_addr(script: Script, _: Surroundings) -> Iterator[Hit]:
         said = _own_address(word.text)
         if said:
             edits = replace(word.start, word.end, HEAD_NODE)
-            yield Hit(assignment.start, f"{assignment.name} is {said}", edits)
+            yield Match(assignment.start, f"{assignment.name} is {said}", edits)
     for launch in script.launches:
         if not launch.inside:
             continue
@@ -93,12 +91,12 @@ def master_addr(script: Script, _: Surroundings) -> Iterator[Hit]:
             found = re.search(r"\bMASTER_ADDR=(\S+)", command_word.text)
             said = _own_address(found[1].strip("\"'")) if found and launch.last.name == "export" else ""
             if said:
-                yield Hit(command_word.start, f"MASTER_ADDR is {said}, in each task another")
+                yield Match(command_word.start, f"MASTER_ADDR is {said}, in each task another")
     for launch in script.launches:
         for option, value in _options(launch.last, _ADDRESS_OPTIONS) if is_work(launch) else ():
             said = _own_address(value)
             if said:
-                yield Hit(launch.start, f"{option} is {said}")
+                yield Match(launch.start, f"{option} is {said}")
 
 
 def _own_address(text: str) -> str:
@@ -121,15 +119,15 @@ def _own_address(text: str) -> str:
     fix='scontrol show hostnames "$SLURM_JOB_NODELIST", its first line, outside of any container.',
     source="scontrol(1), show hostnames; Lightning 2.6.6 makes rack0 of it [run]",
 )
-def nodelist(script: Script, _: Surroundings) -> Iterator[Hit]:
+def nodelist(script: Script, _: LintContext) -> Iterator[Match]:
     """The node list cut by hand."""
     for assignment in script.shell.assignments:
         for part in assignment.value.expansions if assignment.value else ():
             whole = assignment.value is not None and assignment.value.text == part.source
             if part.name in _LISTS and (part.kind == "modified" and not re.search(r":[-?+=]", part.source)):
-                yield Hit(part.start, f"{part.source} cuts the node list by hand")
+                yield Match(part.start, f"{part.source} cuts the node list by hand")
             elif part.name in _LISTS and whole and assignment.name in _ADDRESSES:
-                yield Hit(part.start, f"{assignment.name} is the whole node list")
+                yield Match(part.start, f"{assignment.name} is the whole node list")
     for launch in script.launches:
         command = launch.command
         if launch.inside:
@@ -137,9 +135,9 @@ def nodelist(script: Script, _: Surroundings) -> Iterator[Hit]:
         reads = any(part.name in _LISTS for word in command.words for part in word.expansions)
         cutter = next((name for name in command.piped_into if name in ("cut", "sed", "awk", "tr", "grep")), None)
         if reads and cutter and launch.last.name in ("echo", "printf"):
-            yield Hit(command.start, f"{cutter} cuts the node list by hand")
+            yield Match(command.start, f"{cutter} cuts the node list by hand")
         if launch.last.name == "scontrol" and launch.find(*CONTAINERS):
-            yield Hit(launch.start, "scontrol in a container, which has no Slurm in it")
+            yield Match(launch.start, "scontrol in a container, which has no Slurm in it")
 
 
 @rule(
@@ -149,11 +147,11 @@ def nodelist(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Take it out, or exclude what is wrong: NCCL_SOCKET_IFNAME=^lo,docker0.",
     source="nccl#286; NCCL's environment variables, NCCL_SOCKET_IFNAME",
 )
-def nic(script: Script, _: Surroundings) -> Iterator[Hit]:
+def nic(script: Script, _: LintContext) -> Iterator[Match]:
     """An interface that hardly fits all nodes."""
     if not script.is_multi_node:
         return
     for assignment in script.shell.assignments:
         text = assignment.value.text if assignment.value else ""
         if assignment.name in _INTERFACES and re.match(r"=?(lo\b|docker|virbr|veth|eth[0-9])", text):
-            yield Hit(assignment.start, f"{assignment.name}={text} in a job of several nodes")
+            yield Match(assignment.start, f"{assignment.name}={text} in a job of several nodes")

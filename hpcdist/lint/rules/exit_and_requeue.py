@@ -3,11 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.launches import Launch
-from hpcdist.lint_rule import Hit, Surroundings, insert, rule
-from hpcdist.sbatch_script import Script
-from hpcdist.work import is_step_work, is_work
-from hpcdist.wrappers import MPI
+from hpcdist.lint.launches import MPI, Launch, is_step_work, is_work
+from hpcdist.lint.rule import LintContext, Match, insert, rule
+from hpcdist.lint.script import Script
 
 # They tidy up after the work, so that their status says nothing about it.
 _KEEPS = re.compile(r"\$\?|\$\{?PIPESTATUS|\$\{?[a-z_]*(rc|ret|status|exit|code|result|err)[a-z_]*\b", re.IGNORECASE)
@@ -21,7 +19,7 @@ _SAFE_TAIL = ("exit", "wait", "test", "[", "fi")
     fix="srun --kill-on-bad-exit=1.",
     source="torchx#479; srun(1), --kill-on-bad-exit",
 )
-def rank_death(script: Script, _: Surroundings) -> Iterator[Hit]:
+def rank_death(script: Script, _: LintContext) -> Iterator[Match]:
     """Steps of several tasks that outlive one of them."""
     if script.exports("SLURM_KILL_BAD_EXIT"):
         return
@@ -30,7 +28,7 @@ def rank_death(script: Script, _: Surroundings) -> Iterator[Hit]:
             word = srun.name_word
             is_plain = script.is_written(word, "srun") and srun.option("kill-on-bad-exit") is None
             edits = insert(word.end, " --kill-on-bad-exit=1") if is_plain and not launch.inside else ()
-            yield Hit(word.start, f"srun of {request.task_count} tasks without --kill-on-bad-exit", edits)
+            yield Match(word.start, f"srun of {request.task_count} tasks without --kill-on-bad-exit", edits)
 
 
 @rule(
@@ -40,12 +38,12 @@ def rank_death(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="srun --kill-on-bad-exit=1 in its place.",
     source="srun(1), --wait; [run: exit status 137]",
 )
-def srun_wait(script: Script, _: Surroundings) -> Iterator[Hit]:
+def srun_wait(script: Script, _: LintContext) -> Iterator[Match]:
     """`srun --wait`."""
     for _launch, srun, request in script.steps:
         value = srun.option("wait")
         if value not in (None, "", "0") and request.task_count > 1:
-            yield Hit(srun.name_word.start, f"srun --wait={value}")
+            yield Match(srun.name_word.start, f"srun --wait={value}")
 
 
 @rule(
@@ -55,7 +53,7 @@ def srun_wait(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="set -o pipefail, before it; or let srun --output write the file.",
     source="bash(1), Pipelines; prime-rl#2577",
 )
-def tee_hides_death(script: Script, _: Surroundings) -> Iterator[Hit]:
+def tee_hides_death(script: Script, _: LintContext) -> Iterator[Match]:
     """Work whose output is piped on."""
     for launch in _work(script):
         command = launch.command
@@ -68,7 +66,7 @@ def tee_hides_death(script: Script, _: Surroundings) -> Iterator[Hit]:
         edits = insert(at, "set -o pipefail\n") if safe and own_line and b"PIPESTATUS" not in script.data else ()
         if b"PIPESTATUS" not in script.data:
             message = f"the status of {command.words[0].text} is lost in the pipe to {command.piped_into[-1]}"
-            yield Hit(command.start, message, edits)
+            yield Match(command.start, message, edits)
 
 
 def _work(script: Script) -> Iterator[Launch]:
@@ -90,7 +88,7 @@ def _work(script: Script) -> Iterator[Launch]:
     fix="rc=0; srun … || rc=$?; and exit $rc as the last line. Or set -e at the top.",
     source="bash(1), EXIT STATUS; prime-rl#2577",
 )
-def exit_code(script: Script, _: Surroundings) -> Iterator[Hit]:
+def exit_code(script: Script, _: LintContext) -> Iterator[Match]:
     """Commands after the work that hide its status."""
     works = [launch.command for launch in _work(script) if not launch.command.substitution]
     works = [command for command in works if not command.function and not command.condition]
@@ -100,7 +98,7 @@ def exit_code(script: Script, _: Surroundings) -> Iterator[Hit]:
     tail = script.data[last.end :].decode(errors="replace")
     if last.background:
         if not re.search(r"\bwait\s+(-n|-p|\"?\$|%|[0-9])", tail) and not re.search(r"\bjobs\b", tail):
-            yield Hit(last.start, "it runs in the background, and a plain wait has the status 0")
+            yield Match(last.start, "it runs in the background, and a plain wait has the status 0")
         return
     errexit = script.is_set(last.start, "e", "errexit")
     if last.piped_into and not script.is_set(last.start, "pipefail"):
@@ -112,7 +110,7 @@ def exit_code(script: Script, _: Surroundings) -> Iterator[Hit]:
     if _KEEPS.search(tail) or (texts and texts[0] in _SAFE_TAIL and "$?" in tail) or "trap" in texts:
         return
     line = script.line_of(after[-1])
-    yield Hit(last.start, f"what comes after it, up to line {line}, decides the job's status")
+    yield Match(last.start, f"what comes after it, up to line {line}, decides the job's status")
 
 
 @rule(
@@ -122,7 +120,7 @@ def exit_code(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="rc=0; srun … || rc=$?",
     source="bash(1), set -e [run]",
 )
-def rc_under_set_e(script: Script, _: Surroundings) -> Iterator[Hit]:
+def rc_under_set_e(script: Script, _: LintContext) -> Iterator[Match]:
     """`rc=$?` on a line of its own under `set -e`."""
     works = [launch.command for launch in _work(script)]
     for assignment in script.shell.assignments:
@@ -138,7 +136,7 @@ def rc_under_set_e(script: Script, _: Surroundings) -> Iterator[Hit]:
         plain = before and not before[-1].rescued and not before[-1].background and not before[-1].condition
         between = script.data[before[-1].end : assignment.start] if before else b""
         if plain and b"||" not in between and not re.search(rb"[A-Za-z]", between):
-            yield Hit(assignment.start, f"{assignment.name}=$? is reached only when all went well")
+            yield Match(assignment.start, f"{assignment.name}=$? is reached only when all went well")
 
 
 @rule(
@@ -149,7 +147,7 @@ def rc_under_set_e(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Without B: for a program that handles it; else B:, a trap, srun … & and wait.",
     source="sbatch(1), --signal; bash(1), SIGNALS",
 )
-def signal_target(script: Script, _: Surroundings) -> Iterator[Hit]:
+def signal_target(script: Script, _: LintContext) -> Iterator[Match]:
     """A signal that the wrong one gets."""
     directive = script.last("signal")
     found = re.match(r"(R?B?R?:)?(?:SIG)?([A-Za-z0-9]+)", directive.value or "") if directive else None
@@ -165,11 +163,11 @@ def signal_target(script: Script, _: Surroundings) -> Iterator[Hit]:
     handled = any(words[0].text for words in traps)  # empty, the signal is ignored
     work = [launch.command for launch in _work(script)]
     if to_shell and not traps:
-        yield Hit(directive.start, f"--signal={directive.value} reaches only the shell, which has no trap for {name}")
+        yield Match(directive.start, f"--signal={directive.value} reaches only the shell, which has no trap for {name}")
     elif to_shell and work and not any(command.background for command in work):
-        yield Hit(directive.start, f"the trap for {name} runs only when the command in the foreground is over")
+        yield Match(directive.start, f"the trap for {name} runs only when the command in the foreground is over")
     elif not to_shell and handled:
-        yield Hit(directive.start, f"--signal={directive.value} without B: never reaches the script's own trap")
+        yield Match(directive.start, f"--signal={directive.value} without B: never reaches the script's own trap")
 
 
 @rule(
@@ -179,14 +177,14 @@ def signal_target(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix='Stop after some: [ "${SLURM_RESTART_COUNT:-0}" -lt 5 ] && scontrol requeue "$SLURM_JOB_ID".',
     source="PL#6204, PL#15022; submitit#1708",
 )
-def requeue_loop(script: Script, _: Surroundings) -> Iterator[Hit]:
+def requeue_loop(script: Script, _: LintContext) -> Iterator[Match]:
     """A requeue without a cap, a script that submits itself whatever happened."""
     capped = b"SLURM_RESTART_COUNT" in script.data
     for launch in script.launches:
         texts = launch.last.texts
         if launch.last.name == "scontrol" and "requeue" in texts[:2] and not capped:
-            yield Hit(launch.start, "scontrol requeue without a look at SLURM_RESTART_COUNT")
+            yield Match(launch.start, "scontrol requeue without a look at SLURM_RESTART_COUNT")
         own = any(text in ("$0", "${0}", "${BASH_SOURCE[0]}") for text in texts)
         plain = not launch.command.branch and not launch.command.function and not launch.inside
         if launch.last.name == "sbatch" and own and plain and not capped:
-            yield Hit(launch.start, "the script submits itself whatever happened")
+            yield Match(launch.start, "the script submits itself whatever happened")

@@ -3,11 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.asked import Request, gres_gpus
-from hpcdist.launches import Program
-from hpcdist.lint_rule import Hit, Surroundings, rule
-from hpcdist.sbatch_script import Script
-from hpcdist.work import is_python_launch, is_work
+from hpcdist.lint.launches import Program, is_python_launch, is_work
+from hpcdist.lint.rule import LintContext, Match, rule
+from hpcdist.lint.script import ResourceRequest, Script, gres_gpus
 
 _DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
@@ -19,15 +17,15 @@ _DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBL
     fix="Ask with --gpus-per-node (or --gres=gpu:N) and let each rank choose by its local rank.",
     source="PL#16828, nccl#1066, nccl#1948; sbatch(1), --gpus-per-task",
 )
-def gpus_per_task(script: Script, _: Surroundings) -> Iterator[Hit]:
+def gpus_per_task(script: Script, _: LintContext) -> Iterator[Match]:
     """GPUs bound to tasks, where there are several."""
     for component, request in enumerate(script.requests):
         directive = script.last("gpus-per-task", component=component)
         if directive and request.task_count > 1:
-            yield Hit(directive.start, f"--gpus-per-task with {request.task_count} tasks")
+            yield Match(directive.start, f"--gpus-per-task with {request.task_count} tasks")
     for launch, srun, request in script.steps:
         if srun.option("gpus-per-task") is not None and request.task_count > 1 and not launch.inside:
-            yield Hit(srun.name_word.start, f"srun --gpus-per-task with {request.task_count} tasks")
+            yield Match(srun.name_word.start, f"srun --gpus-per-task with {request.task_count} tasks")
 
 
 @rule(
@@ -37,15 +35,15 @@ def gpus_per_task(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Take it out, or write --gpu-bind=none.",
     source="PL#13605; srun(1), --gpu-bind",
 )
-def gpu_bind(script: Script, _: Surroundings) -> Iterator[Hit]:
+def gpu_bind(script: Script, _: LintContext) -> Iterator[Match]:
     """Anything but none."""
     for directive in script.given("gpu-bind"):
         if not re.fullmatch(r"(verbose,)?none", directive.value or ""):
-            yield Hit(directive.start, f"--gpu-bind={directive.value}")
+            yield Match(directive.start, f"--gpu-bind={directive.value}")
     for _launch, srun, _request in script.steps:
         value = srun.option("gpu-bind")
         if value is not None and not re.fullmatch(r"(verbose,)?none", value):
-            yield Hit(srun.name_word.start, f"srun --gpu-bind={value}")
+            yield Match(srun.name_word.start, f"srun --gpu-bind={value}")
 
 
 @rule(
@@ -55,13 +53,13 @@ def gpu_bind(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Keep the one that your site wants.",
     source="torchx#1092; sbatch(1), --gres and --gpus-per-node",
 )
-def gpu_flag(script: Script, _: Surroundings) -> Iterator[Hit]:
+def gpu_flag(script: Script, _: LintContext) -> Iterator[Match]:
     """GPUs asked for twice."""
     for component in range(len(script.requests)):
         gres = script.last("gres", component=component)
         other = script.last("gpus-per-node", "gpus", "gpus-per-task", component=component)
         if gres and other and gres_gpus(gres.value or ""):
-            yield Hit(max(gres.start, other.start), f"--gres={gres.value} with --{other.name}")
+            yield Match(max(gres.start, other.start), f"--gres={gres.value} with --{other.name}")
 
 
 @rule(
@@ -71,13 +69,13 @@ def gpu_flag(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Take the line out.",
     source="Slurm's gres.html, 'GPU Management'",
 )
-def cuda_visible_devices(script: Script, _: Surroundings) -> Iterator[Hit]:
+def cuda_visible_devices(script: Script, _: LintContext) -> Iterator[Match]:
     """A list of GPUs by hand."""
     for assignment in script.shell.assignments:
         if assignment.name in _DEVICE_VARIABLES and assignment.value and assignment.value.text not in ("", "-1"):
             sets_local = any(part.name == assignment.name for part in assignment.value.expansions)
             if not sets_local:
-                yield Hit(assignment.start, f"{assignment.name}={assignment.value.text} by hand")
+                yield Match(assignment.start, f"{assignment.name}={assignment.value.text} by hand")
 
 
 @rule(
@@ -87,7 +85,7 @@ def cuda_visible_devices(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Make --ntasks-per-node the number of GPUs per node.",
     source="PL#20391, PL#10098",
 )
-def tasks_gpus(script: Script, _: Surroundings) -> Iterator[Hit]:
+def tasks_gpus(script: Script, _: LintContext) -> Iterator[Match]:
     """A step of Python ranks that are not as many as the GPUs."""
     for launch, srun, request in script.steps:
         plain = [one for one in script.launches_of(launch) if is_python_launch(one)]
@@ -97,7 +95,7 @@ def tasks_gpus(script: Script, _: Surroundings) -> Iterator[Hit]:
         if any(is_work(one) and not is_python_launch(one) for one in script.launches_of(launch)):
             continue
         what = "several ranks share a GPU" if tasks > gpus else "some have no rank"
-        yield Hit(srun.name_word.start, f"{tasks} task(s) and {gpus} GPU(s) on each node: {what}")
+        yield Match(srun.name_word.start, f"{tasks} task(s) and {gpus} GPU(s) on each node: {what}")
 
 
 @rule(
@@ -107,7 +105,7 @@ def tasks_gpus(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Take the number from the job: $SLURM_JOB_NUM_NODES, $SLURM_GPUS_ON_NODE, $SLURM_NTASKS.",
     source="PL#20391, PL#10098; torchrun, accelerate and deepspeed --help",
 )
-def devices_mismatch(script: Script, _: Surroundings) -> Iterator[Hit]:
+def devices_mismatch(script: Script, _: LintContext) -> Iterator[Match]:
     """Numbers of nodes and devices that are not the job's."""
     for launch in script.launches:
         if not is_work(launch):
@@ -116,10 +114,10 @@ def devices_mismatch(script: Script, _: Surroundings) -> Iterator[Hit]:
         request = script.step_request(srun) if srun else script.request
         for option, value, asked, what in _numbers(launch.last, request):
             if asked and value and value != asked:
-                yield Hit(launch.start, f"{option} is {value}, but the job has {asked} {what}")
+                yield Match(launch.start, f"{option} is {value}, but the job has {asked} {what}")
 
 
-def _numbers(program: Program, request: Request) -> Iterator[tuple[str, int | None, int | None, str]]:
+def _numbers(program: Program, request: ResourceRequest) -> Iterator[tuple[str, int | None, int | None, str]]:
     """What the program was told, and what the job has."""
     nodes = request.node_count if request.nodes else None
     gpus = request.node_gpus

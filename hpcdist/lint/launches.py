@@ -1,4 +1,7 @@
-"""What a command really starts: the programs behind srun, containers, environments and `bash -c`. Pure."""
+"""What a command really starts: the programs behind srun, containers and `bash -c`, and which do the work.
+
+Source: the manual pages and `--help` of each.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,22 +9,57 @@ from itertools import islice, zip_longest
 
 import msgspec
 
-from hpcdist.sbatch_options import SRUN, Given, read_options
-from hpcdist.shell import parse_shell
-from hpcdist.shell_words import Command, Word
-from hpcdist.wrappers import (
-    CONTAINER_VALUED,
-    CONTAINERS,
-    MODULES,
-    MPI,
-    MPI_VALUED,
-    RUNNER_VALUED,
-    RUNNERS,
-    SHELLS,
-    SSH_VALUED,
-    WITH_WORD,
-    WRAPPERS,
+from hpcdist.lint.bash import Command, Word, parse_shell
+from hpcdist.lint.directives import SRUN, Given, read_options
+
+
+def _valued(words: str, count: int = 1) -> dict[str, int]:
+    return dict.fromkeys(words.split(), count)
+
+
+WRAPPERS: Mapping[str, Mapping[str, int]] = {
+    "env": _valued("-u -C -S"),
+    "time": _valued("-f -o"),
+    "nohup": {},
+    "exec": _valued("-a"),
+    "command": {},
+    "nice": _valued("-n"),
+    "ionice": _valued("-c -n -p"),
+    "stdbuf": _valued("-i -o -e"),
+    "timeout": _valued("-s -k --signal --kill-after"),
+    "setsid": {},
+    "unbuffer": {},
+    "catchsegv": {},
+    "numactl": _valued("-N -m -C -i --cpunodebind --membind --physcpubind --interleave"),
+    "taskset": {},
+    "nsys": _valued("-o -t -w --output --trace"),
+}
+# The first word after their options is theirs too: a duration, a mask, a verb.
+WITH_WORD = ("timeout", "taskset", "nsys")
+CONTAINERS = ("singularity", "apptainer")
+CONTAINER_VALUED = _valued(
+    "-B --bind --env --env-file -H --home --pwd --cwd --overlay -W --workdir --mount -S --scratch --app --network"
+    " --hostname --dns --security --apply-cgroups --add-caps --drop-caps -o --no-mount"
 )
+RUNNERS = ("conda", "mamba", "micromamba", "uv", "poetry", "pixi", "pipenv", "pdm")
+RUNNER_VALUED = _valued("-n --name -p --prefix --cwd --with --python --project --extra --group -e --environment")
+SSH_VALUED = _valued("-i -l -o -p -F -J -L -R -D -E")
+MPI = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "mpirun_rsh", "prterun")
+MPI_VALUED = _valued(
+    "-n -np --np -c -N -npernode --npernode --map-by -map-by --bind-to -bind-to --rank-by -x -H --host -host -hosts"
+    " -hostfile --hostfile -machinefile --machinefile -f -ppn -perhost -wdir --wdir"
+) | _valued("-mca --mca -gmca --gmca -genv -env", 2)
+SHELLS = ("bash", "sh", "zsh", "dash")
+# Python modules that are launchers, by the launcher's name.
+MODULES = {
+    "torch.distributed.run": "torchrun",
+    "torch.distributed.launch": "torchrun",
+    "accelerate.commands.launch": "accelerate",
+    "deepspeed.launcher.runner": "deepspeed",
+    "deepspeed": "deepspeed",
+}
+TORCH_LAUNCHERS = ("torchrun", "accelerate", "deepspeed")
+
 
 DEEPEST = 4
 MOST_EXPANSIONS = 100
@@ -282,3 +320,63 @@ def _skip(texts: Sequence[str], at: int, valued: Mapping[str, int]) -> int:
             return at + 1
         at += 1 + valued.get(texts[at], 0)
     return at
+
+
+# Python programs that prepare or finish: nobody wants them on every node.
+_HELPERS = re.compile(r"prepro|prepare|download|convert|plot|post|summar|collect|merge|report|tokeni|setup\.py|check")
+_HELPER_MODULES = (
+    "venv",
+    "pip",
+    "json.tool",
+    "http.server",
+    "compileall",
+    "ensurepip",
+    "hpcdist.records.network",
+    "hpcdist.stage",
+)
+_TRIVIAL = """
+hostname nvidia-smi rocm-smi scontrol sinfo squeue echo printf date mkdir cp mv rm rsync tar unzip cat ls env printenv
+true false sleep uname lscpu free df du id whoami which module ulimit wget curl git pip pip3 conda touch chmod source .
+cd export set test [ sbcast ray unset declare local typeset readonly unsetenv trap kill if exit wait eval return read
+huggingface-cli hf wandb ln head tail grep sed awk find pwd sync
+"""
+_TRIVIAL_NAMES = frozenset(_TRIVIAL.split())
+
+
+def is_work(launch: Launch) -> bool:
+    """Whether a launch is the job's own work: Python or a launcher, no preparation."""
+    last = launch.last
+    if last.name in (*TORCH_LAUNCHERS, "hpcdist-torchrun"):
+        return last.name != "accelerate" or any(word.text == "launch" for word in last.words)
+    if last.name != "python":
+        return False
+    return bool(program_word(last))
+
+
+def is_step_work(launch: Launch) -> bool:
+    """Whether what srun starts is the job's work: anything but a look around, a copy or a preparation."""
+    last = launch.last
+    if last.name == "python":
+        return is_work(launch)
+    if last.name in ("$@", "$*") and launch.command.function:
+        return False  # the function's callers say what, and with which options
+    return not last.name.startswith(("srun", "$(")) and last.name not in _TRIVIAL_NAMES
+
+
+def program_word(python: Program) -> str:
+    """The script or module that Python runs; empty for a helper, `-c`, `--version` and such."""
+    words = python.texts
+    for at, text in enumerate(words):
+        if text == "-m":
+            name = words[at + 1] if at + 1 < len(words) else ""
+            return "" if name.startswith(_HELPER_MODULES) or _HELPERS.search(name.lower()) else name
+        if text in ("-c", "-V", "--version", "-"):
+            return ""
+        if not text.startswith("-"):
+            return "" if _HELPERS.search(text.rpartition("/")[2].lower()) else text
+    return ""
+
+
+def is_python_launch(launch: Launch) -> bool:
+    """Whether plain Python does the work, one rank in each process."""
+    return is_python(launch.last.name) and is_work(launch)

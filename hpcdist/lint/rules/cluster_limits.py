@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 
-from hpcdist.asked import Request, read_memory_bytes, read_time_s
-from hpcdist.directives import Directive
-from hpcdist.lint_rule import Hit, Surroundings, rule
-from hpcdist.sbatch_script import Script
+from hpcdist.lint.directives import Directive
+from hpcdist.lint.rule import LintContext, Match, rule
+from hpcdist.lint.script import ResourceRequest, Script, read_memory_bytes, read_time_s
 from hpcdist.slurm.cluster import Node, Partition
 from hpcdist.units import format_bytes, format_duration
 
 
-def _chosen(script: Script, surroundings: Surroundings, component: int) -> tuple[Directive | None, list[Partition]]:
+def _chosen(script: Script, surroundings: LintContext, component: int) -> tuple[Directive | None, list[Partition]]:
     """The partitions that a component may run in; the default one where it names none."""
     directive = script.last("partition", component=component)
     partitions = surroundings.partitions or ()
@@ -27,7 +26,7 @@ def _chosen(script: Script, surroundings: Surroundings, component: int) -> tuple
     fix="sinfo lists them.",
     source="sbatch(1), --partition; sinfo(1)",
 )
-def partition(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
+def partition(script: Script, surroundings: LintContext) -> Iterator[Match]:
     """A partition that is not there."""
     if surroundings.partitions is None:
         return
@@ -35,7 +34,7 @@ def partition(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
     for directive in script.given("partition"):
         missing = [name for name in (directive.value or "").split(",") if name not in known]
         if missing:
-            yield Hit(directive.start, f"there is no partition {missing[0]}")
+            yield Match(directive.start, f"there is no partition {missing[0]}")
 
 
 @rule(
@@ -45,7 +44,7 @@ def partition(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
     fix="Ask for less, or choose another partition.",
     source="sbatch(1), --time; squeue(1), JOB REASON CODES",
 )
-def time_limit(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
+def time_limit(script: Script, surroundings: LintContext) -> Iterator[Match]:
     """More time than there is."""
     for component in range(len(script.requests)):
         directive = script.last("time", component=component)
@@ -55,7 +54,7 @@ def time_limit(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
         if directive and asked and limits and all(limit is not None and asked > limit for limit in limits):
             longest = max(limit or 0 for limit in limits)
             names = ",".join(one.name for one in partitions)
-            yield Hit(directive.start, f"--time={directive.value}, but {names} gives {format_duration(longest)}")
+            yield Match(directive.start, f"--time={directive.value}, but {names} gives {format_duration(longest)}")
 
 
 @rule(
@@ -65,7 +64,7 @@ def time_limit(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
     fix="sinfo -o '%P %D %c %m %G' shows what the nodes have.",
     source="sbatch(1), --mem, --cpus-per-task, --gpus-per-node, --nodes; sinfo(1)",
 )
-def no_such_node(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
+def no_such_node(script: Script, surroundings: LintContext) -> Iterator[Match]:
     """A request that no node can meet."""
     for component, request in enumerate(script.requests):
         _, partitions = _chosen(script, surroundings, component)
@@ -75,11 +74,11 @@ def no_such_node(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
         for names, said in _too_much(script, request, component, nodes):
             directive = script.last(*names, component=component)
             if directive:
-                yield Hit(directive.start, f"{said} in {','.join(one.name for one in partitions)}")
+                yield Match(directive.start, f"{said} in {','.join(one.name for one in partitions)}")
 
 
 def _too_much(
-    script: Script, request: Request, component: int, nodes: list[Node]
+    script: Script, request: ResourceRequest, component: int, nodes: list[Node]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """The options that ask for too much, and how much there is."""
     memory = script.last("mem", component=component)

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator
 
-from hpcdist.lint_rule import Hit, Surroundings, insert, rule
-from hpcdist.sbatch_script import Script
+from hpcdist.lint.rule import LintContext, Match, insert, rule
+from hpcdist.lint.script import Script
 
 
 @rule(
@@ -14,7 +14,7 @@ from hpcdist.sbatch_script import Script
     fix="Make the folder before sbatch, or log into the working folder.",
     source="sbatch(1), --output; Slurm 22.05 [run: a missing folder fails the job, exit code 0:53]",
 )
-def log_dir(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
+def log_dir(script: Script, surroundings: LintContext) -> Iterator[Match]:
     """A folder that is not there, or can't be."""
     if surroundings.makes_log_folders:
         return
@@ -23,12 +23,14 @@ def log_dir(script: Script, surroundings: Surroundings) -> Iterator[Hit]:
         if not folder or "$" in folder or folder.startswith("~") or folder == "/dev":
             continue
         if "%" in folder:
-            yield Hit(directive.start, f"{folder}/ can't exist before the job does")
+            yield Match(directive.start, f"{folder}/ can't exist before the job does")
         elif surroundings.folder_exists is not None and not surroundings.folder_exists(folder):
-            yield Hit(directive.start, f"there is no folder {folder}", fix=f"Make it before sbatch: mkdir -p {folder}")
+            yield Match(
+                directive.start, f"there is no folder {folder}", fix=f"Make it before sbatch: mkdir -p {folder}"
+            )
         elif surroundings.folder_exists is None and _makes(script, folder):
             message = f"the script makes {folder}/, but the log is opened before it runs"
-            yield Hit(directive.start, message, fix=f"Make it before sbatch: mkdir -p {folder}")
+            yield Match(directive.start, message, fix=f"Make it before sbatch: mkdir -p {folder}")
 
 
 def _makes(script: Script, folder: str) -> bool:
@@ -45,7 +47,7 @@ def _makes(script: Script, folder: str) -> bool:
     fix="Put %A_%a into the name.",
     source="sbatch(1), filename pattern",
 )
-def array_output(script: Script, _: Surroundings) -> Iterator[Hit]:
+def array_output(script: Script, _: LintContext) -> Iterator[Match]:
     """An array with one log."""
     if not script.last("array"):
         return
@@ -53,7 +55,7 @@ def array_output(script: Script, _: Surroundings) -> Iterator[Hit]:
         directive = script.last(name)
         value = directive.value or "" if directive else ""
         if directive and value != "/dev/null" and not re.search(r"%[0-9]*[ajJ]", value.replace("%%", "")):
-            yield Hit(directive.start, f"--{name}={value} is the same for each array task")
+            yield Match(directive.start, f"--{name}={value} is the same for each array task")
 
 
 @rule(
@@ -63,7 +65,7 @@ def array_output(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Add #SBATCH --open-mode=append.",
     source="sbatch(1), --open-mode; slurm.conf(5), JobFileAppend",
 )
-def requeue_log(script: Script, _: Surroundings) -> Iterator[Hit]:
+def requeue_log(script: Script, _: LintContext) -> Iterator[Match]:
     """A requeue that wipes the log."""
     directive = script.last("requeue")
     if directive is None or script.last("open-mode") or script.last("no-requeue"):
@@ -71,7 +73,7 @@ def requeue_log(script: Script, _: Surroundings) -> Iterator[Hit]:
     at = script.line_end(directive.start)
     broken = script.data[at - 1 : at] == b"\n"
     text = "#SBATCH --open-mode=append\n" if broken else "\n#SBATCH --open-mode=append"
-    yield Hit(directive.start, "--requeue without --open-mode=append", insert(at, text))
+    yield Match(directive.start, "--requeue without --open-mode=append", insert(at, text))
 
 
 @rule(
@@ -81,8 +83,8 @@ def requeue_log(script: Script, _: Surroundings) -> Iterator[Hit]:
     fix="Add #SBATCH --mail-type=END,FAIL.",
     source="sbatch(1), --mail-type",
 )
-def mail_type(script: Script, _: Surroundings) -> Iterator[Hit]:
+def mail_type(script: Script, _: LintContext) -> Iterator[Match]:
     """An address, and nothing to write to it."""
     directive = script.last("mail-user")
     if directive and not script.last("mail-type"):
-        yield Hit(directive.start, "--mail-user without --mail-type")
+        yield Match(directive.start, "--mail-user without --mail-type")

@@ -1,0 +1,1 @@
+"""The rules of `hpcdist lint`, by what they look at."""

@@ -1,1 +1,0 @@
-"""The rules of `hpcdist lint`, by what they look at. Pure."""
