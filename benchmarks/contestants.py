@@ -127,8 +127,8 @@ def run_examples(data_dir: Path, device: torch.device, tracker: Tracker, epochs:
 
 def run_raw(data_dir: Path, device: torch.device, tracker: Tracker, epochs: int) -> None:
     """A loop without anything around it: hpcdist's network and settings, images in memory."""
-    from hpcdist.train.data import read_mnist
-    from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
+    from hpcdist.train.data.batches import read_mnist
+    from hpcdist.train.networks import SmallCnn, build_optimizer, build_schedule
 
     def read(*, train: bool) -> tuple[Tensor, Tensor]:
         split = read_mnist(data_dir, device, train=train)
@@ -158,7 +158,7 @@ def run_lightning(data_dir: Path, device: torch.device, tracker: Tracker, epochs
     """The same network and settings as most people would write them with Lightning."""
     import pytorch_lightning as pl
 
-    from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
+    from hpcdist.train.networks import SmallCnn, build_optimizer, build_schedule
 
     class Net(pl.LightningModule):
         def __init__(self) -> None:

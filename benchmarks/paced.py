@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from hpcdist.train.__main__ import main as train
-from hpcdist.train.data import Batch, Share, TrainBatches
+from hpcdist.train.data.batches import Batch, RankSlice, TrainBatches
 
 IN_STEP = "in step"
 CUT_SHORT = "cut short"
@@ -96,7 +96,7 @@ def main() -> int:
         pace = Pace(lines, int(turn), Meeting(Path(f"{address}.counts"), index) if kind == IN_STEP else None)
         load = TrainBatches.load
 
-        def load_by_turns(batches: TrainBatches, shares: Iterator[Share]) -> Iterator[Batch]:
+        def load_by_turns(batches: TrainBatches, shares: Iterator[RankSlice]) -> Iterator[Batch]:
             return pace.keep(load(batches, shares))
 
         TrainBatches.load = load_by_turns  # type: ignore[assignment,method-assign]

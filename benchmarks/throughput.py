@@ -29,16 +29,14 @@ from torch.nn import functional
 from hpcdist.config.job import Layout
 from hpcdist.config.training import Training
 from hpcdist.launcher.process import TRAINING_MEMORY
-from hpcdist.train.data import MEAN, STANDARD_DEVIATION, Batch, ImageData, read_mnist
+from hpcdist.train.data.batches import MEAN, STANDARD_DEVIATION, Batch, ImageData, read_mnist
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.failure import LastWords
+from hpcdist.train.failure import FailureReporter
 from hpcdist.train.fit import fit
-from hpcdist.train.models import build_optimizer, build_schedule
-from hpcdist.train.networks import build_network
+from hpcdist.train.networks import build_network, build_optimizer, build_schedule
 from hpcdist.train.options import Options
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.phases import Clock
-from hpcdist.train.probing import settle
+from hpcdist.train.outcome import Clock, Outcome
+from hpcdist.train.preflight.network_probe import settle
 
 CPU = torch.device("cpu")
 TURN = 10
@@ -77,7 +75,9 @@ class Contest:
             rank = RankEnvironment(started_at_s=now_s, run_dir=Path(folder), tensorboard=Path(folder, "events"))
             outcome = Outcome(None, Clock(now_s))
             options = Options(layout=Layout(gpus=int(self.device.type == "cuda")), training=self.training)
-            fit(options, rank, self.data, device=self.device, outcome=outcome, last_words=LastWords(rank, outcome))
+            fit(
+                options, rank, self.data, device=self.device, outcome=outcome, last_words=FailureReporter(rank, outcome)
+            )
         return turns.images_per_s()
 
     def _raw_steps(self) -> Iterator[int]:

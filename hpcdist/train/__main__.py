@@ -11,10 +11,9 @@ from hpcdist import datasets
 from hpcdist.config.job import JobSpec
 from hpcdist.errors import HpcdistError
 from hpcdist.train.environment import RankEnvironment, check_layout, check_logger, read_environment
-from hpcdist.train.failure import LastWords
+from hpcdist.train.failure import FailureReporter
 from hpcdist.train.options import parse_options
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.phases import Clock
+from hpcdist.train.outcome import Clock, Outcome
 
 DEFAULT_DATA_DIR = Path("data")
 LAYOUT_FLAGS = ("--nodes", "--gpus", "--tasks-per-node")
@@ -35,7 +34,7 @@ def main(arguments: list[str]) -> int:
             print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
             return error.exit_code
     outcome = Outcome(rank.metrics, Clock(rank.started_at_s))
-    last_words = LastWords(rank, outcome)
+    last_words = FailureReporter(rank, outcome)
     last_words.watch()
     try:
         _run(arguments, rank, outcome, last_words)
@@ -70,12 +69,12 @@ def layout_arguments(nodes: int, ranks_per_node: int, *, has_gpus: bool) -> list
     return ["--nodes", str(nodes), *shape]
 
 
-def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_words: LastWords) -> None:
+def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_words: FailureReporter) -> None:
     # What can be wrong is found before the imports, which take seconds.
     options = parse_options(arguments)
     check_layout(options.layout, rank, os.environ)
     if options.preflight_only:
-        from hpcdist.train.trial import try_nodes
+        from hpcdist.train.preflight.checks import try_nodes
 
         try_nodes(options, rank, outcome, last_words)
         _write(outcome)

@@ -37,7 +37,7 @@ class StoppedError(HpcdistError):
     exit_code = STOPPED_STATUS
 
 
-class LastWords:
+class FailureReporter:
     """Ends this rank: says why, writes what was measured, exits.
 
     Args:

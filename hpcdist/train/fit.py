@@ -1,16 +1,19 @@
-"""Puts the parts together and trains."""
+"""Put the parts together and train."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 
-from hpcdist.train.building import build_module, build_trainer, count_steps
-from hpcdist.train.checkpoint_files import read_step
-from hpcdist.train.checkpoints import OWN_KEY, Checkpoints
-from hpcdist.train.cluster import (
+from hpcdist.train.build import build_module, build_trainer, count_steps
+from hpcdist.train.checkpoint import OWN_KEY, Checkpoints, read_step
+from hpcdist.train.console import ConsoleProgress
+from hpcdist.train.data.batches import ImageData
+from hpcdist.train.data.load import read_data
+from hpcdist.train.distributed import (
     choose_device,
     choose_threads,
     count_ranks_here,
@@ -18,25 +21,79 @@ from hpcdist.train.cluster import (
     open_store,
     use_threads,
 )
-from hpcdist.train.commentary import Commentary
-from hpcdist.train.data import ImageData
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.failure import LastWords
-from hpcdist.train.goal import Goal
+from hpcdist.train.failure import FailureReporter
 from hpcdist.train.loggers import open_loggers
+from hpcdist.train.metrics import Recorder, SpeedTrial, StopAtAccuracy
+from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.own import fit_own
-from hpcdist.train.own_pace import share_out
-from hpcdist.train.pace import RankStrategy
-from hpcdist.train.pauses import GoOn, Pauses
-from hpcdist.train.preflight import preflight
-from hpcdist.train.reading import read_data
-from hpcdist.train.recorder import Recorder
-from hpcdist.train.speed_trial import SpeedTrial
-from hpcdist.train.splitter import Splitter
+from hpcdist.train.parameter_server.asynchronous import AsyncServer
+from hpcdist.train.parameter_server.part_batches import PartBatches
+from hpcdist.train.parameter_server.server import Server, WorkQueue
+from hpcdist.train.preflight.checks import preflight
+from hpcdist.train.resume import ResumeCallback, SyncPoints
+from hpcdist.train.step_count import RankStrategy
+from hpcdist.train.step_profile import StepProfiler
 from hpcdist.train.strategies import build_strategy
+from hpcdist.train.user_module import fit_own
 from hpcdist.train.watchdog import Watchdog, watching
+
+
+def share_out(
+    module: Classifier,
+    data: ImageData,
+    device: torch.device,
+    *,
+    options: Options,
+    rank: RankEnvironment,
+    steps: int,
+    checkpoints: Checkpoints,
+    last_words: FailureReporter,
+    content: dict[str, Any] | None,
+) -> AsyncServer:
+    """Build the strategy of a rank that the server tells what to train, and give it the batches for it.
+
+    Args:
+        module: What is trained.
+        data: The training set; its batches are replaced.
+        device: Of this rank.
+        options: What was asked for.
+        rank: This rank.
+        steps: Batches in all.
+        checkpoints: What knows when one is due.
+        last_words: What ends this process when another rank is lost.
+        content: The checkpoint to go on from; None begins anew.
+    """
+    steps_per_epoch, ranks = data.train_batches.steps_per_epoch, rank.world_size
+    parts_per_epoch = ranks * steps_per_epoch
+    optimizer_state: dict[str, Any] | None = None
+    parts_done = 0
+    if content is not None:
+        module.load_state_dict(content["state_dict"])
+        state = content[OWN_KEY]["server"]
+        optimizer_state = state["optimizer"]
+        parts_done = _convert_parts(state["parts_done"], len(content[OWN_KEY]["ranks"]), ranks)
+    server = None
+    if rank.rank == 0:
+        server = Server(
+            module,
+            WorkQueue(ranks=ranks, batches_per_epoch=steps_per_epoch, batches=steps, done=parts_done),
+            lambda: checkpoints.is_due(options.checkpoint_interval_s),
+            last_words,
+            optimizer_state=optimizer_state,
+            parts_done=parts_done,
+        )
+    strategy = AsyncServer(device, rank, server, parts_per_epoch=parts_per_epoch, parts_done=parts_done)
+    strategy.own_epochs = -(-steps // steps_per_epoch) - parts_done // parts_per_epoch
+    data.train_batches = PartBatches(data.train_batches, strategy, ranks, options.accumulate)
+    return strategy
+
+
+def _convert_parts(parts_done: int, ranks_before: int, ranks: int) -> int:
+    """Parts done, where a batch has another number of them now: what of a batch was done is done again."""
+    return parts_done if ranks_before == ranks else parts_done // ranks_before * ranks
+
 
 # Share of a step spent waiting for data from which it is worth a line.
 STARVED = 0.2
@@ -44,7 +101,9 @@ STARVED = 0.2
 READING_S = 60.0
 
 
-def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outcome, last_words: LastWords) -> None:
+def train(
+    options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outcome, last_words: FailureReporter
+) -> None:
     """Trains to the end.
 
     Raises:
@@ -86,7 +145,7 @@ def fit(
     *,
     device: torch.device,
     outcome: Outcome,
-    last_words: LastWords,
+    last_words: FailureReporter,
 ) -> None:
     """Trains and tests on data that is there, in a process group that stands.
 
@@ -106,7 +165,7 @@ def _fit(
     *,
     device: torch.device,
     outcome: Outcome,
-    last_words: LastWords,
+    last_words: FailureReporter,
     watchdog: Watchdog,
 ) -> None:
     steps = count_steps(options, data.train_batches.steps_per_epoch)
@@ -123,16 +182,16 @@ def _fit(
             print(f"the learning rate goes on as in a training of {steps} steps; that one had {before}", flush=True)
     logger = open_loggers(options, rank, done + 1)
     recorder = Recorder(outcome, last_words, logger, options.training.log_every)
-    goal = Goal(options.training.target_accuracy, outcome, rank.started_at_s)
-    callbacks: list[pl.Callback] = [GoOn(checkpoints, content), recorder, goal, watchdog]
+    goal = StopAtAccuracy(options.training.target_accuracy, outcome, rank.started_at_s)
+    callbacks: list[pl.Callback] = [ResumeCallback(checkpoints, content), recorder, goal, watchdog]
     if rank.rank == 0:
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
         epochs = options.training.epochs
-        callbacks.append(Commentary(recorder, outcome, progress, epochs=epochs, steps=steps))
-    splitter = Splitter(outcome, device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown)
+        callbacks.append(ConsoleProgress(recorder, outcome, progress, epochs=epochs, steps=steps))
+    splitter = StepProfiler(outcome, device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown)
     data.train_batches.watch = splitter.watch
     trial_s = options.speed_trial_s
-    pauses = Pauses(checkpoints, rank, options.checkpoint_interval_s, steps)
+    pauses = SyncPoints(checkpoints, rank, options.checkpoint_interval_s, steps)
     callbacks += [pauses if trial_s is None else SpeedTrial(trial_s, rank.world_size), splitter]
     strategy: RankStrategy
     if options.is_async:

@@ -1,17 +1,141 @@
 """Where a run's curves go: TensorBoard always, and beside it what `--logger` names."""
 
 import csv
+import netrc
+import os
+import socket
+import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+import msgspec
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from torch.utils.tensorboard.summary import hparams
 
 from hpcdist.errors import UsageError
 from hpcdist.records.ranks import TrainingMetrics
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.options import Options
-from hpcdist.train.tensorboard import RunLogger, describe_options, sum_up
+
+# What the HParams page shows of a run; `hpcdist seff` writes the last three into the same folder.
+HPARAMS_METRICS = ("val/accuracy", "images_per_s", "efficiency/cpu", "efficiency/memory", "wall_time_s")
+FLUSH_INTERVAL_S = 5.0
+
+
+class RunLogger(TensorBoardLogger):
+    """Writes into exactly one folder; Lightning would add `lightning_logs/version_0` and an `hparams.yaml`.
+
+    Args:
+        folder: The run's folder, made on the first write.
+        purge_step: What an earlier attempt logged at this step and later is void: TensorBoard leaves it out.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        super().__init__(save_dir=folder, name="", version="", purge_step=purge_step)
+        self._folder = folder
+        self._flushed_at = time.monotonic()
+
+    @property
+    def log_dir(self) -> str:
+        """The folder as it was given; Lightning would expand `$` and `~` in it."""
+        return str(self._folder)
+
+    def save(self) -> None:
+        """Puts what was logged on disk now and then: Lightning asks for it at every point, and each takes 5 ms."""
+        now = time.monotonic()
+        if now - self._flushed_at >= FLUSH_INTERVAL_S:
+            self._flushed_at = now
+            self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Puts what was logged on disk, and stays open for the summary; Lightning would begin a second file."""
+        self.experiment.flush()
+
+    def log_options(self, options: Options) -> None:
+        """Writes every option and the layout as hyperparameters; rank 0 alone may call it."""
+        shown = describe_options(options)
+        # The values do not matter here: HParams takes those of the scalars with these names.
+        summaries = hparams(shown, dict.fromkeys(HPARAMS_METRICS, 0.0))  # type: ignore[no-untyped-call]
+        writer = self.experiment._get_file_writer()
+        for summary in summaries:
+            writer.add_summary(summary)
+
+
+def describe_options(options: Options) -> dict[str, Any]:
+    """Every option that has a value, by its name, and what follows from them."""
+    chosen = {**msgspec.structs.asdict(options.layout), **msgspec.structs.asdict(options.training)}
+    chosen |= {
+        "batch_size": options.batch_size,
+        "world_size": options.layout.world_size,
+        "layout": options.layout.name,
+    }
+    theirs = ("batch_size", "lr", "optimizer") if options.training.module else ()  # a module of one's own has its own
+    return {name: value for name, value in chosen.items() if value is not None and name not in theirs}
+
+
+def sum_up(metrics: TrainingMetrics) -> dict[str, float]:
+    """The figures of a whole run, as points at its last step."""
+    figures = {f"phases/{name}_s": seconds for name, seconds in metrics.phases_s.items()}
+    for name in ("images_per_s", "step_time_s", "parameters", "flops_per_image"):
+        value = getattr(metrics, name)
+        if value is not None:
+            figures[name] = value
+    if metrics.split:
+        split = msgspec.structs.asdict(metrics.split)
+        figures |= {f"split/{name}": seconds for name, seconds in split.items() if name != "steps"}
+    return figures
+
+
+WANDB_HOST = "https://api.wandb.ai"
+REACH_TIMEOUT_S = 3.0
+
+
+class RunWandb(WandbLogger):
+    """A run on Weights & Biases with the run's name; offline where there is no API key or no way to the server.
+
+    Args:
+        folder: The run's folder, or that of its array task; the files go to `wandb/` in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        name = f"{folder.parent.name}-{folder.name}" if folder.name.isdecimal() else folder.name
+        if reason := why_offline(os.environ):
+            os.environ["WANDB_MODE"] = "offline"
+            print(f"wandb: offline, since {reason}; afterwards: wandb sync {folder}/wandb/offline-run-*", flush=True)
+        # The same id in every attempt: one run, one curve.
+        super().__init__(project=os.environ.get("WANDB_PROJECT", "hpcdist"), name=name, id=name, save_dir=folder)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Writes points at their own step: wandb drops those that an earlier attempt had already."""
+        self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+
+
+def why_offline(env: Mapping[str, str]) -> str | None:
+    """Why wandb's server is no use; None where it is, or where `WANDB_MODE` decides."""
+    if "WANDB_MODE" in env:
+        return None
+    host = urlsplit(env.get("WANDB_BASE_URL", WANDB_HOST))
+    name = host.hostname or ""
+    if not env.get("WANDB_API_KEY") and not _has_login(name):
+        return "there is no API key (WANDB_API_KEY, or wandb login)"
+    if "https" in getproxies():
+        return None
+    try:
+        socket.create_connection((name, host.port or (80 if host.scheme == "http" else 443)), REACH_TIMEOUT_S).close()
+    except OSError as error:
+        return f"{name} can't be reached from {socket.gethostname()}: {error.strerror or error}"
+    return None
+
+
+def _has_login(host: str) -> bool:
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 class RunLoggers:
@@ -75,8 +199,6 @@ def open_loggers(options: Options, rank: RankEnvironment, first_step: int) -> Ru
     if rank.run_dir and name == "csv":
         beside = RunCsv(rank.run_dir, first_step)
     elif rank.run_dir and name == "wandb":
-        from hpcdist.train.wandb_run import RunWandb  # only for those who ask for it
-
         beside = RunWandb(rank.run_dir)
     return RunLoggers(board, beside) if board or beside else None
 

@@ -10,10 +10,10 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpcdist.config.training import Training
-from hpcdist.train.data import Batch, ImageData
-from hpcdist.train.models import build_optimizer
-from hpcdist.train.pace import rank_strategy
+from hpcdist.train.data.batches import Batch, ImageData
+from hpcdist.train.networks import build_optimizer
 from hpcdist.train.schedules import Rates, follow
+from hpcdist.train.step_count import rank_strategy
 
 
 class Tally:

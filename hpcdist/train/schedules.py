@@ -6,7 +6,7 @@ import msgspec
 import torch
 
 from hpcdist.config.training import Schedule
-from hpcdist.train.models import build_schedule
+from hpcdist.train.networks import build_schedule
 
 # The gradual warm-up of large batches lasts five epochs (Goyal et al. 2017, 2.2), here at most a fifth of a training.
 WARM_UP_EPOCHS = 5

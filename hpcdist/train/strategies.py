@@ -7,10 +7,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.flat import count_bytes, list_weights
 from hpcdist.train.options import Options
-from hpcdist.train.pace import RankStrategy
-from hpcdist.train.sync_server import SyncServer
+from hpcdist.train.parameter_server.flat import count_bytes, list_weights
+from hpcdist.train.parameter_server.synchronous import SyncServer
+from hpcdist.train.step_count import RankStrategy
 
 BF16_BYTES = 2
 

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from hpcdist.errors import HpcdistError
 from hpcdist.records.ranks import HANG_STATUS
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.failure import LastWords
+from hpcdist.train.failure import FailureReporter
 
 
 class HangError(HpcdistError):
@@ -33,7 +33,7 @@ class Watchdog(Callback):
         last_words: What ends it.
     """
 
-    def __init__(self, timeout_s: float, rank: RankEnvironment, last_words: LastWords) -> None:
+    def __init__(self, timeout_s: float, rank: RankEnvironment, last_words: FailureReporter) -> None:
         self._timeout_s = timeout_s
         self._rank = rank
         self._last_words = last_words
@@ -109,7 +109,7 @@ def _waits_for_others() -> bool:
 
 
 @contextmanager
-def watching(timeout_s: float, rank: RankEnvironment, last_words: LastWords) -> Iterator[Watchdog]:
+def watching(timeout_s: float, rank: RankEnvironment, last_words: FailureReporter) -> Iterator[Watchdog]:
     """A watchdog that watches inside of `with`."""
     watchdog = Watchdog(timeout_s, rank, last_words)
     watchdog.start()

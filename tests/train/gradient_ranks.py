@@ -19,15 +19,14 @@ from torch import nn
 
 from hpcdist.config.job import Layout
 from hpcdist.config.training import Training
-from hpcdist.train.cluster import join_process_group, open_store
-from hpcdist.train.data import ImageData, Split
+from hpcdist.train.data.batches import ImageData, Split
+from hpcdist.train.distributed import join_process_group, open_store
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.failure import LastWords
+from hpcdist.train.failure import FailureReporter
 from hpcdist.train.fit import fit
 from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.phases import Clock
+from hpcdist.train.outcome import Clock, Outcome
 
 CPU = torch.device("cpu")
 
@@ -61,7 +60,7 @@ def train(rank: int, world_size: int, port: int, optimizer: str, folder: Path) -
 
     Classifier.__init__ = build_and_keep
     with contextlib.redirect_stdout(io.StringIO()):
-        fit(options, environment, data, device=CPU, outcome=outcome, last_words=LastWords(environment, outcome))
+        fit(options, environment, data, device=CPU, outcome=outcome, last_words=FailureReporter(environment, outcome))
     weights = torch.cat([parameter.detach().flatten() for parameter in kept[0].parameters()])
     metrics = outcome.metrics()
     (folder / f"{rank}.json").write_text(

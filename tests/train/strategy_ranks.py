@@ -22,17 +22,15 @@ from torch import nn
 
 from hpcdist.config.job import Layout
 from hpcdist.config.training import Training
-from hpcdist.train.cluster import join_process_group, open_store, use_threads
-from hpcdist.train.data import ImageData, Split
-from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.failure import LastWords
+from hpcdist.train.data.batches import ImageData, Split
+from hpcdist.train.data.load import read_data
+from hpcdist.train.distributed import join_process_group, open_store, use_threads
+from hpcdist.train.environment import RankEnvironment, Slowdown
+from hpcdist.train.failure import FailureReporter
 from hpcdist.train.fit import fit
 from hpcdist.train.module import Classifier
 from hpcdist.train.options import Options
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.phases import Clock
-from hpcdist.train.reading import read_data
-from hpcdist.train.slowdown import Slowdown
+from hpcdist.train.outcome import Clock, Outcome
 
 CPU = torch.device("cpu")
 
@@ -88,7 +86,7 @@ def train(rank: int, case: dict, port: int, folder: Path) -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         data = bring_data(case, options, environment)
-        fit(options, environment, data, device=CPU, outcome=outcome, last_words=LastWords(environment, outcome))
+        fit(options, environment, data, device=CPU, outcome=outcome, last_words=FailureReporter(environment, outcome))
     weights = torch.cat([parameter.detach().flatten() for parameter in kept[0].parameters()])
     outcome.write()
     (folder / f"{rank}.json").write_text(json.dumps({"weights": weights.tolist(), "out": out.getvalue()}))

@@ -3,7 +3,7 @@
 import torch
 
 from hpcdist.records.ranks import STOPPED_STATUS
-from hpcdist.train.checkpoint_files import find_checkpoint
+from hpcdist.train.checkpoint import find_checkpoint
 from tests.train.test_strategies import run_cases
 
 # 33 images in batches of 8 over two ranks: the last batch has one image, so one rank has none.

@@ -12,25 +12,23 @@ from hpcdist.config.job import Layout
 from hpcdist.config.training import Training
 from hpcdist.datasets import parse_synthetic
 from hpcdist.errors import NotReadyError, UsageError
-from hpcdist.train import building, checkpoints
-from hpcdist.train.checkpoint_files import find_checkpoint, write_checkpoint
-from hpcdist.train.checkpoints import Checkpoints
-from hpcdist.train.data import ImageData
+from hpcdist.train import build, checkpoint
+from hpcdist.train.checkpoint import Checkpoints, find_checkpoint, write_checkpoint
+from hpcdist.train.data.batches import ImageData
+from hpcdist.train.data.load import make_split
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.failure import LastWords, StoppedError
+from hpcdist.train.failure import FailureReporter, StoppedError
 from hpcdist.train.fit import fit
+from hpcdist.train.loggers import describe_options, sum_up
 from hpcdist.train.options import Options
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.own import fit_own, load_class, make
-from hpcdist.train.phases import Clock
-from hpcdist.train.reading import make_split
-from hpcdist.train.tensorboard import describe_options, sum_up
+from hpcdist.train.outcome import Clock, Outcome
+from hpcdist.train.user_module import fit_own, load_class, make
 
 CPU = torch.device("cpu")
 OWN = {"module": "tests.train.own_parts:Tiny", "datamodule": "tests.train.own_parts:Numbers"}
 
 
-class RaisingWords(LastWords):
+class RaisingWords(FailureReporter):
     """Leaves the process alone."""
 
     def end(self, error):
@@ -212,12 +210,12 @@ def test_a_checkpoint_is_due_so_early_that_it_is_written_within_the_interval(tmp
         return write_checkpoint(folder, step, data)
 
     monkeypatch.setattr(Checkpoints, "__init__", begin_and_keep)
-    monkeypatch.setattr(checkpoints, "write_checkpoint", write_slowly)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write_slowly)
     Trained(tmp_path, max_steps=1)
     (one,) = kept
 
     def is_due(after_s, interval_s):
-        monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: one.taken_at + after_s))
+        monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=lambda: one.taken_at + after_s))
         return one.is_due(interval_s)
 
     assert [is_due(after_s, 3.0) for after_s in (2.0, 2.65, 3.0)] == [False, True, True]
@@ -266,7 +264,7 @@ def test_what_is_compiled_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
 
 
 def test_without_a_compiler_it_is_said_before_the_first_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(building.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
     with pytest.raises(NotReadyError, match="C\\+\\+ compiler"):
         Trained(tmp_path, compile=True, max_steps=2)
 
@@ -315,7 +313,7 @@ class TestOwn:
             make("tests.train.own_parts:Sized", LightningModule)
 
     def test_without_a_compiler_it_is_said_before_the_first_step(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(building.shutil, "which", lambda name: None)
+        monkeypatch.setattr(build.shutil, "which", lambda name: None)
         with pytest.raises(NotReadyError, match="C\\+\\+ compiler"):
             Trained(tmp_path, **OWN, compile=True)
 

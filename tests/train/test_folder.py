@@ -17,12 +17,21 @@ from PIL import Image
 from hpcdist.config.job import Layout
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.train.decoded import BadImageError, Decoded, count_bytes, decode_picture, find_room, keep_decoded
+from hpcdist.train.data.image_folder import (
+    BadImageError,
+    Decoded,
+    count_bytes,
+    cut_middle,
+    decode_picture,
+    draw_crop,
+    find_room,
+    keep_decoded,
+    open_folder,
+)
+from hpcdist.train.data.load import read_data
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.folder import cut_middle, draw_crop, open_folder
 from hpcdist.train.options import Options
-from hpcdist.train.part_batches import PartBatches
-from hpcdist.train.reading import read_data
+from hpcdist.train.parameter_server.part_batches import PartBatches
 from tests.train.test_part_batches import Told
 
 CPU = torch.device("cpu")
@@ -123,7 +132,7 @@ class TestFolder:
 
     def test_its_workers_are_the_layouts_cpus_but_one(self, images, monkeypatch):
         asked = {}
-        monkeypatch.setattr("hpcdist.train.folder.open_folder", lambda *_, **named: asked.update(named))
+        monkeypatch.setattr("hpcdist.train.data.image_folder.open_folder", lambda *_, **named: asked.update(named))
         options = Options(layout=Layout(), training=Training(data=f"{images}@16"))
         for threads, workers in ((8, 7), (1, 1)):
             read_data(options, RankEnvironment(started_at_s=0.0), Path(), CPU, threads)

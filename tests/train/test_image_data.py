@@ -12,10 +12,9 @@ import torchvision
 
 from hpcdist.datasets import find_dataset, parse_synthetic
 from hpcdist.errors import NotReadyError
-from hpcdist.train import data
-from hpcdist.train.augment import Moves, draw_moves, move_images
-from hpcdist.train.data import Split, TrainBatches
-from hpcdist.train.reading import make_split, read_split
+from hpcdist.train.data import batches
+from hpcdist.train.data.batches import CropFlip, Split, TrainBatches, crop_and_flip, draw_crop_flips
+from hpcdist.train.data.load import make_split, read_split
 
 CPU = torch.device("cpu")
 
@@ -122,8 +121,8 @@ class TestSynthetic:
 class TestMoves:
     def test_each_image_is_cropped_and_mirrored_as_a_loop_would(self):
         images = torch.randint(0, 256, (20, 3, 6, 7), dtype=torch.uint8)
-        moves = draw_moves("crop-flip", 20, seed=1, epoch=2, batch=3)
-        moved = move_images(images, moves)
+        moves = draw_crop_flips("crop-flip", 20, seed=1, epoch=2, batch=3)
+        moved = crop_and_flip(images, moves)
         assert {0, 8} <= set(moves.down_B.tolist()) | set(moves.right_B.tolist())
         assert set(moves.mirrored_B.tolist()) == {True, False}
         for number in range(20):
@@ -136,17 +135,18 @@ class TestMoves:
     def test_a_move_to_the_middle_changes_nothing(self):
         images = torch.randint(0, 256, (1, 3, 5, 5), dtype=torch.uint8)
         middle = torch.tensor([4])
-        assert torch.equal(move_images(images, Moves(middle, middle, torch.tensor([False]))), images)
+        assert torch.equal(crop_and_flip(images, CropFlip(middle, middle, torch.tensor([False]))), images)
 
     def test_digits_are_never_mirrored(self):
-        assert not draw_moves("crop", 100, seed=1, epoch=0, batch=0).mirrored_B.any()
+        assert not draw_crop_flips("crop", 100, seed=1, epoch=0, batch=0).mirrored_B.any()
 
     def test_they_differ_between_batches_epochs_and_seeds(self):
         drawn = [
-            draw_moves("crop", 50, *where).down_B.tolist() for where in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0))
+            draw_crop_flips("crop", 50, *where).down_B.tolist()
+            for where in ((1, 0, 0), (1, 0, 1), (1, 1, 0), (2, 0, 0))
         ]
         assert len({tuple(one) for one in drawn}) == 4
-        assert drawn[0] == draw_moves("crop", 50, 1, 0, 0).down_B.tolist()
+        assert drawn[0] == draw_crop_flips("crop", 50, 1, 0, 0).down_B.tolist()
 
 
 def augmented_split(count):
@@ -180,6 +180,6 @@ def test_of_a_batch_smaller_than_its_parts_the_last_part_has_some():
 def test_a_grey_and_a_coloured_set_are_normalised_by_their_own_figures():
     pixels = torch.tensor([[[[255]], [[0]], [[51]]]], dtype=torch.uint8)
     cifar = find_dataset("cifar10")
-    split = Split(pixels, torch.tensor([0]), data.Normalisation(cifar.mean, cifar.standard_deviation))
+    split = Split(pixels, torch.tensor([0]), batches.Normalisation(cifar.mean, cifar.standard_deviation))
     found = split.select(torch.tensor([0]), 1).images_BCHW.flatten().tolist()
     assert found == pytest.approx([(1 - 0.4914) / 0.2470, -0.4822 / 0.2435, (0.2 - 0.4465) / 0.2616], rel=1e-4)

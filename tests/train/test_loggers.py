@@ -14,9 +14,8 @@ from hpcdist.config.training import Training
 from hpcdist.errors import NotReadyError, UsageError
 from hpcdist.train.environment import RankEnvironment, check_logger
 from hpcdist.train.failure import StoppedError
-from hpcdist.train.loggers import open_loggers
+from hpcdist.train.loggers import RunWandb, open_loggers, why_offline
 from hpcdist.train.options import Options
-from hpcdist.train.wandb_run import RunWandb, why_offline
 from tests.train.test_fit import Trained
 
 

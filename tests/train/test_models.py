@@ -5,10 +5,9 @@ import torch
 
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.train.data import Batch
-from hpcdist.train.models import SmallCnn
+from hpcdist.train.data.batches import Batch
 from hpcdist.train.module import Classifier
-from hpcdist.train.networks import build_network, measure_size
+from hpcdist.train.networks import SmallCnn, build_network, measure_size
 
 CPU = torch.device("cpu")
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hpcdist.train.data import Split, TrainBatches
-from hpcdist.train.part_batches import PartBatches
+from hpcdist.train.data.batches import Split, TrainBatches
+from hpcdist.train.parameter_server.part_batches import PartBatches
 
 
 class Told:

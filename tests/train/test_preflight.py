@@ -8,14 +8,13 @@ import pytest
 
 from hpcdist.records.network import Fault
 from hpcdist.records.ranks import BAD_NODE_STATUS, RankUsage
-from hpcdist.train import cluster, preflight
+from hpcdist.train import distributed
 from hpcdist.train.environment import RankEnvironment, read_environment
-from hpcdist.train.meeting import BadNodeError
-from hpcdist.train.nodes import Facts, Member, find_fault, find_late, find_skew
 from hpcdist.train.options import parse_options
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.phases import Clock
-from hpcdist.train.preflight import hash_code
+from hpcdist.train.outcome import Clock, Outcome
+from hpcdist.train.preflight import checks
+from hpcdist.train.preflight.checks import hash_code
+from hpcdist.train.preflight.rendezvous import BadNodeError, Facts, Member, find_fault, find_late, find_skew
 from tests.train.conftest import Ranks, free_port
 from tests.train.test_train_run import assert_two_lines
 
@@ -213,12 +212,12 @@ class TestRanks:
         assert ranks.metrics(0)["fault"]["host"] == "n2"
 
     def test_a_rank_0_that_never_came_is_named_where_srun_started_all(self, monkeypatch):
-        monkeypatch.setattr(cluster, "STORE_GRACE_S", 0.2)
-        monkeypatch.setattr(preflight, "SRUN_ARRIVAL_S", 0.2)
+        monkeypatch.setattr(distributed, "STORE_GRACE_S", 0.2)
+        monkeypatch.setattr(checks, "SRUN_ARRIVAL_S", 0.2)
         outcome = Outcome(None, Clock(0.0))
         rank = RankEnvironment(rank=1, world_size=2, main_port=free_port(), started_at_s=0.0, arrival_s=0.2)
         with pytest.raises(BadNodeError, match=r"rank 1 on .* did not meet the other ranks at 127.0.0.1"):
-            preflight.preflight(parse_options(["--gpus", "0", "--nodes", "2"]), rank, outcome, None)
+            checks.preflight(parse_options(["--gpus", "0", "--nodes", "2"]), rank, outcome, None)
         assert (outcome.metrics().fault.rank, outcome.metrics().fault.host) == (0, "127.0.0.1")
 
     def test_ranks_that_srun_started_wait_for_each_other_for_less_long_than_those_of_a_person(self):

@@ -11,13 +11,11 @@ import pytest
 import torch
 
 from hpcdist.records.ranks import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
-from hpcdist.train.checkpoint_files import find_checkpoint, read_step, write_checkpoint
-from hpcdist.train.checkpoints import Checkpoints
-from hpcdist.train.data import Split, TrainBatches
+from hpcdist.train.checkpoint import Checkpoints, find_checkpoint, read_step, write_checkpoint
+from hpcdist.train.data.batches import Split, TrainBatches
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.options import parse_options
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.phases import Clock
+from hpcdist.train.outcome import Clock, Outcome
 from tests.train.test_train_run import BROKEN_RANK, read_events
 
 STEPS = 30

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hpcdist.train.models import SmallCnn, build_optimizer
+from hpcdist.train.networks import SmallCnn, build_optimizer
 from hpcdist.train.schedules import Rates, describe_rates, follow, plan_rates
 
 

@@ -16,17 +16,15 @@ from pytorch_lightning.trainer.call import _call_callback_hooks
 from hpcdist.errors import UsageError
 from hpcdist.records import network, ranks
 from hpcdist.records.ranks import RankUsage, TrainingMetrics, find_straggler, waiting_s
-from hpcdist.train import probing
-from hpcdist.train.checkpoints import Checkpoints
-from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.laps import ENOUGH_STEPS, SAMPLED_EVERY, CudaLaps
-from hpcdist.train.models import SmallCnn
+from hpcdist.train.checkpoint import Checkpoints
+from hpcdist.train.environment import RankEnvironment, Slowdown, read_slowdown
 from hpcdist.train.module import Classifier
+from hpcdist.train.networks import SmallCnn
 from hpcdist.train.options import parse_options
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.phases import Clock
-from hpcdist.train.slowdown import Slowdown, read_slowdown
-from hpcdist.train.splitter import Splitter
+from hpcdist.train.outcome import Clock, Outcome
+from hpcdist.train.preflight import network_probe
+from hpcdist.train.step_profile import StepProfiler
+from hpcdist.train.step_timer import ENOUGH_STEPS, SAMPLED_EVERY, CudaTimer
 from hpcdist.train.strategies import LoneRank
 
 PROFILED_RANK = [sys.executable, str(Path(__file__).with_name("profiled_rank.py"))]
@@ -222,7 +220,7 @@ class Step:
     def __init__(self, *, is_measured: bool) -> None:
         self.network = torch.nn.Linear(4, 4)
         clock = Clock(time.time())
-        splitter = Splitter(Outcome(None, clock), CPU, rank=0, world_size=2, slowdown=Slowdown())
+        splitter = StepProfiler(Outcome(None, clock), CPU, rank=0, world_size=2, slowdown=Slowdown())
         callbacks = [pl.Callback(), *([splitter] if is_measured else [])]
         self.trainer = pl.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -276,7 +274,7 @@ class TestOnGpu:
         monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
         for name in ("now_ms", "lag", "recorded"):
             monkeypatch.setattr(FakeEvent, name, 0)
-        return CudaLaps()
+        return CudaTimer()
 
     def run_step(self, laps, *, steady=True):
         for part, ms in (("other", 1), ("data", 2), ("other", 3), ("compute", 10), ("communication", 5)):
@@ -321,9 +319,9 @@ class TestProbe:
             def measured(size, device):
                 return network.AllReduce(size_bytes=size, latency_s=1e-3 + size / bandwidth, bandwidth_bytes_per_s=1)
 
-            monkeypatch.setattr(probing, "_measure", measured)
-            monkeypatch.setattr(probing, "_longest_s", lambda one, device: one.latency_s)
-            probing.measure_all_reduces(CPU, asked.append)
+            monkeypatch.setattr(network_probe, "_measure", measured)
+            monkeypatch.setattr(network_probe, "_longest_s", lambda one, device: one.latency_s)
+            network_probe.measure_all_reduces(CPU, asked.append)
             return asked
 
         return measure

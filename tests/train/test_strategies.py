@@ -9,7 +9,7 @@ from PIL import Image
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
 from hpcdist.records.ranks import STOPPED_STATUS
-from hpcdist.train.tickets import Tickets
+from hpcdist.train.parameter_server.server import WorkQueue
 from tests.train.conftest import run_python
 
 PROGRAM = Path(__file__).with_name("strategy_ranks.py")
@@ -205,7 +205,7 @@ def test_a_server_that_waits_goes_on_bit_for_bit(waiting):
 class TestTickets:
     def test_parts_are_given_once_each_and_every_rank_gets_one_when_all_met(self):
         # 2 ranks, epochs of 3 batches: parts 0 to 5, then 6 to 9 of the 5 batches in all.
-        tickets = Tickets(ranks=2, batches_per_epoch=3, batches=5)
+        tickets = WorkQueue(ranks=2, batches_per_epoch=3, batches=5)
         assert tickets.deal() == 0
         assert [tickets.draw() for _ in range(5)] == [2, 3, 4, 5, None]
         assert tickets.is_epoch_over
@@ -214,7 +214,7 @@ class TestTickets:
         assert tickets.deal() is None
 
     def test_a_pause_leaves_a_part_for_each_rank(self):
-        tickets = Tickets(ranks=2, batches_per_epoch=3, batches=3)
+        tickets = WorkQueue(ranks=2, batches_per_epoch=3, batches=3)
         tickets.deal()
         assert tickets.can_pause  # 2, 3, 4 and 5 are left
         assert tickets.deal() == 2
@@ -222,7 +222,7 @@ class TestTickets:
         assert not tickets.can_pause  # 5 is left, for two ranks
 
     def test_it_goes_on_in_the_middle_of_an_epoch(self):
-        tickets = Tickets(ranks=2, batches_per_epoch=3, batches=6, done=8)
+        tickets = WorkQueue(ranks=2, batches_per_epoch=3, batches=6, done=8)
         assert tickets.deal() == 8
         assert [tickets.draw() for _ in range(3)] == [10, 11, None]
 

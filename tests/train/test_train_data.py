@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcdist.train.data import (
+from hpcdist.train.data.batches import (
     EVAL_BATCH_SIZE,
     MEAN,
     STANDARD_DEVIATION,

@@ -13,11 +13,11 @@ from hpcdist.config.job import Layout
 from hpcdist.config.training import DEFAULT_BATCH_SIZE
 from hpcdist.errors import UsageError
 from hpcdist.launcher.process import TRAINING_MEMORY
-from hpcdist.train.cluster import StartedRanks, choose_threads, use_threads
+from hpcdist.train.distributed import StartedRanks, choose_threads, use_threads
 from hpcdist.train.environment import check_layout, read_environment
-from hpcdist.train.models import SmallCnn, build_optimizer, build_schedule
+from hpcdist.train.networks import SmallCnn, build_optimizer, build_schedule
 from hpcdist.train.options import parse_options
-from hpcdist.train.phases import Clock, StepTimes
+from hpcdist.train.outcome import Clock, StepTimes
 
 RANK_3 = {
     "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "1",

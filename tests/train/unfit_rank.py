@@ -12,16 +12,17 @@ import tempfile
 import time
 
 from hpcdist.errors import NotReadyError
-from hpcdist.train import cluster, environment, meeting, preflight
+from hpcdist.train import distributed, environment
 from hpcdist.train.__main__ import main
+from hpcdist.train.preflight import checks, rendezvous
 
 FAULT = sys.argv.pop(1)
 if FAULT == "absent":
     environment.BY_HAND_ARRIVAL_S = 3.0
 # An emulated node has the machine's name; only Slurm gives each its own.
 os.environ["SLURMD_NODENAME"] = f"n{int(os.environ['NODE_RANK']) + 1}"
-meeting.DEADLINE_S = 8.0
-preflight.VISIBLE_TIMEOUT_S = 1.0
+rendezvous.DEADLINE_S = 8.0
+checks.VISIBLE_TIMEOUT_S = 1.0
 
 
 def raise_error(error):
@@ -42,19 +43,19 @@ def spoil():
     elif FAULT == "folder":
         tempfile.TemporaryFile = lambda **_: raise_error(OSError(30, "Read-only file system"))
     elif FAULT == "invisible":
-        preflight._find_folder_trouble.__globals__["Path"].exists = lambda path: False
+        checks._find_folder_trouble.__globals__["Path"].exists = lambda path: False
     elif FAULT == "gpu":
-        cluster.choose_device = lambda *_: raise_error(NotReadyError("rank 1 on n2 needs 1 GPU(s) and can use 0"))
+        distributed.choose_device = lambda *_: raise_error(NotReadyError("rank 1 on n2 needs 1 GPU(s) and can use 0"))
     elif FAULT.startswith("clock"):
         time.time = clock(float(FAULT.removeprefix("clock")))
     elif FAULT == "stopped":
-        preflight._probe = stop
+        checks._probe = stop
     elif FAULT == "stopped-in-checks":
-        preflight.hash_code = stop
+        checks.hash_code = stop
 
 
 if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
     spoil()
 elif FAULT == "rank0":
-    preflight._probe = stop
+    checks._probe = stop
 sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.flat import (
+from hpcdist.train.parameter_server.flat import (
     count_bytes,
     flatten,
     give_gradients,
@@ -22,7 +22,7 @@ from hpcdist.train.flat import (
     spread,
     take_gradients,
 )
-from hpcdist.train.pace import RankStrategy
+from hpcdist.train.step_count import RankStrategy
 
 SERVER = 0
 

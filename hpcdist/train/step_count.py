@@ -9,8 +9,8 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import Strategy
 from torch import nn
 
-from hpcdist.train.data import Batch
-from hpcdist.train.laps import Part
+from hpcdist.train.data.batches import Batch
+from hpcdist.train.step_timer import Part
 
 
 def no_lap(part: Part) -> None:

@@ -16,7 +16,7 @@ ENOUGH_STEPS = 5
 SAMPLED_EVERY = 10
 
 
-class Laps(Protocol):
+class StepTimer(Protocol):
     """Cuts steps into laps that follow each other without gaps, each booked to a part of the step."""
 
     def lap(self, part: Part) -> None:
@@ -52,7 +52,7 @@ class _Totals:
         return StepSplit(steps=self._steps, step_s=self._step_s / self._steps, **means_s)
 
 
-class HostLaps:
+class HostTimer:
     """For a CPU: the clock of the process."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class HostLaps:
         return self._totals.split()
 
 
-class CudaLaps:
+class CudaTimer:
     """For a GPU: events in its queue, in every tenth step. Nobody has run this on a GPU yet.
 
     The host only queues work, so its own times say nothing. Two events have between them the time that the GPU took

@@ -18,13 +18,19 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
-from hpcdist.train.data import Batch
+from hpcdist.train.data.batches import Batch
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.flat import count_bytes, flatten, list_statistics, list_weights, spread, take_gradients
-from hpcdist.train.message import ANSWER_NUMBERS, QUESTION_NUMBERS, Message
-from hpcdist.train.pace import RankStrategy
-from hpcdist.train.server import Server
-from hpcdist.train.sync_server import SERVER
+from hpcdist.train.parameter_server.flat import (
+    count_bytes,
+    flatten,
+    list_statistics,
+    list_weights,
+    spread,
+    take_gradients,
+)
+from hpcdist.train.parameter_server.server import ANSWER_NUMBERS, QUESTION_NUMBERS, Message, Server
+from hpcdist.train.parameter_server.synchronous import SERVER
+from hpcdist.train.step_count import RankStrategy
 
 # A server waits for its clients while they test; that a rank hangs is the watchdog's business.
 TIMEOUT = timedelta(days=30)

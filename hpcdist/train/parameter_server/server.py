@@ -1,4 +1,8 @@
-"""The parameter server that takes gradients as they come: weights, optimizer and a thread per client, in rank 0."""
+"""The parameter server that takes gradients as they come: weights, optimizer and a thread per client, in rank 0.
+
+A part is what a rank would train of a batch if all went in step. Whoever is done with one gets the next, so a fast rank
+trains more of them, and an epoch still has every sample once.
+"""
 
 import copy
 import threading
@@ -9,11 +13,81 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpcdist.train.failure import LastWords
-from hpcdist.train.flat import flatten, give_gradients, list_weights
-from hpcdist.train.message import ANSWER_NUMBERS, NO_TICKET, QUESTION_NUMBERS, Message
+from hpcdist.train.failure import FailureReporter
 from hpcdist.train.module import Classifier
-from hpcdist.train.tickets import Tickets
+from hpcdist.train.parameter_server.flat import flatten, give_gradients, list_weights
+
+# Before the gradients: images of the part, whether the rank was asked to stop, whether it goes.
+QUESTION_NUMBERS = 3
+# Before the weights: the next part (NO_TICKET for none), parts done, images of all ranks, learning rate.
+ANSWER_NUMBERS = 4
+NO_TICKET = -1
+_DOUBLE_BYTES = 8
+
+
+class Message:
+    """Some numbers, then a row of floats, in one piece of memory that can be sent.
+
+    Attributes:
+        data: All of it, as bytes.
+        numbers: The numbers, as doubles: whole ones are exact.
+        floats: The row.
+    """
+
+    def __init__(self, numbers: int, floats: int) -> None:
+        begin = numbers * _DOUBLE_BYTES
+        self.data = torch.zeros(begin + 4 * floats, dtype=torch.uint8)
+        self.numbers = self.data[:begin].view(torch.float64)
+        self.floats = self.data[begin:].view(torch.float32)
+
+
+class WorkQueue:
+    """The numbers of the parts, counted through all epochs.
+
+    Args:
+        ranks: Ranks in all, and so parts of a batch.
+        batches_per_epoch: Batches of an epoch.
+        batches: Batches in all.
+        done: Parts that were trained before.
+    """
+
+    def __init__(self, *, ranks: int, batches_per_epoch: int, batches: int, done: int = 0) -> None:
+        self._ranks = ranks
+        self.per_epoch = ranks * batches_per_epoch
+        self._end = ranks * batches
+        self._next = done
+        self._epoch_end = done
+
+    @property
+    def is_epoch_over(self) -> bool:
+        """Whether all parts of this epoch are given out."""
+        return self._next >= self._epoch_end
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether each rank would still find a part of this epoch after a pause; else the epoch's end is near."""
+        return self._epoch_end - self._next >= self._ranks
+
+    def draw(self) -> int | None:
+        """The next part of this epoch; None when they are all given out."""
+        if self.is_epoch_over:
+            return None
+        self._next += 1
+        return self._next - 1
+
+    def deal(self) -> int | None:
+        """Gives one part to each rank, when all have met: rank r gets what is returned, plus r.
+
+        Begins the next epoch when this one is over; None when that was the last.
+        """
+        if self.is_epoch_over:
+            if self._next >= self._end:
+                return None
+            self._epoch_end = min(self._end, (self._next // self.per_epoch + 1) * self.per_epoch)
+        first = self._next
+        self._next += self._ranks
+        return first
+
 
 CPU = torch.device("cpu")
 
@@ -35,9 +109,9 @@ class Server:
     def __init__(
         self,
         module: Classifier,
-        tickets: Tickets,
+        tickets: WorkQueue,
         is_due: Callable[[], bool],
-        last_words: LastWords,
+        last_words: FailureReporter,
         *,
         optimizer_state: dict[str, Any] | None,
         parts_done: int,

@@ -10,16 +10,16 @@ import pytorch_lightning as pl
 import torch
 
 from hpcdist.errors import NotReadyError
-from hpcdist.train.cluster import StartedRanks
-from hpcdist.train.data import ImageData
+from hpcdist.train.data.batches import ImageData
+from hpcdist.train.distributed import StartedRanks
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.loggers import RunLoggers
 from hpcdist.train.module import Classifier
 from hpcdist.train.networks import build_network, measure_size
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.pace import RankStrategy
 from hpcdist.train.schedules import describe_rates, plan_rates
+from hpcdist.train.step_count import RankStrategy
 
 # What Lightning says of itself on every run, and nobody can act on.
 NOISE = ("The `srun` command is available", "`isinstance(treespec, LeafSpec)` is deprecated")

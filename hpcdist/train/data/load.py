@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hpcdist.datasets import Dataset, Synthetic, find_dataset, is_folder, is_synthetic, parse_folder, parse_synthetic
 from hpcdist.errors import NotReadyError
-from hpcdist.train.data import ImageData, Normalisation, Split, read_mnist
+from hpcdist.train.data.batches import ImageData, Normalisation, Split, read_mnist
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.options import Options
 
@@ -35,8 +35,11 @@ def read_data(options: Options, rank: RankEnvironment, data_dir: Path, device: t
         "accumulate": options.accumulate,
     }
     if is_folder(name):
-        from hpcdist.train.decoded import Decoded, keep_decoded
-        from hpcdist.train.folder import open_folder  # worker processes: not for what is in memory
+        from hpcdist.train.data.image_folder import (
+            Decoded,
+            keep_decoded,
+            open_folder,  # worker processes: not for what is in memory
+        )
 
         folder, side = parse_folder(name)
         asked = options.training.workers

@@ -8,17 +8,17 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from hpcdist.train.data import Batch
-from hpcdist.train.laps import CudaLaps, HostLaps, Laps, Part
+from hpcdist.train.data.batches import Batch
+from hpcdist.train.environment import Slowdown
 from hpcdist.train.module import ends_step
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.pace import rank_strategy
-from hpcdist.train.slowdown import Slowdown
+from hpcdist.train.step_count import rank_strategy
+from hpcdist.train.step_timer import CudaTimer, HostTimer, Part, StepTimer
 
 LEARNED_EVERY = 20
 
 
-class Splitter(Callback):
+class StepProfiler(Callback):
     """Cuts each step where it passes from one kind of work to the next; the last of the callbacks.
 
     A step begins when all callbacks are done with the one before. "data" is what the loader takes, "compute" lasts
@@ -40,7 +40,7 @@ class Splitter(Callback):
         self, outcome: Outcome, device: torch.device, *, rank: int, world_size: int, slowdown: Slowdown
     ) -> None:
         self._outcome, self._clock = outcome, outcome.clock
-        self._laps: Laps = CudaLaps() if device.type == "cuda" else HostLaps()
+        self._laps: StepTimer = CudaTimer() if device.type == "cuda" else HostTimer()
         self._is_alone = world_size == 1
         self._data_delay_s, self._compute_delay_s = slowdown.data_s, slowdown.compute_s_of(rank)
         self._changes = -1  # of the clock's phase when the step began

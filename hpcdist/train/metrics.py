@@ -1,18 +1,18 @@
-"""Measures the training while it runs: phases, throughput, curves."""
+"""Measure the training while it runs: phases, throughput, curves, and when to stop."""
 
 import time
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.records.ranks import TestResult
-from hpcdist.train.data import Batch
-from hpcdist.train.failure import LastWords, StoppedError
+from hpcdist.train.data.batches import Batch
+from hpcdist.train.failure import FailureReporter, StoppedError
 from hpcdist.train.loggers import RunLoggers
 from hpcdist.train.module import Classifier, ends_step
-from hpcdist.train.outcome import Outcome
-from hpcdist.train.pace import rank_strategy
-from hpcdist.train.phases import StepTimes
+from hpcdist.train.outcome import Outcome, StepTimes
+from hpcdist.train.step_count import rank_strategy
 
 
 class Recorder(Callback):
@@ -25,7 +25,9 @@ class Recorder(Callback):
         log_every: Steps between logged points.
     """
 
-    def __init__(self, outcome: Outcome, last_words: LastWords, logger: RunLoggers | None, log_every: int) -> None:
+    def __init__(
+        self, outcome: Outcome, last_words: FailureReporter, logger: RunLoggers | None, log_every: int
+    ) -> None:
         self._outcome, self._clock, self._last_words = outcome, outcome.clock, last_words
         self._logger, self._log_every = logger, log_every
         self._step_times = StepTimes()
@@ -144,3 +146,68 @@ def settle(module: LightningModule) -> None:
     """Waits for the GPU, so that a time taken now is that of work done and not of work queued."""
     if module.device.type == "cuda":
         torch.cuda.synchronize(module.device)
+
+
+class StopAtAccuracy(Callback):
+    """Stops the training after the first test that reaches an accuracy; all ranks see the same figure.
+
+    Args:
+        target: The accuracy, a fraction; None only ever trains to the end.
+        outcome: Source of the accuracy, and where the time goes.
+        started_at_s: Start of this process, seconds since the epoch.
+    """
+
+    def __init__(self, target: float | None, outcome: Outcome, started_at_s: float) -> None:
+        self._target = target
+        self._outcome = outcome
+        self._started_at_s = started_at_s
+        self.is_reached = False
+        outcome.learn(target_accuracy=target)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Compares."""
+        accuracy = self._outcome.metrics().accuracy
+        if self._target is None or accuracy is None or accuracy < self._target or self.is_reached:
+            return
+        self.is_reached = True
+        self._outcome.learn(time_to_target_s=time.time() - self._started_at_s)
+        trainer.should_stop = True
+
+
+class SpeedTrial(Callback):
+    """Ends the training so many seconds after its first step, on every rank after the same step.
+
+    The ranks agree a few times: each time on the step at which to look again, at most twice as far as they have come.
+
+    Args:
+        seconds: How long to measure.
+        world_size: Ranks in all.
+    """
+
+    def __init__(self, seconds: float, world_size: int) -> None:
+        self._seconds = seconds
+        self._world_size = world_size
+        self._began: tuple[int, float] | None = None  # after which step, and when
+        self._next = 0
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
+        """Looks at the clock when it is time."""
+        step = trainer.global_step
+        if not ends_step(trainer) or step < self._next:
+            return
+        if self._began is None:
+            self._began = (step, time.monotonic())
+            return
+        elapsed_s = self._agree(time.monotonic() - self._began[1], module.device)
+        done = step - self._began[0]
+        if elapsed_s >= self._seconds:
+            trainer.should_stop = True
+            return
+        missing = int(done * (self._seconds - elapsed_s) / elapsed_s) + 1
+        self._next = step + min(missing, done)
+
+    def _agree(self, seconds: float, device: torch.device) -> float:
+        longest = torch.tensor(seconds, dtype=torch.float64, device=device)
+        if self._world_size > 1:
+            dist.all_reduce(longest, dist.ReduceOp.MAX)
+        return longest.item()

@@ -8,12 +8,12 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from hpcdist.train.checkpoints import Checkpoints
-from hpcdist.train.data import ImageData
+from hpcdist.train.checkpoint import Checkpoints
+from hpcdist.train.data.batches import ImageData
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import StoppedError
 from hpcdist.train.module import Classifier, ends_step
-from hpcdist.train.pace import rank_strategy
+from hpcdist.train.step_count import rank_strategy
 
 # How often the ranks agree. Each time costs an all-reduce of three numbers: 0.5 % of the time at 2.5 ms.
 INTERVAL_S = 0.5
@@ -21,7 +21,7 @@ INTERVAL_S = 0.5
 LATEST_S = 4 * INTERVAL_S
 
 
-class Pauses(Callback):
+class SyncPoints(Callback):
     """Takes checkpoints when it is time, and stops the training when any rank was asked to.
 
     A rank that stopped on its own would leave the others waiting in the next all-reduce, so they agree, about twice
@@ -116,7 +116,7 @@ class Pauses(Callback):
         self._checkpoints.wait()
 
 
-class GoOn(Callback):
+class ResumeCallback(Callback):
     """Makes the first step of a training that goes on the same, bit for bit, as if it had never stopped.
 
     Args:

@@ -1,4 +1,4 @@
-"""Before a training begins: are its nodes fit for it, and do its ranks reach each other? A second, not a GPU-hour.
+"""Before a training begins: are its nodes fit for it, and do its ranks reach each other?
 
 The ranks first tell each other what they are through the rendezvous' store, which works where NCCL does not. Rank 0
 compares and all hear it, so that each ends with the same words.
@@ -22,22 +22,22 @@ from pytorch_lightning.__version__ import version as lightning_version
 from torch.distributed.distributed_c10d import Store
 
 from hpcdist.errors import HpcdistError
-from hpcdist.records.network import AllReduce, Fault
-from hpcdist.train.cluster import UnmetError, choose_device, join_process_group, open_store
+from hpcdist.gpu import read_driver
+from hpcdist.records.network import AllReduce, Fault, NodeFacts
+from hpcdist.train.distributed import UnmetError, choose_device, join_process_group, open_store
 from hpcdist.train.environment import SRUN_ARRIVAL_S, RankEnvironment
-from hpcdist.train.failure import LastWords
-from hpcdist.train.meeting import CHECKS, BadNodeError, Meeting
-from hpcdist.train.nodes import Facts, Member, find_fault, find_skew
+from hpcdist.train.failure import FailureReporter
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.probing import measure_all_reduces, settle
+from hpcdist.train.preflight.network_probe import measure_all_reduces, settle
+from hpcdist.train.preflight.rendezvous import CHECKS, BadNodeError, Facts, Member, Rendezvous, find_fault, find_skew
 from hpcdist.units import format_size
 
 VISIBLE_TIMEOUT_S = 30.0  # a shared folder may show a new file late
 WARN_SKEW_S = 1.0
 
 
-def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, last_words: LastWords) -> torch.device:
+def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, last_words: FailureReporter) -> torch.device:
     """Meets the other ranks, checks the nodes, joins the process group, and measures it; returns the rank's device.
 
     Raises:
@@ -47,7 +47,7 @@ def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, last_wo
     clock = outcome.clock
     store = _reach_rank_0(rank, outcome)
     me = Member(rank=rank.rank, node_rank=rank.node_rank, host=os.environ.get("SLURMD_NODENAME", socket.gethostname()))
-    with Meeting(store, me, rank, outcome, last_words) as meeting:
+    with Rendezvous(store, me, rank, outcome, last_words) as meeting:
         meeting.gather()
         clock.enter("preflight")
         device = _try_device(options, rank)
@@ -93,7 +93,7 @@ def _try_device(options: Options, rank: RankEnvironment) -> torch.device | Hpcdi
         return error
 
 
-def _check_nodes(meeting: Meeting, folder: Path | None, gpu_trouble: str) -> list[Facts]:
+def _check_nodes(meeting: Rendezvous, folder: Path | None, gpu_trouble: str) -> list[Facts]:
     """Compares what the ranks are; returns that on rank 0."""
     token = _share_token(meeting, folder)
     me = meeting.me
@@ -103,7 +103,7 @@ def _check_nodes(meeting: Meeting, folder: Path | None, gpu_trouble: str) -> lis
         host=me.host,
         gpu_trouble=gpu_trouble,
         folder_trouble=_find_folder_trouble(me, folder, token) if folder else "",
-        code=hash_code(Path(__file__).parents[1]),
+        code=hash_code(Path(__file__).parents[2]),
         python=platform.python_version(),
         torch=str(torch.__version__),
         lightning=lightning_version,
@@ -118,7 +118,7 @@ def _check_nodes(meeting: Meeting, folder: Path | None, gpu_trouble: str) -> lis
     return facts
 
 
-def _share_token(meeting: Meeting, folder: Path | None) -> str:
+def _share_token(meeting: Rendezvous, folder: Path | None) -> str:
     """The name of a file that rank 0 left in the folder; empty when it could not."""
     if meeting.me.rank != 0:
         return meeting.board.get("token").decode()
@@ -156,7 +156,7 @@ def hash_code(package: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _check_clocks(meeting: Meeting, facts: Sequence[Facts], device: torch.device) -> float:
+def _check_clocks(meeting: Rendezvous, facts: Sequence[Facts], device: torch.device) -> float:
     """Compares the ranks' clocks right after an all-reduce, which all leave together; returns their spread."""
     meeting.come_to("the first all-reduce")
     dist.all_reduce(torch.zeros(1, device=device))
@@ -172,7 +172,7 @@ def _check_clocks(meeting: Meeting, facts: Sequence[Facts], device: torch.device
     return skew_s
 
 
-def _probe(meeting: Meeting, device: torch.device) -> tuple[AllReduce, ...]:
+def _probe(meeting: Rendezvous, device: torch.device) -> tuple[AllReduce, ...]:
     return measure_all_reduces(device, lambda size: meeting.come_to(f"the all-reduce of {format_size(size)}"))
 
 
@@ -182,3 +182,39 @@ def _report(facts: Sequence[Facts], outcome: Outcome) -> None:
     nodes = len({one.node_rank for one in facts})
     fastest = metrics.probe[-1].bandwidth_bytes_per_s / 1e6
     print(f"preflight: {nodes} node(s) alike; all-reduce {speeds} ({fastest:,.0f} MB/s)", flush=True)
+
+
+def try_nodes(options: Options, rank: RankEnvironment, outcome: Outcome, last_words: FailureReporter) -> None:
+    """Says what is on this node, checks it with the others and measures the network between them.
+
+    Raises:
+        HpcdistError: A node is not fit, or the ranks did not meet.
+    """
+    # First: it is told also of a node that turns out unfit.
+    outcome.learn(node=read_node(rank.node_rank), world_size=rank.world_size)
+    outcome.clock.enter("process_group")
+    device = preflight(options, rank, outcome, last_words)
+    if dist.is_initialized():
+        # All are done with the measuring before the first one leaves.
+        dist.barrier()
+        dist.destroy_process_group()
+    outcome.learn(finished=True)
+    if rank.rank == 0:
+        print(f"finished: {rank.world_size} rank(s) on {device.type} passed the preflight", flush=True)
+
+
+def read_node(node_rank: int) -> NodeFacts:
+    """What this process finds here."""
+    driver, cuda_driver = read_driver() or (None, None)
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return NodeFacts(
+        host=os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+        node_rank=node_rank,
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+        lightning=lightning_version,
+        cuda_build=torch.version.cuda,
+        cuda_driver=cuda_driver,
+        driver=driver,
+        gpus=tuple(torch.cuda.get_device_name(index) for index in range(usable)),
+    )

@@ -17,18 +17,17 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.data import extract_batch_size
 
 from hpcdist.errors import UsageError
-from hpcdist.train.building import build_trainer, require_compiler
-from hpcdist.train.checkpoint_files import read_step
-from hpcdist.train.checkpoints import Checkpoints
-from hpcdist.train.commentary import Commentary
+from hpcdist.train.build import build_trainer, require_compiler
+from hpcdist.train.checkpoint import Checkpoints, read_step
+from hpcdist.train.console import ConsoleProgress
 from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.failure import LastWords
+from hpcdist.train.failure import FailureReporter
 from hpcdist.train.loggers import open_loggers
+from hpcdist.train.metrics import Recorder, settle
 from hpcdist.train.module import ends_step
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.pauses import GoOn, Pauses
-from hpcdist.train.recorder import Recorder, settle
+from hpcdist.train.resume import ResumeCallback, SyncPoints
 from hpcdist.train.strategies import build_strategy
 from hpcdist.train.watchdog import Watchdog
 
@@ -82,7 +81,7 @@ class OwnRecorder(Recorder):
         """Everything is set up."""
         super().on_train_start(trainer, module)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Commentary):
+            if isinstance(callback, ConsoleProgress):
                 callback.steps = int(trainer.estimated_stepping_batches)
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -119,7 +118,7 @@ def _find(trainer: Trainer, names: tuple[str, ...]) -> float | None:
 
 
 def fit_own(
-    options: Options, rank: RankEnvironment, *, device: torch.device, outcome: Outcome, last_words: LastWords
+    options: Options, rank: RankEnvironment, *, device: torch.device, outcome: Outcome, last_words: FailureReporter
 ) -> None:
     """Trains the module that `--module` names on the data of `--datamodule`.
 
@@ -144,15 +143,15 @@ def fit_own(
     # It watches from the first step on: what a data module prepares may take its time.
     watchdog = Watchdog(options.hang_timeout_s, rank, last_words)
     callbacks: list[pl.Callback] = [
-        GoOn(checkpoints, checkpoints.load(begin) if begin else None),
+        ResumeCallback(checkpoints, checkpoints.load(begin) if begin else None),
         recorder,
         watchdog,
     ]
     if rank.rank == 0:
         _introduce(options, parameters, done)
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
-        callbacks.append(Commentary(recorder, outcome, progress, epochs=training.epochs, steps=0))
-    callbacks.append(Pauses(checkpoints, rank, options.checkpoint_interval_s, steps=-1))
+        callbacks.append(ConsoleProgress(recorder, outcome, progress, epochs=training.epochs, steps=0))
+    callbacks.append(SyncPoints(checkpoints, rank, options.checkpoint_interval_s, steps=-1))
     strategy = build_strategy(options, rank, device)
     trainer = build_trainer(options, rank, callbacks, logger, strategy=strategy, device=device, cuts_data=True)
     if logger:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from hpcdist.train.async_server import AsyncServer
-from hpcdist.train.data import Batch, TrainBatches
+from hpcdist.train.data.batches import Batch, TrainBatches
+from hpcdist.train.parameter_server.asynchronous import AsyncServer
 
 
 class PartBatches(TrainBatches):

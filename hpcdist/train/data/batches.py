@@ -1,4 +1,8 @@
-"""Images in memory, cut into batches by index: no Python work per sample."""
+"""Images in memory, cut into batches by index and augmented a batch at a time: no Python work per sample.
+
+The random numbers come from the seed, the epoch and the batch alone, and are drawn for the batch over all ranks: an
+image is changed the same way in every layout, and in a training that goes on from a checkpoint.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -8,9 +12,52 @@ from typing import NamedTuple
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+from torch.nn import functional
 
 from hpcdist.datasets import Augmentation
-from hpcdist.train.augment import Moves, draw_moves, move_images
+
+PADDING = 4
+
+
+class CropFlip(NamedTuple):
+    """What is done to each image of a batch.
+
+    Attributes:
+        down_B: Rows that the crop begins below the padded image's top, 0 to 8.
+        right_B: Columns likewise.
+        mirrored_B: Whether it is mirrored.
+    """
+
+    down_B: Tensor
+    right_B: Tensor
+    mirrored_B: Tensor
+
+    def cut(self, begin: int, end: int, device: torch.device) -> "CropFlip":
+        """Those of a part of the batch."""
+        return CropFlip(*(numbers_B[begin:end].to(device, non_blocking=True) for numbers_B in self))
+
+
+def draw_crop_flips(kind: Augmentation, count: int, seed: int, epoch: int, batch: int) -> CropFlip:
+    """The moves of a batch of `count` images over all ranks."""
+    generator = torch.Generator().manual_seed(((seed * 1_000_003 + epoch) * 1_000_003 + batch) % (1 << 63))
+    offsets_2B = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
+    mirrored_B = torch.rand(count, generator=generator) < 0.5
+    return CropFlip(offsets_2B[0], offsets_2B[1], mirrored_B if kind == "crop-flip" else torch.zeros_like(mirrored_B))
+
+
+def crop_and_flip(images_BCHW: Tensor, moves: CropFlip) -> Tensor:
+    """Crops of the images with a black border of 4 pixels around them, some mirrored; one indexing does it all."""
+    _, _, height, width = images_BCHW.shape
+    device = images_BCHW.device
+    padded = functional.pad(images_BCHW, (PADDING,) * 4)
+    rows_BH = moves.down_B[:, None] + torch.arange(height, device=device)
+    columns_W = torch.arange(width, device=device)
+    columns_BW = torch.where(moves.mirrored_B[:, None], columns_W.flip(0), columns_W) + moves.right_B[:, None]
+    image_B = torch.arange(len(images_BCHW), device=device)
+    # Index tensors on both sides of a slice: their dimensions come first, so this is B H W C.
+    moved_BHWC = padded[image_B[:, None, None], :, rows_BH[:, :, None], columns_BW[:, None, :]]
+    return moved_BHWC.permute(0, 3, 1, 2)
+
 
 MEAN, STANDARD_DEVIATION = 0.1307, 0.3081  # of the training set's pixels, as fractions of full brightness
 EVAL_BATCH_SIZE = 1000
@@ -73,17 +120,17 @@ class Split(NamedTuple):
         channels, height, width = (1, *self.images_NHW.shape[1:])[-3:]
         return channels, height, width
 
-    def select(self, indices_B: Tensor, global_count: int, moves: Moves | None = None) -> Batch:
+    def select(self, indices_B: Tensor, global_count: int, moves: CropFlip | None = None) -> Batch:
         """The samples at these indices, normalised."""
         pixels = self.images_NHW.index_select(0, indices_B)
         pixels_BCHW = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
         if moves is not None:
-            pixels_BCHW = move_images(pixels_BCHW, moves)
+            pixels_BCHW = crop_and_flip(pixels_BCHW, moves)
         images_BCHW = self.normalisation.apply(pixels_BCHW)
         return Batch(images_BCHW, self.labels_N.index_select(0, indices_B), global_count)
 
 
-class Share(NamedTuple):
+class RankSlice(NamedTuple):
     """What one rank computes of a batch, or of a part of it.
 
     Attributes:
@@ -147,7 +194,7 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.steps_per_epoch * self._accumulate
 
-    def shares(self, begin: int) -> Iterator[Share]:
+    def shares(self, begin: int) -> Iterator[RankSlice]:
         """This rank's shares of the epoch, a batch cut into as many parts as are accumulated.
 
         Args:
@@ -157,7 +204,7 @@ class TrainBatches:
             batch, part = divmod(number, self._accumulate)
             yield self.cut(batch, part, self._accumulate, self._rank, self._world_size)
 
-    def cut(self, batch: int, part: int, parts: int, rank: int, world_size: int) -> Share:
+    def cut(self, batch: int, part: int, parts: int, rank: int, world_size: int) -> RankSlice:
         """What a rank computes of a part of a batch of this epoch."""
         if self._ordered != self.epoch:
             order_N = shuffle_indices(len(self.split.labels_N), self.seed, self.epoch)
@@ -168,15 +215,15 @@ class TrainBatches:
         part_begin, part_end = cut_shard(count, part, parts)
         first, last = cut_shard(part_end - part_begin, rank, world_size)
         mine = part_begin + first
-        return Share(self._order_N[begin + mine : begin + part_begin + last], mine, batch, count)
+        return RankSlice(self._order_N[begin + mine : begin + part_begin + last], mine, batch, count)
 
-    def load(self, shares: Iterator[Share]) -> Iterator[Batch]:
+    def load(self, shares: Iterator[RankSlice]) -> Iterator[Batch]:
         """The samples of the shares."""
         kind = self.split.augmentation
         for share in shares:
             moves = None
             if kind is not None:
-                whole = draw_moves(kind, share.global_count, self.seed, self.epoch, share.batch)
+                whole = draw_crop_flips(kind, share.global_count, self.seed, self.epoch, share.batch)
                 moves = whole.cut(share.begin, share.begin + len(share.indices_B), share.indices_B.device)
             yield self.split.select(share.indices_B, share.global_count, moves)
 

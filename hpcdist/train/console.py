@@ -9,15 +9,15 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.files import write_atomically
 from hpcdist.records.job import Progress
+from hpcdist.train.metrics import Recorder
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.pace import rank_strategy
-from hpcdist.train.recorder import Recorder
+from hpcdist.train.step_count import rank_strategy
 
 FILE_INTERVAL_S = 1.0
 LINE_INTERVAL_S = 5.0
 
 
-class Commentary(Callback):
+class ConsoleProgress(Callback):
     """Tells on rank 0 how far the training is: a line per epoch and every few seconds, the file every second.
 
     Args:

@@ -1,0 +1,1 @@
+"""The training data: read, cut into batches, augmented."""
