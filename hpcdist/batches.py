@@ -10,8 +10,8 @@ import msgspec
 from hpcdist.config.job import JobSpec, Layout, build_job
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.render import flag_words
 from hpcdist.study import Study, Trial, Variant
+from hpcdist.submission.render import flag_words
 from hpcdist.units import parse_slurm_time
 from hpcdist.variants import choose
 

@@ -6,12 +6,12 @@ from typing import Any
 from hpcdist.check import SLURM, Check
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError, NotReadyError
-from hpcdist.prepare import complete_job, prepare
 from hpcdist.records.efficiency import parse_gathering
 from hpcdist.site_checks import judge_accounting, judge_clock, judge_partition
 from hpcdist.slurm import cluster as slurm_cluster
 from hpcdist.slurm import commands, sbatch
 from hpcdist.slurm.cluster import Partition, parse_clock
+from hpcdist.submission.prepare import complete_job, prepare
 
 # What only a scheduler can give: a project whose settings name it needs Slurm.
 SLURM_WORDS = ("partition", "account", "qos", "constraint", "reservation", "nodelist")

@@ -9,13 +9,13 @@ from hpcdist.check import SLURM, Check
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project, find_nearest
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.here import open_project
 from hpcdist.records.store import Store
 from hpcdist.registry import Problem, find_problems, judge_runs
 from hpcdist.repair import Repair, repair
 from hpcdist.slurm import cluster as slurm_cluster
 from hpcdist.slurm.cluster import Partition
 from hpcdist.slurm.queue import RunMarker
+from hpcdist.submission.open_project import open_project
 from hpcdist.trial import WAIT_S, Tell, choose_shape, probe_between_nodes
 from hpcdist.trial_checks import Trial, judge_trial
 from hpcdist.version_checks import judge_slurm_release

@@ -14,13 +14,13 @@ from hpcdist.config.project import Project
 from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs import Job
-from hpcdist.prepare import Prepared, complete_job, prepare
 from hpcdist.records.job import CONTINUED_STATES, Cause, Diagnosis, JobStatus
 from hpcdist.records.ranks import RESTART_LINE, RankUsage
 from hpcdist.records.store import new_run_name
-from hpcdist.sending import send
 from hpcdist.slurm import commands
 from hpcdist.slurm.queue import ACCOUNTING_LAG_S
+from hpcdist.submission.prepare import PreparedJob, complete_job, prepare
+from hpcdist.submission.send import send
 from hpcdist.units import parse_duration
 
 POLL_INTERVAL_S = 0.5
@@ -31,7 +31,7 @@ WENT_ON = re.compile(r"^goes on after step (\d+) of ", re.MULTILINE)
 Tell = Callable[[str], None]
 
 
-def prepare_drill(kind: DrillKind, given: Mapping[str, Any], project: Project) -> Prepared:
+def prepare_drill(kind: DrillKind, given: Mapping[str, Any], project: Project) -> PreparedJob:
     """The job of a drill: the built-in training with the site's defaults and the user's options.
 
     Raises:
@@ -44,7 +44,7 @@ def prepare_drill(kind: DrillKind, given: Mapping[str, Any], project: Project) -
     return prepare(job, project, backend="slurm", run=new_run_name(job))
 
 
-def run_drill(kind: DrillKind, prepared: Prepared, means: Means, tell: Tell) -> Result:
+def run_drill(kind: DrillKind, prepared: PreparedJob, means: Means, tell: Tell) -> Result:
     """Submits, breaks, follows, judges; the job never outlives the drill.
 
     Args:

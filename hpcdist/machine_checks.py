@@ -13,8 +13,8 @@ from hpcdist.config.job import build_job
 from hpcdist.config.project import CONFIG_NAME, Project
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.files import lock_file
-from hpcdist.provenance import read_versions
 from hpcdist.room_checks import Room, judge_quota, judge_room, parse_quota
+from hpcdist.submission.send import read_versions
 from hpcdist.version_checks import judge_packages
 
 QUOTA_TIMEOUT_S = 10.0

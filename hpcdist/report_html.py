@@ -14,7 +14,6 @@ from markupsafe import Markup, escape
 from hpcdist.comparison import Comparison, Statement, VariantRow, name_rank
 from hpcdist.plot_scaling import name_baseline
 from hpcdist.plots import Plot, draw_plots, draw_usage_plots
-from hpcdist.render import packaged_templates
 from hpcdist.report_cells import format_evidence
 from hpcdist.report_reference import describe_references, tabulate_references
 from hpcdist.report_tables import (
@@ -25,6 +24,7 @@ from hpcdist.report_tables import (
     tabulate_trials,
     tabulate_use,
 )
+from hpcdist.submission.render import packaged_templates
 from hpcdist.text import printable
 from hpcdist.units import format_accuracy, format_moment, format_money, format_number
 

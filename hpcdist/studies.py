@@ -15,20 +15,20 @@ from hpcdist.config.job import Backend, JobSpec
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError, SubmitError
 from hpcdist.jobs import Job
-from hpcdist.prepare import Prepared, complete_job, prepare
 from hpcdist.records.job import JobStatus, Progress
 from hpcdist.records.store import Run, Store
-from hpcdist.sending import send
 from hpcdist.study import Study, Trial
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, ask_to_stop, forget_stop, is_asked_to_stop, locked, write_state
+from hpcdist.submission.prepare import PreparedJob, complete_job, prepare
+from hpcdist.submission.send import send
 from hpcdist.trials import find_runs, query_trials
 
 
 class Watch:
     """What is told while a study runs; nothing here."""
 
-    def prepared(self, prepared: Sequence[Prepared]) -> None:
+    def prepared(self, prepared: Sequence[PreparedJob]) -> None:
         """All jobs to be sent, before the first one is."""
 
     def sent(self, batch: Batch, done: int, total: int, refusal: str | None) -> None:
@@ -77,7 +77,7 @@ def run_study(
     return plan.state
 
 
-def prepare_batches(plan: StudyPlan, project: Project) -> list[Prepared]:
+def prepare_batches(plan: StudyPlan, project: Project) -> list[PreparedJob]:
     """The jobs of a plan, rendered.
 
     Raises:
@@ -90,7 +90,7 @@ def prepare_batches(plan: StudyPlan, project: Project) -> list[Prepared]:
     return [msgspec.structs.replace(one, study=plan.state.study.name) for one in prepared]
 
 
-def _send_all(state: StudyState, pairs: Sequence[tuple[Batch, Prepared]], watch: Watch) -> None:
+def _send_all(state: StudyState, pairs: Sequence[tuple[Batch, PreparedJob]], watch: Watch) -> None:
     """Sends jobs to Slurm; one that it refuses does not keep the others from being sent."""
     most = state.study.limits.max_concurrent
     living = _living(state, {batch.run for batch, _ in pairs}) if most is not None and pairs else []
@@ -130,7 +130,7 @@ def _forget(run: Run) -> None:
         (run.path / name).unlink(missing_ok=True)
 
 
-def _run_here(state: StudyState, pairs: Sequence[tuple[Batch, Prepared]], watch: Watch) -> None:
+def _run_here(state: StudyState, pairs: Sequence[tuple[Batch, PreparedJob]], watch: Watch) -> None:
     """Runs trials one after the other, each to its end; first waits for one that was left running."""
     store = Store(Path(state.root))
     unsent = {batch.run: (batch, prepared) for batch, prepared in pairs}

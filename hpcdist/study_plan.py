@@ -11,10 +11,10 @@ from hpcdist.config.project import Project
 from hpcdist.errors import NotFoundError, UsageError
 from hpcdist.launcher import local
 from hpcdist.records.store import Run, Store
-from hpcdist.sending import find_sent
 from hpcdist.slurm import commands
 from hpcdist.study import Study, Trial
 from hpcdist.study_state import StudyState, find_study, same_folder, without_secrets
+from hpcdist.submission.send import find_sent
 from hpcdist.trials import find_runs, query_trials
 from hpcdist.variants import expand, list_trials, reconcile
 

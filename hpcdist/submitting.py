@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 
 from hpcdist.config.job import Backend, Layout, check_keys, merge_options
-from hpcdist.here import open_project
 from hpcdist.jobs import Job
-from hpcdist.prepare import choose_backend, complete_job, prepare
 from hpcdist.records.store import new_run_name
-from hpcdist.rerun import prepare_rerun
-from hpcdist.sending import send
+from hpcdist.submission.open_project import open_project
+from hpcdist.submission.prepare import choose_backend, complete_job, prepare
+from hpcdist.submission.rerun import prepare_rerun
+from hpcdist.submission.send import send
 
 
 def submit(

@@ -12,15 +12,14 @@ from hpcdist.config.job import Backend
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError
 from hpcdist.jobs import Job
-from hpcdist.prepare import Prepared, complete_job, prepare
-from hpcdist.provenance import read_versions
 from hpcdist.records.job import JobStatus, Progress
 from hpcdist.records.network import write_probe
 from hpcdist.records.store import new_run_name
-from hpcdist.render import task_command
-from hpcdist.sending import send
 from hpcdist.site_checks import choose_partition
 from hpcdist.slurm.cluster import Partition
+from hpcdist.submission.prepare import PreparedJob, complete_job, prepare
+from hpcdist.submission.render import task_command
+from hpcdist.submission.send import read_versions, send
 from hpcdist.trial_checks import Trial, find_probe
 
 # It takes some ten seconds; the rest is for imports from a slow disk, and for the preflight to name who is missing.
@@ -73,7 +72,7 @@ def probe_between_nodes(
     return trial
 
 
-def prepare_trial(project: Project, *, backend: Backend, nodes: int, gpus: int) -> Prepared:
+def prepare_trial(project: Project, *, backend: Backend, nodes: int, gpus: int) -> PreparedJob:
     """The job: the preflight in the layout, with what the project's defaults say of place and surroundings.
 
     Raises:
@@ -105,7 +104,7 @@ def choose_shape(partition: str | None, partitions: Sequence[Partition], wanted_
     return min(2, max(1, chosen.usable_nodes)), gpus
 
 
-def _sum_up(job: Job, status: JobStatus, prepared: Prepared) -> Trial:
+def _sum_up(job: Job, status: JobStatus, prepared: PreparedJob) -> Trial:
     layout = prepared.spec.layout
     if status.state == "COMPLETED":
         job.run.wait_for_ranks(layout.world_size)

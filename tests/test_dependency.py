@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from hpcdist.dependency import resolve_dependency
 from hpcdist.errors import NotFoundError, UsageError
+from hpcdist.submission.prepare import resolve_dependency
 from tests.conftest import run_hpcdist
 
 
@@ -57,7 +57,7 @@ def test_a_rerun_waits_for_a_run(runs):
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"backend": "slurm", "job_id": "79"}))
     from hpcdist.records.store import Store
-    from hpcdist.rerun import prepare_rerun
+    from hpcdist.submission.rerun import prepare_rerun
 
     again = prepare_rerun(Store(runs).run("again").record(), runs, {"dependency": "next"})
     assert "#SBATCH --dependency=afterok:78\n" in again.prepared.script

@@ -15,8 +15,8 @@ import pytest
 from hpcdist.config.project import Project, find_project
 from hpcdist.lint.linter import lint
 from hpcdist.lint.rule import LintContext
-from hpcdist.prepare import complete_job, prepare
-from hpcdist.render import packaged_templates
+from hpcdist.submission.prepare import complete_job, prepare
+from hpcdist.submission.render import packaged_templates
 
 ROOT = Path("/home/ada/mnist study")
 TRAIN = ["python", "train.py"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from hpcdist.cli.main import COMMANDS
 from hpcdist.config.project import Project
 from hpcdist.config.site import Site
-from hpcdist.prepare import complete_job, prepare
+from hpcdist.submission.prepare import complete_job, prepare
 from tests.conftest import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()

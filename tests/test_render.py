@@ -14,8 +14,8 @@ from hpcdist.config.job import build_job
 from hpcdist.config.project import Project, read_options
 from hpcdist.config.site import Site
 from hpcdist.errors import UsageError
-from hpcdist.prepare import complete_job, prepare
-from hpcdist.render import quote_sbatch, quote_shell, read_templates
+from hpcdist.submission.prepare import complete_job, prepare
+from hpcdist.submission.render import quote_sbatch, quote_shell, read_templates
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = "/home/ada/mnist study"

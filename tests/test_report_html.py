@@ -14,10 +14,10 @@ import pytest
 from hpcdist.comparison import Spread, TrialRow, VariantRow
 from hpcdist.config.job import Layout
 from hpcdist.config.site import Site
-from hpcdist.render import read_templates
 from hpcdist.report_cells import format_evidence, spread_cell
 from hpcdist.report_html import render_html
 from hpcdist.report_tables import describe_fit, tabulate_predictions, tabulate_speed, tabulate_trials
+from hpcdist.submission.render import read_templates
 from hpcdist.units import format_money, format_number, format_seconds
 
 NAMES = ["plain", "sparse", "sweep", "hostile"]

@@ -8,7 +8,7 @@ import pytest
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.rerun import change_job, parse_changes
+from hpcdist.submission.rerun import change_job, parse_changes
 from tests.conftest import run_hpcdist
 
 SAY = ("sh", "-c", 'echo "$SAID in $PWD, rank $RANK of $WORLD_SIZE"')

@@ -8,8 +8,8 @@ from hpcdist.errors import ParseError
 from hpcdist.lint.bash import MOST_BYTES, parse_shell
 from hpcdist.lint.directives import SBATCH, SRUN, complete, find_nearest, parse_header, read_options
 from hpcdist.lint.script import Script
-from hpcdist.render import quote_sbatch
 from hpcdist.slurm.cluster import Node, Partition, parse_sinfo
+from hpcdist.submission.render import quote_sbatch
 
 
 def words(line):

@@ -21,10 +21,10 @@ from hpcdist.config.json_schema import build_schema
 from hpcdist.config.project import Project, find_project
 from hpcdist.config.site import Container, Partitions, Site
 from hpcdist.errors import UsageError
-from hpcdist.prepare import complete_job, prepare
-from hpcdist.render import packaged_templates
 from hpcdist.slurm import releases
 from hpcdist.slurm.releases import DIFFERENCES, NEWEST, OLDEST, holds, parse_release
+from hpcdist.submission.prepare import complete_job, prepare
+from hpcdist.submission.render import packaged_templates
 from tests.conftest import run_hpcdist
 
 GOLDEN = Path(__file__).parent / "golden" / "sites"

@@ -2,9 +2,9 @@ import subprocess
 
 import pytest
 
-from hpcdist import snapshot
 from hpcdist.errors import UsageError
-from hpcdist.snapshot import is_left_out, take_snapshot
+from hpcdist.submission import snapshot
+from hpcdist.submission.snapshot import is_left_out, take_snapshot
 from tests.conftest import run_hpcdist
 
 

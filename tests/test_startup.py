@@ -43,7 +43,9 @@ def test_neither_torch_nor_submitit_is_loaded(project, program):
 
 
 def test_to_look_for_the_project_no_template_engine_is_loaded(project):
-    assert "jinja2" not in loaded_by("from hpcdist.here import open_project; open_project()", project)
+    assert "jinja2" not in loaded_by(
+        "from hpcdist.submission.open_project import open_project; open_project()", project
+    )
 
 
 def test_render_starts_about_as_fast_as_its_libraries():

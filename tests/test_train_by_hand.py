@@ -8,9 +8,9 @@ import sys
 import msgspec
 import pytest
 
-from hpcdist.by_hand import parse_master
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.errors import UsageError
+from hpcdist.submission.by_hand import parse_master
 from tests.conftest import HPCDIST, run_hpcdist
 from tests.train.conftest import clean_environment, free_port
 
@@ -142,7 +142,15 @@ def test_what_torchrun_starts_on_another_machine_has_a_status_there(tmp_path):
     job = JobSpec(name="mnist", layout=Layout(nodes=2, gpus=0))
     place = {"GROUP_RANK": "1", "RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
     environment = clean_environment() | place | {"PYTHONPATH": os.pathsep.join(sys.path), "HPCDIST_RUN": "second"}
-    command = [sys.executable, "-m", "hpcdist.by_hand", msgspec.json.encode(job).decode(), "--", "--lr", "-1"]
+    command = [
+        sys.executable,
+        "-m",
+        "hpcdist.submission.by_hand",
+        msgspec.json.encode(job).decode(),
+        "--",
+        "--lr",
+        "-1",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "run second" in done.stderr

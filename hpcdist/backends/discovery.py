@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import msgspec
 
 from hpcdist.errors import HpcdistError
-from hpcdist.render import quote_sbatch
 from hpcdist.slurm import commands, sbatch
+from hpcdist.submission.render import quote_sbatch
 
 _ROWS = ["--noheader", "--parsable2"]
 

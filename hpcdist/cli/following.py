@@ -15,15 +15,15 @@ from hpcdist.config.secrets import find_exposed
 from hpcdist.datasets import find_dataset, is_folder
 from hpcdist.errors import HpcdistError, NotReadyError
 from hpcdist.jobs import Job
-from hpcdist.prepare import Prepared
 from hpcdist.records.job import JobRecord, JobStatus, Progress
 from hpcdist.slurm import sbatch
+from hpcdist.submission.prepare import PreparedJob
 from hpcdist.text import printable_line
 
 LINE_INTERVAL_S = 10.0
 
 
-def warn_of_missing_data(prepared: Prepared) -> None:
+def warn_of_missing_data(prepared: PreparedJob) -> None:
     """Says before the job is sent that its dataset is missing.
 
     Here that is an error; on a cluster the nodes may have it where this machine does not.
@@ -43,13 +43,13 @@ def warn_of_missing_data(prepared: Prepared) -> None:
     click.echo(f"warning: {missing}; unless the nodes have it: {hint}", err=True)
 
 
-def warn_of_exposed_secret(prepared: Prepared) -> None:
+def warn_of_exposed_secret(prepared: PreparedJob) -> None:
     """Says that a secret among the user's words is written down; they are the user's own and stay."""
     if found := find_exposed(prepared.spec):
         click.echo(f"warning: {found} is written into the script and job.json; try --env NAME=VALUE", err=True)
 
 
-def show_dry_run(prepared: Prepared) -> None:
+def show_dry_run(prepared: PreparedJob) -> None:
     """The script on standard output, Slurm's estimate on standard error."""
     click.echo(prepared.script, nl=False)
     if prepared.backend == "slurm":

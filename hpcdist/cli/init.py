@@ -38,7 +38,7 @@ def init(*, dry_run: bool, source: Path | None, force: bool, backend: Backend | 
     it shows what changed and keeps what you wrote.
     """
     from hpcdist import site_init
-    from hpcdist.prepare import choose_backend
+    from hpcdist.submission.prepare import choose_backend
 
     path = Path.cwd() / CONFIG_NAME
     before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""

@@ -17,12 +17,12 @@ from hpcdist.config.project import Project
 from hpcdist.errors import SubmitError
 from hpcdist.link import Link
 from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
-from hpcdist.prepare import choose_backend, complete_job, prepare
 from hpcdist.records.job import JobRecord
 from hpcdist.records.network import read_probes
 from hpcdist.slurm import sbatch
 from hpcdist.study import Scale, Study, Trial, Variant
 from hpcdist.study_state import find_study
+from hpcdist.submission.prepare import choose_backend, complete_job, prepare
 from hpcdist.trials import read_records
 from hpcdist.units import format_duration
 from hpcdist.variants import expand, list_trials, reconcile

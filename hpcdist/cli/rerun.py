@@ -4,7 +4,6 @@ from typing import Any
 
 import click
 
-from hpcdist import provenance
 from hpcdist.advice import advise
 from hpcdist.cli.advise import format_line, observe
 from hpcdist.cli.offers import offer_jobs
@@ -13,7 +12,8 @@ from hpcdist.cli.submit import send_and_show
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs import Job
 from hpcdist.records.store import RunRecord
-from hpcdist.rerun import Rerun, parse_changes, prepare_rerun
+from hpcdist.submission import send
+from hpcdist.submission.rerun import Rerun, parse_changes, prepare_rerun
 from hpcdist.text import printable_line
 
 
@@ -102,7 +102,7 @@ def _checkpoints(job: Job, record: RunRecord) -> str:
 
 
 def _show_differences(record: RunRecord, again: Rerun) -> None:
-    differences = {f"--{name}": pair for name, pair in again.differences.items()} | provenance.compare(record)
+    differences = {f"--{name}": pair for name, pair in again.differences.items()} | send.compare(record)
     new = again.prepared.place.run
     if not differences:
         click.echo(f"{new} repeats {record.run}: nothing is different", err=True)

@@ -4,7 +4,7 @@ import click
 
 from hpcdist.cli.offers import offer_sites
 from hpcdist.config.project import Project
-from hpcdist.here import open_project
+from hpcdist.submission.open_project import open_project
 
 _KEY = "hpcdist.config.site"
 

@@ -19,7 +19,6 @@ from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, 
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project, find_project
 from hpcdist.config.toml import read_text
-from hpcdist.prepare import choose_backend
 from hpcdist.records.job import JobStatus
 from hpcdist.report import has_prices
 from hpcdist.studies import cancel_study, prepare_batches, run_study
@@ -27,6 +26,7 @@ from hpcdist.study import Scale, Study, Trial
 from hpcdist.study_file import parse_study
 from hpcdist.study_plan import StudyPlan, plan_study
 from hpcdist.study_state import StudyState, load_study
+from hpcdist.submission.prepare import choose_backend
 from hpcdist.text import printable_line
 from hpcdist.trials import find_runs, query_trials
 from hpcdist.units import format_duration

@@ -7,12 +7,12 @@ import click
 
 from hpcdist.batches import Batch
 from hpcdist.cli.following import OneLine, describe, warn_of_exposed_secret, warn_of_missing_data
-from hpcdist.prepare import Prepared
 from hpcdist.records.job import JobStatus, Progress
 from hpcdist.statuses import pause_s
 from hpcdist.studies import Watch
 from hpcdist.study import Trial
 from hpcdist.study_state import StudyState
+from hpcdist.submission.prepare import PreparedJob
 from hpcdist.trials import NOT_SUBMITTED, query_trials
 
 POLL_INTERVAL_S = 2.0
@@ -29,7 +29,7 @@ class RunWatch(Watch):
         self.began_at = time.monotonic()
         self.done: dict[tuple[str, int], str] = {}
 
-    def prepared(self, prepared: Sequence[Prepared]) -> None:
+    def prepared(self, prepared: Sequence[PreparedJob]) -> None:
         """Says before anything is sent what is amiss with it, each thing once."""
         seen: set[object] = set()
         for one in prepared:

@@ -8,8 +8,8 @@ import click
 from hpcdist.cli.options import BACKEND, DRY_RUN, FILE, JSON, WAIT, JobCommand, collect_options, job_options
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.config.job import Backend, JobSpec
-from hpcdist.prepare import Prepared, choose_backend, complete_job, prepare
-from hpcdist.render import packaged_templates
+from hpcdist.submission.prepare import PreparedJob, choose_backend, complete_job, prepare
+from hpcdist.submission.render import packaged_templates
 
 RUN = click.option("--run", metavar="NAME", help="Name of the run.")
 TEMPLATE = click.option(
@@ -68,7 +68,7 @@ def submit(
     ctx.exit(send_and_show(prepared, dry_run=dry_run, wait=wait, as_json=as_json))
 
 
-def send_and_show(prepared: Prepared, *, dry_run: bool, wait: bool, as_json: bool) -> int:
+def send_and_show(prepared: PreparedJob, *, dry_run: bool, wait: bool, as_json: bool) -> int:
     """Sends a job, and follows it where that is asked for; returns the exit status.
 
     Raises:
@@ -78,7 +78,7 @@ def send_and_show(prepared: Prepared, *, dry_run: bool, wait: bool, as_json: boo
     from hpcdist.cli import following
     from hpcdist.config.secrets import exported
     from hpcdist.jobs import Job
-    from hpcdist.sending import send
+    from hpcdist.submission.send import send
 
     following.warn_of_missing_data(prepared)
     following.warn_of_exposed_secret(prepared)
@@ -103,7 +103,7 @@ def _copy_code(root: Path, run: str, job: JobSpec, *, dry_run: bool) -> Path:
     """
     from hpcdist.config.job import check_run_name
     from hpcdist.errors import UsageError
-    from hpcdist.snapshot import take_snapshot
+    from hpcdist.submission.snapshot import take_snapshot
 
     if not job.command:
         raise UsageError("--snapshot keeps the code of a COMMAND, and there is none", "add -- python train.py")

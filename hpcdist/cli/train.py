@@ -8,7 +8,7 @@ import click
 from hpcdist.cli.options import JobCommand, collect_options, training_options
 from hpcdist.config.project import find_project
 from hpcdist.errors import UsageError
-from hpcdist.prepare import complete_job, prepare
+from hpcdist.submission.prepare import complete_job, prepare
 
 
 @click.command(
@@ -41,9 +41,9 @@ def train(
 
     Where they share the project's folder and are given the same --run, all leave their logs and figures in one run.
     """
-    from hpcdist.by_hand import choose_gpus, parse_master, run_share  # loads more than the help needs
     from hpcdist.launcher.local import NodeShare
     from hpcdist.records.store import new_run_name
+    from hpcdist.submission.by_hand import choose_gpus, parse_master, run_share  # loads more than the help needs
 
     address, port = parse_master(master)
     if options.get("gpus") is None:

@@ -17,9 +17,9 @@ from hpcdist.config.project import Project
 from hpcdist.config.toml import check_writable, parse_toml, read_text, set_options
 from hpcdist.errors import HpcdistError
 from hpcdist.files import write_atomically
-from hpcdist.prepare import choose_backend
 from hpcdist.records.job import JobStatus, Progress
 from hpcdist.study import Trial
+from hpcdist.submission.prepare import choose_backend
 from hpcdist.text import dashed, printable_line
 from hpcdist.tune import Tuned, tune
 from hpcdist.tuning import Attempt

@@ -58,7 +58,14 @@ def _follow_torchrun(arguments: list[str], rank: RankEnvironment) -> list[str]:
     options = parse_options(arguments)
     if rank.run_dir is None and rank.metrics is None and not options.preflight_only:
         job = JobSpec(name="mnist", layout=options.layout, training=options.training)
-        words = [sys.executable, "-m", "hpcdist.by_hand", msgspec.json.encode(job).decode(), "--", *arguments]
+        words = [
+            sys.executable,
+            "-m",
+            "hpcdist.submission.by_hand",
+            msgspec.json.encode(job).decode(),
+            "--",
+            *arguments,
+        ]
         os.execv(sys.executable, words)
     return arguments
 

@@ -21,7 +21,7 @@ import pytest
 from hpcdist.config.job import merge_options
 from hpcdist.config.project import Project
 from hpcdist.config.site import Partitions, Site
-from hpcdist.prepare import complete_job, prepare
+from hpcdist.submission.prepare import complete_job, prepare
 from tests.slurm.waiting import eventually
 from tests.test_matrix import LAYOUTS, SITES, open_site
 

@@ -35,11 +35,7 @@ def read_data(options: Options, rank: RankEnvironment, data_dir: Path, device: t
         "accumulate": options.accumulate,
     }
     if is_folder(name):
-        from hpcdist.train.data.image_folder import (
-            Decoded,
-            keep_decoded,
-            open_folder,  # worker processes: not for what is in memory
-        )
+        from hpcdist.train.data.image_folder import Decoded, keep_decoded, open_folder
 
         folder, side = parse_folder(name)
         asked = options.training.workers

@@ -1,6 +1,6 @@
 """Runs without a scheduler: started by a person on each machine, or by torchrun. They leave what any run leaves.
 
-`python -m hpcdist.by_hand JOB -- ARGUMENTS` is one rank that torchrun started: the training calls it to have itself
+`python -m hpcdist.submission.by_hand JOB -- ARGUMENTS` is one rank that torchrun started: the training calls it to have itself
 recorded. JOB is the `JobSpec` as JSON.
 """
 
@@ -21,10 +21,10 @@ from hpcdist.errors import UsageError
 from hpcdist.gpu import count_gpus
 from hpcdist.launcher import local, rank
 from hpcdist.launcher.local import NodeShare, Supervisor, board_folder, read_boot_id, read_start_ticks
-from hpcdist.prepare import Prepared, prepare
 from hpcdist.records.store import LocalState, Run, RunRecord, Store, read_json, state_file
-from hpcdist.rerun import find_differences
-from hpcdist.sending import describe_run
+from hpcdist.submission.prepare import PreparedJob, prepare
+from hpcdist.submission.rerun import find_differences
+from hpcdist.submission.send import describe_run
 from hpcdist.text import underscored
 
 ECHO_INTERVAL_S = 0.2
@@ -45,7 +45,7 @@ def parse_master(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def claim_run(prepared: Prepared) -> Run:
+def claim_run(prepared: PreparedJob) -> Run:
     """The run's folder; the first to come fills it, also where machines share it.
 
     Raises:
@@ -81,7 +81,7 @@ def _require_same(record: RunRecord, job: JobSpec) -> None:
         raise UsageError(f"run {record.run} exists with other options: {'; '.join(told)}", hint)
 
 
-def run_share(prepared: Prepared, share: NodeShare, echo: Callable[[str], None]) -> tuple[Run, int]:
+def run_share(prepared: PreparedJob, share: NodeShare, echo: Callable[[str], None]) -> tuple[Run, int]:
     """Runs this machine's ranks to their end; returns the run and its exit status.
 
     Args:

@@ -1,24 +1,59 @@
-"""A prepared job is sent: its run complete on disk first, then the scheduler, then the job's id."""
+"""Send a prepared job: its run complete on disk first, then the scheduler, then the job's id."""
 
 import contextlib
+import importlib.metadata
+import platform
+import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from hpcdist import provenance
 from hpcdist.config.secrets import exported, require_secrets
 from hpcdist.errors import HpcdistError, NotFoundError, SubmitError, UsageError
 from hpcdist.launcher import local
-from hpcdist.prepare import Prepared
 from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.slurm import cluster as slurm_cluster
 from hpcdist.slurm import commands, sbatch
 from hpcdist.slurm.refusal import find_hint
+from hpcdist.submission.prepare import PreparedJob
+
+PACKAGES = ("hpcdist", "torch", "torchvision", "pytorch-lightning", "submitit", "tensorboard", "numpy")
+GIT_TIMEOUT_S = 10.0
 
 
-def send(prepared: Prepared, after: Sequence[str] = ()) -> Run:
+def read_versions() -> dict[str, str]:
+    """Versions of Python and of the packages a training depends on, as far as they are installed."""
+    return {"python": platform.python_version()} | dict(_package_versions())
+
+
+def _package_versions() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+
+def read_git_commit(folder: str) -> str | None:
+    """The folder's commit, with `+changes` when tracked files differ from it; None outside a checkout."""
+    command = ["git", "-C", folder, "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def compare(record: RunRecord) -> dict[str, tuple[str | None, str | None]]:
+    """What is not as it was when a run was submitted: then and now, by name."""
+    then: dict[str, str | None] = {**record.versions, "git commit": record.git_commit}
+    now: dict[str, str | None] = {**read_versions(), "git commit": read_git_commit(record.workdir)}
+    return {name: (then.get(name), now.get(name)) for name in then | now if then.get(name) != now.get(name)}
+
+
+def send(prepared: PreparedJob, after: Sequence[str] = ()) -> Run:
     """Sends what `prepare` made; a run that was sent before is returned, never sent twice.
 
     Args:
@@ -73,7 +108,7 @@ def find_sent(run: Run) -> str | None:
 
 
 def _send_held(
-    prepared: Prepared,
+    prepared: PreparedJob,
     run: Run,
     record: RunRecord,
     store: Store,
@@ -98,7 +133,7 @@ def _send_held(
 
 
 def _submit_new(
-    prepared: Prepared, run: Run, record: RunRecord, config: Mapping[str, str], after: Sequence[str]
+    prepared: PreparedJob, run: Run, record: RunRecord, config: Mapping[str, str], after: Sequence[str]
 ) -> str:
     sbatch.check_srun(prepared.spec.srun)
     job_id = sbatch.submit(
@@ -142,7 +177,7 @@ def _write(run: Run, record: RunRecord) -> None:
         ) from None
 
 
-def describe_run(prepared: Prepared, config: Mapping[str, str]) -> RunRecord:
+def describe_run(prepared: PreparedJob, config: Mapping[str, str]) -> RunRecord:
     """The record of a run that is about to begin."""
     return RunRecord(
         run=prepared.run,
@@ -155,7 +190,7 @@ def describe_run(prepared: Prepared, config: Mapping[str, str]) -> RunRecord:
         template=prepared.template,
         rerun_of=prepared.rerun_of,
         study=prepared.study,
-        git_commit=provenance.read_git_commit(prepared.place.workdir),
-        versions=provenance.read_versions(),
+        git_commit=read_git_commit(prepared.place.workdir),
+        versions=read_versions(),
         slurm_version=config.get("SLURM_VERSION"),
     )

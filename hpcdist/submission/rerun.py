@@ -13,8 +13,8 @@ from hpcdist.config.project import Project
 from hpcdist.config.secrets import part_secrets
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.prepare import Prepared, prepare
 from hpcdist.records.store import RunRecord, new_run_name
+from hpcdist.submission.prepare import PreparedJob, prepare
 from hpcdist.text import dashed, underscored
 
 
@@ -26,7 +26,7 @@ class Rerun(msgspec.Struct, frozen=True, kw_only=True):
         differences: Options that are not as they were: then and now, by the options' names without dashes.
     """
 
-    prepared: Prepared
+    prepared: PreparedJob
     differences: dict[str, tuple[str | None, str | None]]
 
 

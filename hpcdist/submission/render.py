@@ -1,9 +1,13 @@
-"""The sbatch script as a value: one pure function from a job to the text that is submitted, and its templates."""
+"""The sbatch script as a value: one pure function from a job to the text that is submitted.
+
+Sources: apptainer-exec(1) (`--bind`, `--nv`, `--pwd`), README of pyxis 0.20 (`--container-image`, `--container-mounts`,
+`--container-workdir`). Neither was at hand: the words were tested with a stand-in.
+"""
 
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jinja2
@@ -12,12 +16,53 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.project import CONFIG_NAME
-from hpcdist.config.site import Site
+from hpcdist.config.site import Container, Site
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
 from hpcdist.slurm import releases
 from hpcdist.text import dashed
 from hpcdist.units import parse_slurm_time
+
+# Where the script keeps the node-local folder, which only the job itself can know.
+_SCRATCH = '"$scratch"'
+
+
+def find_mounts(job: JobSpec, container: Container, folders: Iterable[str]) -> list[str]:
+    """The host's folders to have inside, `/host:/inside`, each once and none inside another of them.
+
+    Raises:
+        UsageError: A path holds a character that separates mounts.
+    """
+    found: list[str] = []
+    for folder in [*folders, *([job.training.data_dir] if job.training.data_dir else [])]:
+        if set(":,") & set(folder):
+            raise UsageError(f"{folder!r} can't be mounted in a container: it holds ':' or ','", "use another folder")
+        if not any(f"{folder}/".startswith(f"{other.rstrip('/')}/") for other in found):
+            found.append(folder)
+    return [f"{folder}:{folder}" for folder in found] + [
+        bind if ":" in bind else f"{bind}:{bind}" for bind in container.binds
+    ]
+
+
+def list_lines(job: JobSpec, container: Container, mounts: Iterable[str], workdir: str) -> list[str]:
+    """What stands between srun's own options and the program, one line each, as shell words."""
+    if container.runtime == "pyxis":
+        staged = f",{_SCRATCH}:{_SCRATCH}" if job.stage_data else ""
+        return [
+            f"--container-image={shlex.quote(container.image)}",
+            f"--container-mounts={shlex.quote(','.join(mounts))}{staged}",
+            f"--container-workdir={shlex.quote(workdir)}",
+            *map(shlex.quote, container.options),
+        ]
+    has_nv = bool(job.layout.gpus) if container.nv is None else container.nv
+    binds = [f"--bind {_SCRATCH}"] if job.stage_data else []
+    return [
+        shlex.join([container.runtime, "exec", *(["--nv"] if has_nv else [])]),
+        *[shlex.join(["--bind", mount]) for mount in mounts],
+        *binds,
+        shlex.join(["--pwd", workdir, *container.options, container.image]),
+    ]
+
 
 # A prefix under which a user's template finds the packaged ones: {% extends "hpcdist/base.sbatch.j2" %}.
 PACKAGED_PREFIX = "hpcdist/"
@@ -38,7 +83,7 @@ _SBATCH_OPTIONS = (
 )
 
 
-class Place(msgspec.Struct, frozen=True, kw_only=True):
+class JobPaths(msgspec.Struct, frozen=True, kw_only=True):
     """Where a job runs and leaves its files; all paths absolute.
 
     Attributes:
@@ -94,7 +139,7 @@ def template_name(layout: Layout) -> str:
 def render(
     job: JobSpec,
     site: Site,
-    place: Place,
+    place: JobPaths,
     templates: Mapping[str, str],
     *,
     template: str | None = None,
@@ -170,17 +215,16 @@ def _parts(job: JobSpec, site: Site) -> dict[str, bool]:
     }
 
 
-def _enter_container(job: JobSpec, site: Site, place: Place) -> list[str]:
+def _enter_container(job: JobSpec, site: Site, place: JobPaths) -> list[str]:
     """What stands before the program of each task, where it runs in a container."""
     if site.container is None:
         return []
-    from hpcdist.container import find_mounts, list_lines  # only for those who have one
 
     mounts = find_mounts(job, site.container, [place.root, place.workdir])
     return list_lines(job, site.container, mounts, place.workdir)
 
 
-def log_pattern(job: JobSpec, place: Place) -> str:
+def log_pattern(job: JobSpec, place: JobPaths) -> str:
     """Where the batch shell writes, for a script that is submitted by hand: beside what its ranks write."""
     run = place.run or f"{job.slug}-{job.layout.name}-{'%A' if job.array else '%j'}"
     log = "%A_%a_batch.out" if job.array else "%j_batch.out"
@@ -193,7 +237,7 @@ def signal_before_s(layout: Layout) -> int:
     return 120 if limit_s is None else min(120, math.ceil(limit_s / 4))
 
 
-def task_command(job: JobSpec, place: Place) -> list[list[str]]:
+def task_command(job: JobSpec, place: JobPaths) -> list[list[str]]:
     """What each task runs, as the words of each line: the user's command, or the built-in training's options."""
     if job.command:
         return [list(job.command)]
@@ -234,7 +278,7 @@ def _has_log(site: Site) -> bool:
     return releases.holds("log-folders-are-made", site.slurm_version)
 
 
-def _options(job: JobSpec, site: Site, place: Place) -> Iterator[tuple[str, str]]:
+def _options(job: JobSpec, site: Site, place: JobPaths) -> Iterator[tuple[str, str]]:
     """The job's further sbatch options, with the value "" for a flag."""
     layout = job.layout
     if site.container and job.goes_on:
@@ -256,7 +300,7 @@ def _options(job: JobSpec, site: Site, place: Place) -> Iterator[tuple[str, str]
 
 def packaged_templates() -> Path:
     """The folder of the packaged templates: in the wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "templates"
     return inside if inside.is_dir() else package.parent / "templates"
 

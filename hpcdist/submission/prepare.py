@@ -1,5 +1,8 @@
 """From options to a job that could be submitted: defaults merged, checked, its script rendered."""
 
+import os
+import re
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +14,72 @@ from hpcdist.config.job import Backend, JobSpec, build_job, check_run_name, merg
 from hpcdist.config.project import Project
 from hpcdist.config.secrets import part_secrets
 from hpcdist.config.site import Site
-from hpcdist.errors import UsageError
-from hpcdist.render import Place, read_templates, render
+from hpcdist.errors import SubmitError, UsageError
+from hpcdist.gpu import count_gpus
+from hpcdist.records.job import join_task
+from hpcdist.records.store import Store
+from hpcdist.submission.render import JobPaths, read_templates, render
 
 
-class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str]:
+    """The job as this machine can run it, and a sentence that says what that means.
+
+    Ranks share this machine's cores; GPUs are used when there is one for each rank, else the CPUs.
+
+    Args:
+        job: The job.
+        nodes: How many of its nodes this machine is; None is all of them.
+    """
+    nodes = nodes or job.layout.nodes
+    cores = len(os.sched_getaffinity(0))
+    world = nodes * job.layout.ranks_per_node
+    cpus = max(1, min(job.layout.cpus_per_task, cores // world))
+    layout = msgspec.structs.replace(job.layout, cpus_per_task=cpus)
+    training = job.training
+    gpus = count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    needed = nodes * job.layout.gpus
+    if training.accelerator == "gpu" and gpus < needed:
+        raise SubmitError(
+            f"accelerator is gpu, but the layout needs {needed} and this machine has {gpus}",
+            "leave out --accelerator gpu to train on the CPUs",
+        )
+    if gpus < needed or training.accelerator == "cpu":
+        training = msgspec.structs.replace(training, accelerator="cpu")
+        device = f"CPU (gloo): {gpus} GPU(s) here, {needed} asked for"
+    else:
+        device = "GPUs (NCCL)" if needed else "CPU (gloo)"
+    said = f"no Slurm here: {world} rank(s) on {socket.gethostname()} with {cpus} thread(s) each, {device}"
+    return msgspec.structs.replace(job, layout=layout, training=training), said
+
+
+# Slurm's own words (sbatch(1), --dependency): kinds, ids with a task or a delay, "singleton".
+_OWN = re.compile(r"after(any|burstbuffer|corr|notok|ok)?|expand|singleton|[0-9]+(_([0-9]+|\*))?(\+[0-9]+)?|[,?:]|")
+
+
+def resolve_dependency(text: str, root: Path) -> str:
+    """What a job waits for in Slurm's words; a run or job alone has to end well.
+
+    Args:
+        text: `afterok:123`, `afterany:RUN:124`, `RUN`, `singleton`.
+        root: Folder of the project whose runs are meant.
+
+    Raises:
+        NotFoundError: There is no such run here.
+        UsageError: A run has no Slurm job.
+    """
+    found = re.split(r"([,?:])", text if ":" in text or text == "singleton" else f"afterok:{text}")
+    return "".join(word if _OWN.fullmatch(word) else _find_id(word, root) for word in found)
+
+
+def _find_id(token: str, root: Path) -> str:
+    run, task = Store(root).find(token)
+    job_id = join_task(run.job_id, task)
+    if job_id is None or run.is_local:
+        raise UsageError(f"dependency: run {run.name} has no Slurm job to wait for", f"hpcdist status {run.name}")
+    return job_id
+
+
+class PreparedJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job that could be submitted now.
 
     Attributes:
@@ -33,7 +97,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
     spec: JobSpec
     site: Site
-    place: Place
+    place: JobPaths
     backend: Backend
     template: str | None = None
     rerun_of: str | None = None
@@ -88,7 +152,7 @@ def prepare(
     workdir: Path | None = None,
     python: str | None = None,
     nodes_here: int | None = None,
-) -> Prepared:
+) -> PreparedJob:
     """Everything of a submission but the sending.
 
     Args:
@@ -107,7 +171,7 @@ def prepare(
     """
     site = project.site
     box = site.container if backend == "slurm" else None
-    place = Place(
+    place = JobPaths(
         root=str(project.root),
         workdir=str((workdir or Path.cwd()).absolute()),
         python=python or (box.python if box else site.python or sys.executable),
@@ -118,11 +182,9 @@ def prepare(
     if backend == "local":
         job, note = _fit_to_this_machine(job, site, nodes_here)
     elif job.dependency:
-        from hpcdist.dependency import resolve_dependency  # only for those who have one
-
         job = msgspec.structs.replace(job, dependency=resolve_dependency(job.dependency, project.root))
     templates, name = read_templates(site, template)
-    return Prepared(
+    return PreparedJob(
         spec=job,
         site=site,
         place=place,
@@ -146,7 +208,6 @@ def _fit_to_this_machine(job: JobSpec, site: Site, nodes_here: int | None) -> tu
         raise UsageError("dependency: only Slurm's jobs wait for others", "hpcdist wait JOB, then submit this")
     if job.launcher == "torchrun":
         raise UsageError("launcher: torchrun is for Slurm jobs; here the ranks are started directly", "leave it out")
-    from hpcdist.machine import fit_to_machine  # NVML: not for a render
 
     job, note = fit_to_machine(job, nodes_here)
     if site.container:

@@ -1,0 +1,1 @@
+"""From options to a sbatch script to a Slurm job: render, prepare, send, rerun, snapshot."""
