@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hpcdist.config.job import Layout
     from hpcdist.errors import HpcdistError
-    from hpcdist.jobs import Job
-    from hpcdist.submitting import submit
+    from hpcdist.jobs.api import submit
+    from hpcdist.jobs.job import Job
 
 __version__ = "0.1.0"
 __all__ = ["HpcdistError", "Job", "Layout", "submit"]
 
 _HOMES = {
     "HpcdistError": "hpcdist.errors",
-    "Job": "hpcdist.jobs",
+    "Job": "hpcdist.jobs.job",
     "Layout": "hpcdist.config.job",
-    "submit": "hpcdist.submitting",
+    "submit": "hpcdist.jobs.api",
 }
 
 

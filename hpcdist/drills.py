@@ -13,7 +13,7 @@ from hpcdist.config.job import merge_options
 from hpcdist.config.project import Project
 from hpcdist.drill import DrillKind, Means, Result, Seen, choose_options, find_obstacle, judge
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.jobs import Job
+from hpcdist.jobs.job import Job
 from hpcdist.records.job import CONTINUED_STATES, Cause, Diagnosis, JobStatus
 from hpcdist.records.ranks import RESTART_LINE, RankUsage
 from hpcdist.records.store import new_run_name

@@ -12,10 +12,10 @@ from typing import Literal
 
 import msgspec
 
-from hpcdist import statuses
 from hpcdist.check import Check
 from hpcdist.config.project import find_nearest
 from hpcdist.errors import HpcdistError, NotFoundError, UsageError
+from hpcdist.jobs import status as job_status
 from hpcdist.launcher import local
 from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.slurm.queue import RunMarker
@@ -209,7 +209,7 @@ def _run_of(store: Store, path: Path) -> Run | None:
 
 def _may_be_written(run: Run, path: Path) -> bool:
     """Whether a node may have the file open, which can't be seen from here."""
-    status = statuses.furthest(statuses.query([(run, None)])[0])
+    status = job_status.furthest(job_status.query([(run, None)])[0])
     if status.state == "UNKNOWN":
         return _age_s(path) < FORGOTTEN_S
     return not status.is_over

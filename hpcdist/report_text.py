@@ -5,10 +5,10 @@ from functools import partial
 from typing import NamedTuple
 
 from hpcdist.comparison import Comparison, Fit, Prediction, Spread, VariantRow
+from hpcdist.jobs.table import measure
 from hpcdist.report_reference import describe_references, format_column, format_printed
 from hpcdist.scaling import EFFICIENCY_LINE
 from hpcdist.study import format_settings
-from hpcdist.table import measure
 from hpcdist.text import printable
 
 GAP = "  "

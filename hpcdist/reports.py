@@ -10,7 +10,7 @@ import msgspec
 from hpcdist.adhoc import make_study
 from hpcdist.comparison import Comparison, VariantUsage
 from hpcdist.errors import HpcdistError, NotFoundError
-from hpcdist.jobs import Job
+from hpcdist.jobs.job import Job
 from hpcdist.records.job import JobRecord, split_task
 from hpcdist.records.store import RunRecord, Store
 from hpcdist.report import compare

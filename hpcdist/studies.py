@@ -14,7 +14,7 @@ from hpcdist.batches import Batch, jobs_to_wait_for
 from hpcdist.config.job import Backend, JobSpec
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError, SubmitError
-from hpcdist.jobs import Job
+from hpcdist.jobs.job import Job
 from hpcdist.records.job import JobStatus, Progress
 from hpcdist.records.store import Run, Store
 from hpcdist.study import Study, Trial

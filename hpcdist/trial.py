@@ -11,7 +11,7 @@ from hpcdist.cluster_checks import PLACE_WORDS
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project
 from hpcdist.errors import HpcdistError
-from hpcdist.jobs import Job
+from hpcdist.jobs.job import Job
 from hpcdist.records.job import JobStatus, Progress
 from hpcdist.records.network import write_probe
 from hpcdist.records.store import new_run_name

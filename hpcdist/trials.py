@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist import statuses
 from hpcdist.errors import HpcdistError
-from hpcdist.jobs import Job, read_known
+from hpcdist.jobs import status as job_status
+from hpcdist.jobs.job import Job, read_known
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord, JobStatus
 from hpcdist.records.store import Run, RunRecord, Store
@@ -72,7 +72,7 @@ def query_trials(
     runs = find_runs(state) if runs is None else runs
     of_trials = [runs.get(trial.run or "") for trial in state.trials]
     sent = [(run, trial.task) for trial, run in zip(state.trials, of_trials, strict=True) if run and run.job_id]
-    answers = iter(statuses.query(sent, settled=settled))
+    answers = iter(job_status.query(sent, settled=settled))
     found = []
     for trial, run in zip(state.trials, of_trials, strict=True):
         if run and run.job_id:

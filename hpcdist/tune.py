@@ -12,7 +12,7 @@ from hpcdist.config.job import LAYOUT_KEYS, Backend, JobSpec, build_job, merge_o
 from hpcdist.config.project import Project
 from hpcdist.datasets import is_folder
 from hpcdist.errors import UsageError
-from hpcdist.statuses import pause_s
+from hpcdist.jobs.status import pause_s
 from hpcdist.studies import Watch, cancel_study, run_study
 from hpcdist.study import Limits, Study
 from hpcdist.study_state import StudyState, find_study

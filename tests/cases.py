@@ -1,9 +1,9 @@
 """Evidence for the tests of the post-mortem, in few words."""
 
 from hpcdist.config.job import JobSpec, Layout
-from hpcdist.evidence import Evidence, Log
-from hpcdist.observed import Observation
-from hpcdist.postmortem import judge
+from hpcdist.jobs.advice import Observation
+from hpcdist.jobs.diagnosis.evidence import Evidence, Log
+from hpcdist.jobs.diagnosis.rules import judge
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Ending
 from hpcdist.records.ranks import RankUsage

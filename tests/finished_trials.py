@@ -1,7 +1,7 @@
 """Studies and what their jobs did, in few words, for the tests of reports."""
 
-from hpcdist.audit import audit_job
 from hpcdist.config.job import JobSpec, Layout
+from hpcdist.jobs.audit import audit_job
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Cause, JobRecord, JobStatus, Timeline
 from hpcdist.records.network import AllReduce

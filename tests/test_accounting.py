@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from hpcdist import accounting
-from hpcdist.jobs import read_efficiencies
+from hpcdist.jobs import efficiency as job_efficiency
+from hpcdist.jobs.job import read_efficiencies
 from hpcdist.slurm.sacct import parse_sacct
 from tests.conftest import run_hpcdist
 from tests.test_sacct import row, step
@@ -213,9 +213,9 @@ def test_the_project_s_table_has_the_figures_of_now_too(project, cluster):
 def test_each_job_s_figures_are_in_the_order_of_the_jobs_and_looked_at_once(project, monkeypatch):
     ids = [str(number) for number in range(1, 301)]
     answers = parse_sacct([row(JobID=one, JobIDRaw=one) for one in ids])
-    looked_at, names_of = [], accounting.names_of
-    monkeypatch.setattr(accounting, "query_slurm", lambda asked, source: answers)
-    monkeypatch.setattr(accounting, "names_of", lambda one: looked_at.append(one) or names_of(one))
+    looked_at, names_of = [], job_efficiency.names_of
+    monkeypatch.setattr(job_efficiency, "query_slurm", lambda asked, source: answers)
+    monkeypatch.setattr(job_efficiency, "names_of", lambda one: looked_at.append(one) or names_of(one))
     assert [one.job_id for one in read_efficiencies(ids[::-1])] == ids[::-1]
     assert len(looked_at) == len(ids)
 
@@ -224,7 +224,7 @@ def test_an_array_gives_its_tasks_once_each_in_sacct_s_order(project, monkeypatc
     tasks = [row(JobID=f"5_{task}", JobIDRaw=str(5 + task)) for task in (1, 2, 3)]
     waiting = row(JobID="5_[4-5]", JobIDRaw="5", State="PENDING")
     answers = parse_sacct([*tasks, waiting])
-    monkeypatch.setattr(accounting, "query_slurm", lambda asked, source: answers)
+    monkeypatch.setattr(job_efficiency, "query_slurm", lambda asked, source: answers)
     assert [one.array_job_id for one in read_efficiencies(["5_[2-5]", "5"])] == [
         *["5_2", "5_3", "5_[4-5]"],
         *["5_1", "5_2", "5_3", "5_[4-5]"],

@@ -2,10 +2,9 @@
 
 import pytest
 
-from hpcdist.advice import advise
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.training import Training
-from hpcdist.observed import Observation
+from hpcdist.jobs.advice import Observation, advise
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.ranks import RankUsage
 from hpcdist.units import parse_slurm_memory, parse_slurm_time

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from hpcdist.audit import Claim, audit_job, find_inconsistent
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.training import Training
+from hpcdist.jobs.audit import Claim, audit_job, find_inconsistent
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.ranks import RankUsage, TrainingMetrics
 from hpcdist.slurm.seff import parse_seff

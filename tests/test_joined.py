@@ -79,13 +79,13 @@ def test_nothing_known_is_nothing_said():
 def test_tensorboard_gets_the_parts_the_share_and_the_findings(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from hpcdist import board
+    from hpcdist.jobs import tensorboard
 
     audit = Audit(findings=(AuditFinding(code="alone", sentence="each `of` | trained alone"),))
-    board.write_record(tmp_path, record(timeline=TIMELINE, audit=audit))
+    tensorboard.write_record(tmp_path, record(timeline=TIMELINE, audit=audit))
     (path,) = tmp_path.iterdir()
     first = path.read_bytes()
-    board.write_record(tmp_path, record(timeline=TIMELINE, audit=audit))
+    tensorboard.write_record(tmp_path, record(timeline=TIMELINE, audit=audit))
     assert path.read_bytes() == first
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [point.value for point in events.Scalars("timeline/steady_s")] == [17.0]
@@ -97,7 +97,7 @@ def test_tensorboard_gets_the_parts_the_share_and_the_findings(tmp_path):
 
 
 def test_a_job_without_figures_leaves_nothing_in_tensorboard(tmp_path):
-    from hpcdist import board
+    from hpcdist.jobs import tensorboard
 
-    board.write_record(tmp_path, record(efficiency=None))
+    tensorboard.write_record(tmp_path, record(efficiency=None))
     assert list(tmp_path.iterdir()) == []

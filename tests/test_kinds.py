@@ -2,8 +2,8 @@
 
 import pytest
 
-from hpcdist.accounting import from_ranks
 from hpcdist.config.job import Layout
+from hpcdist.jobs.efficiency import from_ranks
 from hpcdist.records.efficiency import Efficiency, Gathering, footnotes, parse_gathering, with_gathering
 from hpcdist.records.ranks import RankUsage
 from hpcdist.slurm.sacct import parse_sacct

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from hpcdist import board
 from hpcdist.comparison import Fit
 from hpcdist.drawing import plot_style
+from hpcdist.jobs import tensorboard
 from hpcdist.plot_marks import choose_looks, side_by_side
 from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, name_baseline, predict_speedup
 from hpcdist.plot_use import choose_time, draw_accuracy_over_time, draw_cost, draw_step, draw_use, parts_of
@@ -265,8 +265,8 @@ def test_images_are_pngs_with_their_size():
 
 def test_tensorboard_reads_the_plots_as_images(tmp_path):
     folder = tmp_path / "tb_logs" / "mnist-layouts" / "report"
-    board.write_plots(folder, 1.0, drawn("plain"))
-    board.write_plots(folder, 1.0, drawn("plain"))  # replaced, not added to
+    tensorboard.write_plots(folder, 1.0, drawn("plain"))
+    tensorboard.write_plots(folder, 1.0, drawn("plain"))  # replaced, not added to
     files = list(folder.iterdir())
     events = list(EventFileLoader(str(files[0])).Load())
     tags = [value.tag for event in events for value in event.summary.value]
@@ -277,10 +277,10 @@ def test_tensorboard_reads_the_plots_as_images(tmp_path):
 
 
 def test_tensorboard_gets_no_file_where_nothing_can_be_drawn(tmp_path):
-    board.write_plots(tmp_path / "report", 1.0, drawn("sparse"))
+    tensorboard.write_plots(tmp_path / "report", 1.0, drawn("sparse"))
     assert not (tmp_path / "report").exists()
 
 
 def test_board_is_imported_without_matplotlib():
-    code = "import sys, hpcdist.board; print('matplotlib' in sys.modules)"
+    code = "import sys, hpcdist.jobs.tensorboard; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

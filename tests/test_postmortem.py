@@ -1,9 +1,8 @@
 """The post-mortem: which rank is blamed, and what is told with every cause."""
 
-from hpcdist.case import format_ranks
 from hpcdist.config.job import JobSpec, Layout
-from hpcdist.evidence import Evidence, Log
-from hpcdist.postmortem import judge
+from hpcdist.jobs.diagnosis.evidence import Evidence, Log, format_ranks
+from hpcdist.jobs.diagnosis.rules import judge
 from hpcdist.records.job import Ending, Step
 from hpcdist.records.ranks import RankUsage
 from tests.cases import one_rank, rank, text, verdict

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hpcdist.observed import Observation
+from hpcdist.jobs.advice import Observation
 from hpcdist.records.job import Step
 from tests.cases import rank, usage, verdict
 

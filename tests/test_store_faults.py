@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist import submitting
 from hpcdist.config.job import build_job
 from hpcdist.config.site import Site
 from hpcdist.errors import HpcdistError, NotFoundError
-from hpcdist.jobs import Job
+from hpcdist.jobs import api
+from hpcdist.jobs.job import Job
 from hpcdist.machine_checks import check_folder
 from hpcdist.records import store
 from hpcdist.records.ranks import RankUsage
@@ -281,7 +281,7 @@ class TestTwoAtOnce:
 
         monkeypatch.setattr(Store, "claim", claim_late)
         slurm("sbatch", f"echo x >> {project}/sent; echo Submitted batch job 7")
-        assert submitting.submit(run="same", command=["true"], backend="slurm").id == "7"
+        assert api.submit(run="same", command=["true"], backend="slurm").id == "7"
         assert count_sent(project) == 1
 
     def test_of_two_that_differ_the_later_is_refused(self, project, slurm):
@@ -295,7 +295,7 @@ class TestTwoAtOnce:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))  # Lustre mounted without flock
 
         monkeypatch.setattr(fcntl, "flock", refuse)
-        assert submitting.submit(command=["true"], backend="slurm").id == "7"
+        assert api.submit(command=["true"], backend="slurm").id == "7"
         assert Store(project).next_local_id() == "local-1"
         check = check_folder(project)
         assert (check.status, "locks no files" in check.sentence) == ("warning", True)

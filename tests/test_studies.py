@@ -17,7 +17,7 @@ from hpcdist import batches
 from hpcdist.config.job import build_job
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
-from hpcdist.jobs import Job
+from hpcdist.jobs.job import Job
 from hpcdist.slurm import queue
 from hpcdist.studies import run_study
 from hpcdist.study_file import parse_study

@@ -7,11 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdist.columns import COLUMNS, choose_columns, find_column, judge, sort_jobs
 from hpcdist.errors import UsageError
+from hpcdist.jobs.table import (
+    COLUMNS,
+    choose_columns,
+    find_column,
+    format_jobs,
+    format_parsable_header,
+    judge,
+    measure,
+    parsable_formatter,
+    parse_since,
+    parse_states,
+    parse_users,
+    sort_jobs,
+)
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.selection import parse_since, parse_states, parse_users
-from hpcdist.table import format_jobs, format_parsable_header, measure, parsable_formatter
 from hpcdist.text import clean
 
 HALF_USED = Efficiency(

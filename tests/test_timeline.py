@@ -2,9 +2,9 @@
 
 import pytest
 
+from hpcdist.jobs.timeline import PARTS, build_timeline, find_disagreements
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.ranks import RankUsage, TrainingMetrics
-from hpcdist.timeline import PARTS, build_timeline, find_disagreements
 
 PHASES = {
     "imports": 7.0,

@@ -4,9 +4,9 @@ import comparisons
 import msgspec
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from hpcdist import board
 from hpcdist.comparison import VariantUsage
 from hpcdist.drawing import plot_style
+from hpcdist.jobs import tensorboard
 from hpcdist.plot_usage import MOST_RANKS, draw_usage
 from hpcdist.plots import draw_usage_plots
 from hpcdist.records.usage_curve import UsageCurve
@@ -66,13 +66,13 @@ def test_the_report_has_a_picture_per_variant_with_a_curve_and_says_where_there_
 
 def test_tensorboard_has_a_scalar_per_figure_and_rank_and_none_of_what_nobody_measured(tmp_path):
     for _ in range(2):
-        board.write_usage(tmp_path, [curve(0), curve(3)])
-    events = [event for event in EventFileLoader(str(tmp_path / board.USAGE_FILE)).Load() if event.summary.value]
+        tensorboard.write_usage(tmp_path, [curve(0), curve(3)])
+    events = [event for event in EventFileLoader(str(tmp_path / tensorboard.USAGE_FILE)).Load() if event.summary.value]
     found = {}
     for event in events:
         for value in event.summary.value:
             found.setdefault(value.tag, []).append((event.step, event.wall_time, value.tensor.float_val[0]))
     assert set(found) == {f"usage/{name}/rank-{rank}" for name in ("cpu_cores", "memory_bytes") for rank in (0, 3)}
     assert found["usage/cpu_cores/rank-3"] == [(1, 1004.0, 0.5), (2, 1005.0, 2.0)]
-    board.write_usage(tmp_path / "none", [])
+    tensorboard.write_usage(tmp_path / "none", [])
     assert not (tmp_path / "none").exists()

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from hpcdist import statuses
-from hpcdist.jobs import Job
+from hpcdist.jobs import status as job_status
+from hpcdist.jobs.diagnosis.collect import LOG_TAIL_BYTES, LONGEST_LINE, explain, read_logs
+from hpcdist.jobs.job import Job
 from hpcdist.records.job import JobStatus
 from hpcdist.records.ranks import RankUsage
 from hpcdist.records.store import Run
 from hpcdist.slurm import queue
 from hpcdist.slurm.queue import parse_endings
-from hpcdist.why import LOG_TAIL_BYTES, LONGEST_LINE, explain, read_logs
 from tests.conftest import HPCDIST, run_hpcdist
 from tests.test_local import LOCAL
 from tests.test_rank import run_rank
@@ -391,7 +391,7 @@ def test_wait_does_not_release_for_ever_nor_what_somebody_holds(project, stand_i
     ("waited_s", "least_s", "pause_s"), [(0, 1, 1), (60, 1, 1), (90, 1, 1.5), (90, 2, 2), (600, 1, 10), (86400, 1, 10)]
 )
 def test_the_longer_it_was_waited_for_the_longer_slurm_is_left_alone(waited_s, least_s, pause_s):
-    assert statuses.pause_s(waited_s, least_s) == pause_s
+    assert job_status.pause_s(waited_s, least_s) == pause_s
 
 
 def test_who_follows_the_logs_asks_slurm_once_a_second(project, stand_in):

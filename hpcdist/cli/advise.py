@@ -5,14 +5,13 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from hpcdist.advice import Advice, Line, advise
-from hpcdist.audit import Claim, audit_job, find_inconsistent
 from hpcdist.cli.follow import find_or_id
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import print_json
 from hpcdist.errors import NotReadyError
-from hpcdist.jobs import Job, read_efficiencies
-from hpcdist.observed import Observation
+from hpcdist.jobs.advice import Advice, Observation, Recommendation, advise
+from hpcdist.jobs.audit import Claim, audit_job, find_inconsistent
+from hpcdist.jobs.job import Job, read_efficiencies
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import AuditFinding, split_task
 from hpcdist.records.store import RunRecord
@@ -147,7 +146,7 @@ def format_group(group: Group) -> str:
     return "\n".join(printable_line(line) for line in lines)
 
 
-def format_line(line: Line) -> str:
+def format_line(line: Recommendation) -> str:
     """`--mem 3G -> 1280M`, or the request with "as it is"."""
     if not line.is_change:
         return f"--{line.option} {line.asked}: as it is" if line.asked is not None else f"--{line.option}: as it is"

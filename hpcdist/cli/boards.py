@@ -1,6 +1,6 @@
 """What a job's end and `hpcdist seff` put beside the job's curves in TensorBoard."""
 
-from hpcdist.jobs import Job
+from hpcdist.jobs.job import Job
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord
 
@@ -16,13 +16,13 @@ def write_boards(job: Job, efficiency: Efficiency | None, record: JobRecord | No
     if efficiency is None or efficiency.live or efficiency.state == "PENDING":
         return
     # Only here: TensorBoard's writer takes longer to import than everything else such a command does.
-    from hpcdist import board
+    from hpcdist.jobs import tensorboard
 
-    folder = board.find_folder(job.folder.path, job.run.path.parents[2])
+    folder = tensorboard.find_folder(job.folder.path, job.run.path.parents[2])
     if folder is None:
         return
     record = record or job.join(efficiency)
     training = next((rank.training for rank in record.ranks if rank.training), None)
-    board.write_efficiency(folder, efficiency, training)
-    board.write_record(folder, record)
-    board.write_usage(folder, job.folder.curves())
+    tensorboard.write_efficiency(folder, efficiency, training)
+    tensorboard.write_record(folder, record)
+    tensorboard.write_usage(folder, job.folder.curves())

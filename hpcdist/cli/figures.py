@@ -12,13 +12,13 @@ import msgspec
 
 from hpcdist.cli.request import Request
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError, ParseError, UsageError
+from hpcdist.jobs.table import parse_since, parse_states, parse_users
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.selection import parse_since, parse_states, parse_users
 from hpcdist.slurm.sacct import iter_sacct, parse_sacct
 from hpcdist.slurm.sacct_query import DELIMITER, FIELDS, check_job_id, expand_job_id
 
 if TYPE_CHECKING:
-    from hpcdist.accounting import Source
+    from hpcdist.jobs.efficiency import Source
 
 
 DEFAULT_SINCE = "7d"
@@ -39,10 +39,10 @@ def iter_figures(request: Request) -> Iterator[Efficiency]:
     elif request.sacct_file is not None:
         found = _iter_sacct_file(request.sacct_file, streamed=request.is_streamed)
     elif request.is_by_time:
-        from hpcdist import accounting
+        from hpcdist.jobs import efficiency as job_efficiency
 
         users = parse_users(request.user) if request.user is not None else ()
-        found = accounting.iter_period(parse_since(request.since or DEFAULT_SINCE), users)
+        found = job_efficiency.iter_period(parse_since(request.since or DEFAULT_SINCE), users)
         request = request._replace(user=None)
     elif request.jobs:
         found = _iter_named(request)
@@ -65,7 +65,7 @@ def _iter_named(request: Request) -> Iterator[Efficiency]:
         NotFoundError: Nobody knows some of them; said when the others were given out.
         NotReadyError: Some have no figures yet; said when the others were given out.
     """
-    from hpcdist import accounting
+    from hpcdist.jobs import efficiency as job_efficiency
 
     missing: list[HpcdistError] = []
     ids: list[str] = []
@@ -81,9 +81,9 @@ def _iter_named(request: Request) -> Iterator[Efficiency]:
             ids += found
     try:
         if ids and request.is_streamed and request.source != "seff":
-            yield from accounting.iter_slurm(ids)
+            yield from job_efficiency.iter_slurm(ids)
         elif ids:
-            yield from accounting.iter_known(ids, cast("Source", request.source or "sacct"))
+            yield from job_efficiency.iter_known(ids, cast("Source", request.source or "sacct"))
     except NotFoundError as error:
         missing.append(error)
     if missing:
@@ -99,7 +99,7 @@ def _find_named(token: str, source: "Source | None") -> Efficiency | list[str]:
     """
     job_id = _slurm_id(token) if source != "ranks" else None
     if job_id is None:
-        from hpcdist.jobs import Job
+        from hpcdist.jobs.job import Job
 
         job = Job.find(token)
         if job.run.is_local or source == "ranks":
@@ -141,7 +141,7 @@ def _slurm_id(token: str) -> str | None:
 def _iter_project() -> Iterator[Efficiency]:
     """The runs of this project, newest first; those without any figure are counted on standard error."""
     from hpcdist.config.project import find_project
-    from hpcdist.jobs import Job, read_known
+    from hpcdist.jobs.job import Job, read_known
     from hpcdist.records.store import Store
 
     jobs = [Job(run) for run in Store(find_project(Path.cwd()).root)]

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import click
 
-from hpcdist import statuses as where
 from hpcdist.cli.following import follow
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, format_table, print_json
 from hpcdist.config.project import find_project
 from hpcdist.config.secrets import mask
 from hpcdist.errors import HpcdistError, NotFoundError
-from hpcdist.jobs import Job
+from hpcdist.jobs import status as where
+from hpcdist.jobs.diagnosis.collect import explain, find_secrets
+from hpcdist.jobs.diagnosis.rules import is_held
+from hpcdist.jobs.job import Job
 from hpcdist.records.job import Cause, JobStatus
 from hpcdist.records.ranks import RankUsage
 from hpcdist.records.store import Run, Store
 from hpcdist.slurm import queue
 from hpcdist.slurm.sacct_query import check_job_id
-from hpcdist.slurm_rules import is_held
 from hpcdist.units import format_duration
-from hpcdist.why import explain, find_secrets
 
 JOBS = click.argument("jobs", nargs=-1, metavar="JOB...", shell_complete=offer_jobs)
 ONE_JOB = click.argument("job", metavar="JOB", shell_complete=offer_jobs)

@@ -14,7 +14,7 @@ from hpcdist.cli.output import format_cause, format_efficiency, print_json
 from hpcdist.config.secrets import find_exposed
 from hpcdist.datasets import find_dataset, is_folder
 from hpcdist.errors import HpcdistError, NotReadyError
-from hpcdist.jobs import Job
+from hpcdist.jobs.job import Job
 from hpcdist.records.job import JobRecord, JobStatus, Progress
 from hpcdist.slurm import sbatch
 from hpcdist.submission.prepare import PreparedJob

@@ -74,7 +74,7 @@ def _write_html(comparison: Comparison, path: Path, board_folder: Path | None) -
         raise HpcdistError(f"can't write {path}: {error.strerror}", "choose another file for --html") from None
     click.echo(f"written: {path}", err=True)
     if board_folder is not None:
-        from hpcdist.board import write_plots
+        from hpcdist.jobs.tensorboard import write_plots
 
         try:
             write_plots(board_folder, comparison.made_at_s, plots)

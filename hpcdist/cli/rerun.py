@@ -4,13 +4,13 @@ from typing import Any
 
 import click
 
-from hpcdist.advice import advise
 from hpcdist.cli.advise import format_line, observe
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.options import DRY_RUN, JSON, WAIT
 from hpcdist.cli.submit import send_and_show
 from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.jobs import Job
+from hpcdist.jobs.advice import advise
+from hpcdist.jobs.job import Job
 from hpcdist.records.store import RunRecord
 from hpcdist.submission import send
 from hpcdist.submission.rerun import Rerun, parse_changes, prepare_rerun

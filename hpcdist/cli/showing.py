@@ -14,17 +14,24 @@ import msgspec
 
 from hpcdist.cli.figures import iter_figures
 from hpcdist.cli.request import Request
-from hpcdist.columns import choose_columns, find_column, sort_jobs
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
+from hpcdist.jobs.table import (
+    choose_columns,
+    find_column,
+    format_jobs,
+    format_parsable_header,
+    parsable_formatter,
+    parse_since,
+    parse_states,
+    sort_jobs,
+)
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import ENDED_STATES, split_task
 from hpcdist.records.ranks import RankUsage
-from hpcdist.selection import parse_since, parse_states
-from hpcdist.table import format_jobs, format_parsable_header, parsable_formatter
 
 if TYPE_CHECKING:
-    from hpcdist.accounting import Source
-    from hpcdist.jobs import Job
+    from hpcdist.jobs.efficiency import Source
+    from hpcdist.jobs.job import Job
 
 WIDEST = 10_000
 # So long a job that was just submitted may be missing from accounting.
@@ -121,7 +128,7 @@ def _print_parsable(request: Request, jobs: Iterable[Efficiency]) -> None:
 def _show_job(request: Request) -> None:
     """One job as seff shows it; an array as a table of its tasks."""
     from hpcdist.cli.follow import find_or_id
-    from hpcdist.jobs import Job, read_efficiencies
+    from hpcdist.jobs.job import Job, read_efficiencies
 
     job = find_or_id(request.jobs[0])
     found = read_efficiencies([job], cast("Source | None", request.source))
@@ -135,7 +142,7 @@ def _show_job(request: Request) -> None:
 
 def _task(job: "Job", efficiency: Efficiency) -> "Job":
     """The array task of ours that a figure is about."""
-    from hpcdist.jobs import Job
+    from hpcdist.jobs.job import Job
 
     task = split_task(efficiency.array_job_id)[1]
     return Job(job.run, task) if task else job
@@ -200,7 +207,7 @@ def _watch(request: Request, interval_s: float) -> None:
 def _write_boards(jobs: Sequence[Efficiency]) -> None:
     """Puts the figures of this project's own jobs beside their curves in TensorBoard."""
     from hpcdist.config.project import find_project
-    from hpcdist.jobs import Job
+    from hpcdist.jobs.job import Job
     from hpcdist.records.store import Store
 
     store = Store(find_project(Path.cwd()).root)

@@ -7,8 +7,8 @@ import click
 
 from hpcdist.batches import Batch
 from hpcdist.cli.following import OneLine, describe, warn_of_exposed_secret, warn_of_missing_data
+from hpcdist.jobs.status import pause_s
 from hpcdist.records.job import JobStatus, Progress
-from hpcdist.statuses import pause_s
 from hpcdist.studies import Watch
 from hpcdist.study import Trial
 from hpcdist.study_state import StudyState

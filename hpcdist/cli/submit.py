@@ -77,7 +77,7 @@ def send_and_show(prepared: PreparedJob, *, dry_run: bool, wait: bool, as_json: 
     """
     from hpcdist.cli import following
     from hpcdist.config.secrets import exported
-    from hpcdist.jobs import Job
+    from hpcdist.jobs.job import Job
     from hpcdist.submission.send import send
 
     following.warn_of_missing_data(prepared)

@@ -73,7 +73,7 @@ def train(
 def _conclude(name: str) -> None:
     """The figures, where the ranks of all machines left theirs here."""
     from hpcdist.cli.following import show_result
-    from hpcdist.jobs import Job
+    from hpcdist.jobs.job import Job
 
     job = Job.find(name)
     world_size = job.run.record().job.layout.world_size

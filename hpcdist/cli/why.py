@@ -6,11 +6,11 @@ from hpcdist.cli.follow import find_or_id
 from hpcdist.cli.offers import offer_jobs
 from hpcdist.cli.output import format_cause, print_json
 from hpcdist.errors import NotFoundError
-from hpcdist.jobs import Job
+from hpcdist.jobs.diagnosis.collect import explain
+from hpcdist.jobs.job import Job
 from hpcdist.records.job import Diagnosis
 from hpcdist.slurm import queue
 from hpcdist.text import printable_line
-from hpcdist.why import explain
 
 
 @click.command(

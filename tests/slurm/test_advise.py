@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hpcdist.timeline import PARTS
+from hpcdist.jobs.timeline import PARTS
 from tests.slurm.test_submit import submit  # noqa: F401
 
 pytestmark = pytest.mark.slurm

@@ -98,7 +98,9 @@ def test_brackets_name_an_array_s_tasks_from_python_too(testbed, submit, tmp_pat
         if testbed.run("sacct", "-X", "-n", "-j", job_id, "-o", "State").split() == ["COMPLETED"] * 3:
             break
         time.sleep(0.2)
-    program = f"from hpcdist.jobs import read_efficiencies as r; print([j.array_job_id for j in r(['{job_id}_[2-3]'])])"
+    program = (
+        f"from hpcdist.jobs.job import read_efficiencies as r; print([j.array_job_id for j in r(['{job_id}_[2-3]'])])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], env=testbed.env, capture_output=True, text=True, cwd=tmp_path
     )

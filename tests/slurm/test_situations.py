@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
-from hpcdist.accounting import group_name
+from hpcdist.jobs.efficiency import group_name
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.slurm import commands
 from hpcdist.slurm.sacct import parse_sacct

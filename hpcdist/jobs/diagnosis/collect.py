@@ -10,14 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist import accounting
 from hpcdist.config.job import JobSpec
 from hpcdist.config.secrets import known_secrets, mask
 from hpcdist.errors import HpcdistError
-from hpcdist.evidence import Evidence, Log
+from hpcdist.jobs import efficiency as job_efficiency
+from hpcdist.jobs.advice import Observation
+from hpcdist.jobs.diagnosis.evidence import Evidence, Log
+from hpcdist.jobs.diagnosis.rules import judge
 from hpcdist.launcher import local
-from hpcdist.observed import Observation
-from hpcdist.postmortem import judge
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Attempt, Diagnosis, Ending, JobStatus, split_task
 from hpcdist.records.ranks import RESTART_LINE, RankUsage
@@ -131,12 +131,14 @@ def _usage(status: JobStatus, run: Run | None, job: JobSpec | None, ranks: Seque
         return None
     if run is None or not run.is_local:
         try:
-            return accounting.query_slurm([status.job_id], "sacct")[0]
+            return job_efficiency.query_slurm([status.job_id], "sacct")[0]
         except (HpcdistError, IndexError):
             pass
     if job is None or not ranks:
         return None
-    return accounting.from_ranks(status.job_id, job.layout, ranks, local.query(run) if run and run.is_local else None)
+    return job_efficiency.from_ranks(
+        status.job_id, job.layout, ranks, local.query(run) if run and run.is_local else None
+    )
 
 
 def _observation(

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import msgspec
 
-from hpcdist import accounting, statuses, why
-from hpcdist.audit import audit_job
 from hpcdist.config.job import Layout
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
+from hpcdist.jobs import efficiency as job_efficiency
+from hpcdist.jobs import status as job_status
+from hpcdist.jobs.audit import audit_job
+from hpcdist.jobs.diagnosis import collect
+from hpcdist.jobs.diagnosis.rules import has_launch_failed
+from hpcdist.jobs.timeline import build_timeline, find_disagreements
 from hpcdist.launcher import local
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Diagnosis, Ending, JobRecord, JobStatus, Progress, join_task, split_task
 from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.slurm import commands
 from hpcdist.slurm.sacct_query import check_job_id
-from hpcdist.slurm_rules import has_launch_failed
-from hpcdist.timeline import build_timeline, find_disagreements
 
 POLL_INTERVAL_S = 1.0
 MOST_RELEASES = 3
@@ -68,7 +70,7 @@ class Job:
         Raises:
             NotFoundError: The run's folder was deleted.
         """
-        found = statuses.query([(self.run, self.task)], settled=settled)[0]
+        found = job_status.query([(self.run, self.task)], settled=settled)[0]
         if not self.run.path.is_dir():
             raise NotFoundError(
                 f"the folder of run {self.run.name} was deleted: {self.run.path}",
@@ -78,7 +80,7 @@ class Job:
 
     def status(self) -> JobStatus:
         """Where the job is; of an array, the task that is furthest from its end."""
-        return statuses.furthest(self.statuses())
+        return job_status.furthest(self.statuses())
 
     def wait(
         self, on_change: Callable[[JobStatus, Progress | None], None] | None = None, timeout_s: float | None = None
@@ -108,7 +110,7 @@ class Job:
             now = time.monotonic()
             if now >= deadline:
                 return status
-            pause = POLL_INTERVAL_S if self.run.is_local else statuses.pause_s(now - began, POLL_INTERVAL_S)
+            pause = POLL_INTERVAL_S if self.run.is_local else job_status.pause_s(now - began, POLL_INTERVAL_S)
             time.sleep(min(pause, deadline - now))
 
     def cancel(self) -> None:
@@ -132,9 +134,9 @@ class Job:
 
     def why(self) -> list[Diagnosis]:
         """Why the job is where it is or ended as it did, one verdict per array task."""
-        return [why.explain(status, self.run) for status in self.statuses()]
+        return [collect.explain(status, self.run) for status in self.statuses()]
 
-    def efficiency(self, source: accounting.Source | None = None) -> Efficiency:
+    def efficiency(self, source: job_efficiency.Source | None = None) -> Efficiency:
         """What the job used of what it had.
 
         Raises:
@@ -182,7 +184,7 @@ class Job:
             status=status,
             efficiency=efficiency,
             ranks=ranks,
-            failure=why.explain(status, self.run, timed, endings).cause if failed else None,
+            failure=collect.explain(status, self.run, timed, endings).cause if failed else None,
             timeline=build_timeline(timed, ranks, asked.created_at_s if asked else None) if timed else None,
             disagreements=find_disagreements(timed, ranks) if timed else (),
             audit=audit_job(timed, ranks, asked.job if asked else None),
@@ -205,9 +207,9 @@ class Job:
         if self._is_settled:
             return status
         self._is_settled = True
-        return statuses.furthest(self.statuses(settled=True))
+        return job_status.furthest(self.statuses(settled=True))
 
-    def _efficiency_or_none(self, source: accounting.Source | None) -> Efficiency | None:
+    def _efficiency_or_none(self, source: job_efficiency.Source | None) -> Efficiency | None:
         try:
             return self.efficiency(source)
         except HpcdistError:
@@ -223,7 +225,7 @@ def _release(status: JobStatus) -> JobStatus:
     return msgspec.structs.replace(status, reason=f"{status.reason}: released")
 
 
-def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | None = None) -> list[Efficiency]:
+def read_efficiencies(jobs: Sequence[Job | str], source: job_efficiency.Source | None = None) -> list[Efficiency]:
     """What several jobs used of what they had; Slurm is asked once for all of them.
 
     Args:
@@ -239,9 +241,9 @@ def read_efficiencies(jobs: Sequence[Job | str], source: accounting.Source | Non
     """
     ids = [_id_to_ask(job, source) for job in jobs]
     asked = [job_id for job_id in ids if job_id]
-    answers = accounting.query_slurm(asked, source) if asked else []
+    answers = job_efficiency.query_slurm(asked, source) if asked else []
     found: list[Efficiency] = []
-    for job, job_id, own in zip(jobs, ids, accounting.match(ids, answers), strict=True):
+    for job, job_id, own in zip(jobs, ids, job_efficiency.match(ids, answers), strict=True):
         if isinstance(job, Job) and job_id is None:
             found.append(_efficiency_of_ranks(job))
         elif not own:
@@ -263,11 +265,11 @@ def read_known(jobs: Sequence[Job]) -> tuple[list[list[Efficiency]], HpcdistErro
     answers: list[Efficiency] = []
     trouble = None
     try:
-        for one in accounting.iter_slurm(list(asked), missing_ok=True):
+        for one in job_efficiency.iter_slurm(list(asked), missing_ok=True):
             answers.append(one)  # noqa: PERF402 extend() does not promise to keep what came before an error
     except HpcdistError as error:
         trouble = error
-    found = accounting.match(ids, answers)
+    found = job_efficiency.match(ids, answers)
     for job, own, is_local in zip(jobs, found, are_local, strict=True):
         if is_local:
             with contextlib.suppress(HpcdistError):
@@ -275,7 +277,7 @@ def read_known(jobs: Sequence[Job]) -> tuple[list[list[Efficiency]], HpcdistErro
     return found, trouble
 
 
-def _id_to_ask(job: Job | str, source: accounting.Source | None) -> str | None:
+def _id_to_ask(job: Job | str, source: job_efficiency.Source | None) -> str | None:
     """The id to ask Slurm for; None where the ranks tell."""
     if isinstance(job, str):
         return check_job_id(job)
@@ -295,4 +297,4 @@ def _efficiency_of_ranks(job: Job) -> Efficiency:
     except NotFoundError:
         nodes = 1 + max((rank.node_rank for rank in ranks), default=0)
         layout = Layout(nodes=nodes, gpus=0, tasks_per_node=max(1, len(ranks) // nodes), cpus_per_task=1)
-    return accounting.from_ranks(job.id or job.run.name, layout, ranks, local.query(job.run))
+    return job_efficiency.from_ranks(job.id or job.run.name, layout, ranks, local.query(job.run))

@@ -12,12 +12,12 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from hpcdist.files import write_atomically
+from hpcdist.jobs.timeline import PARTS
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord
 from hpcdist.records.ranks import TrainingMetrics
 from hpcdist.records.usage_curve import FIGURES, UsageCurve
 from hpcdist.slurm.seff import format_seff
-from hpcdist.timeline import PARTS
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than a job's end has any use for
     from hpcdist.plots import Plot

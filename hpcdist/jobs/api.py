@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.config.job import Backend, Layout, check_keys, merge_options
-from hpcdist.jobs import Job
+from hpcdist.jobs.job import Job
 from hpcdist.records.store import new_run_name
 from hpcdist.submission.open_project import open_project
 from hpcdist.submission.prepare import choose_backend, complete_job, prepare

@@ -1,4 +1,4 @@
-"""What logs say of why a program ended: the marks that Python, torch, NCCL, gloo, bash and Slurm leave. Pure.
+"""What logs say of why a program ended: the marks that Python, torch, NCCL, gloo, bash and Slurm leave.
 
 Each pattern is what the program really printed; tests/data/logs holds the texts and says where each is from.
 """

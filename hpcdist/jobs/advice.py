@@ -1,18 +1,185 @@
-"""The next request, right-sized from what jobs used. Pure.
+"""The next request, right-sized from what jobs used.
 
 The limits are those in use at computing centres: memory under 35 % used or without 20 % of headroom, under 20 % of the
 time limit used, CPU under 80 % (not for GPU jobs), GPU under 50 %.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from hpcdist.audit import CPU_SHARE, GPU_SHARE
-from hpcdist.observed import Observation, Pool
+from hpcdist.config.job import JobSpec
+from hpcdist.jobs.audit import CPU_SHARE, GPU_IDLE, GPU_SHARE, uses_gpus
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.units import format_bytes, format_duration, parse_slurm_memory
+from hpcdist.records.ranks import RankUsage
+from hpcdist.units import format_bytes, format_duration, parse_slurm_memory, parse_slurm_time
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """One job that was run.
+
+    Attributes:
+        efficiency: Its accounting.
+        job: What was asked for; None for a job that hpcdist did not submit.
+        ranks: What its ranks measured; empty for such a job.
+    """
+
+    efficiency: Efficiency
+    job: JobSpec | None = None
+    ranks: tuple[RankUsage, ...] = ()
+
+
+class PeakUsage:
+    """The runs of one job, and the highest of what they used.
+
+    Args:
+        runs: Oldest first; at least one. The last says what was asked for.
+
+    Attributes:
+        runs: The runs.
+        last: The last run's accounting.
+        job: What was asked for; None for a job that hpcdist did not submit.
+        live: Whether one still runs.
+        completed: Whether one completed: only such a run shows what is enough.
+        on_gpus: Whether they compute on GPUs.
+        count: How many there are, in words.
+    """
+
+    def __init__(self, runs: Sequence[Observation]) -> None:
+        self.runs = runs
+        self.last = runs[-1].efficiency
+        self.job = runs[-1].job
+        self.live = any(one.efficiency.live for one in runs)
+        self.completed = any(one.efficiency.state == "COMPLETED" for one in runs)
+        self.on_gpus = uses_gpus(self.last, self.job)
+        self.count = "1 job" if len(runs) == 1 else f"{len(runs)} jobs"
+
+    @property
+    def may_lower(self) -> bool:
+        """Whether anything may be asked for in smaller amounts."""
+        return self.completed and not self.live
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the job."""
+        return self.job.layout.nodes if self.job else self.last.nodes or 1
+
+    @property
+    def tasks(self) -> int:
+        """Tasks of the job; of one that is not ours, one per GPU, else one per node."""
+        return self.job.layout.world_size if self.job else self.last.gpus or self.nodes
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Tasks of each node."""
+        return max(1, self.tasks // self.nodes)
+
+    def ended_as(self, state: str) -> bool:
+        """Whether any run ended in this state."""
+        return any(one.efficiency.state == state for one in self.runs)
+
+    def has_ranks(self) -> bool:
+        """Whether any run's ranks measured themselves."""
+        return any(one.ranks for one in self.runs)
+
+    def wall_time_s(self) -> float | None:
+        """Seconds of the longest run."""
+        return _highest(one.efficiency.wall_time_s for one in self.runs)
+
+    def time_limit_s(self) -> float | None:
+        """The time limit in seconds; None without one."""
+        if self.job and self.job.layout.time:
+            return parse_slurm_time(self.job.layout.time)
+        return self.last.time_limit_s
+
+    def gpu_shares(self) -> list[float] | None:
+        """How busy each rank's GPU was, fractions; None unless every rank measured it."""
+        shares = [rank.gpu_utilization for one in self.runs for rank in one.ranks]
+        known = [share for share in shares if share is not None]
+        return known if known and len(known) == len(shares) else None
+
+    def gpus_used_per_node(self) -> int:
+        """GPUs that were busy at all, on the node that used most."""
+        counts: dict[tuple[int, int], int] = {}
+        for number, one in enumerate(self.runs):
+            for rank in one.ranks:
+                if rank.gpu_utilization is not None and rank.gpu_utilization >= GPU_IDLE:
+                    counts[number, rank.node_rank] = counts.get((number, rank.node_rank), 0) + 1
+        return max(counts.values(), default=0)
+
+    def cpus_per_task(self) -> int | None:
+        """CPUs asked for per task."""
+        if self.job:
+            return self.job.layout.cpus_per_task
+        return max(1, self.last.cores // self.tasks) if self.last.cores else None
+
+    def busy_cpus(self) -> float | None:
+        """Mean number of CPUs that one task kept busy: the busiest task, where the ranks tell, of the busiest run."""
+        return _highest(self._busy_cpus(one) for one in self.runs)
+
+    def _busy_cpus(self, one: Observation) -> float | None:
+        shares = _rank_cpus(one.ranks)
+        cpu_s, wall_s = one.efficiency.cpu_time_s, one.efficiency.wall_time_s
+        if cpu_s is not None and wall_s:
+            shares.append(cpu_s / wall_s / self.tasks)
+        return max(shares, default=None)
+
+    def cpus_per_node(self) -> int:
+        """CPUs that a node gave."""
+        if self.last.cores:
+            return max(1, self.last.cores // self.nodes)
+        return (self.cpus_per_task() or 1) * self.tasks_per_node
+
+    def memory_bytes(self) -> float | None:
+        """Bytes on the fullest node of any run: Slurm's sum shared out, or the ranks' peaks of a node; the higher."""
+        return _highest(self._memory_bytes(one) for one in self.runs)
+
+    def _memory_bytes(self, one: Observation) -> float | None:
+        by_node: dict[int, float] = {}
+        for rank in one.ranks:
+            by_node[rank.node_rank] = by_node.get(rank.node_rank, 0.0) + (rank.memory_peak_bytes or 0)
+        used = one.efficiency.memory_used_bytes
+        known = [] if used is None else [used / (one.efficiency.nodes or self.nodes)]
+        return max([*known, *(size for size in by_node.values() if size)], default=None)
+
+    def is_memory_per_cpu(self) -> bool:
+        """Whether memory was asked for per CPU."""
+        return bool(self.job.layout.mem_per_cpu) if self.job else self.last.memory_per == "core"
+
+    def memory_asked_bytes(self) -> int | None:
+        """Bytes asked for per node; None when nobody says."""
+        if self.last.memory_requested_bytes is not None:
+            return self.last.memory_requested_bytes // (self.last.nodes or self.nodes)
+        layout = self.job.layout if self.job else None
+        if layout and layout.mem:
+            return parse_slurm_memory(layout.mem) or None
+        if layout and layout.mem_per_cpu:
+            return parse_slurm_memory(layout.mem_per_cpu) * self.cpus_per_node() or None
+        return None
+
+    def memory_asked(self) -> str | None:
+        """The request in Slurm's words; None when none was made."""
+        if self.job:
+            return self.job.layout.mem_per_cpu if self.is_memory_per_cpu() else self.job.layout.mem
+        asked_bytes = self.memory_asked_bytes()
+        if asked_bytes is None:
+            return None
+        return f"{math.ceil(asked_bytes / (self.cpus_per_node() if self.is_memory_per_cpu() else 1) / 1024**2)}M"
+
+
+def _rank_cpus(ranks: Sequence[RankUsage]) -> list[float]:
+    """Mean number of CPUs each rank kept busy, of the ranks that ended."""
+    return [
+        rank.cpu_time_s / (rank.ended_at_s - rank.started_at_s)
+        for rank in ranks
+        if rank.cpu_time_s is not None and rank.ended_at_s is not None and rank.ended_at_s > rank.started_at_s
+    ]
+
+
+def _highest(values: Iterable[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
 
 MEMORY_HEADROOM = 1.2
 MEMORY_SHARE = 0.35
@@ -26,7 +193,7 @@ _MIB = 1024**2
 _NOISE = 0.005  # CPU time is counted in ticks: 1.003 busy CPUs are one
 
 
-class Line(msgspec.Struct, frozen=True):
+class Recommendation(msgspec.Struct, frozen=True):
     """The advice on one option.
 
     Attributes:
@@ -59,7 +226,7 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     jobs: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[Recommendation, ...]
     notes: tuple[str, ...]
 
     def changes(self) -> dict[str, str]:
@@ -75,7 +242,7 @@ def advise(observations: Sequence[Observation]) -> Advice:
     Args:
         observations: Runs of the same job, oldest first; at least one.
     """
-    pool = Pool(observations)
+    pool = PeakUsage(observations)
     cpus = _advise_cpus(pool)
     lines = (*_advise_gpus(pool), cpus, _advise_memory(pool, cpus), _advise_time(pool))
     return Advice(
@@ -85,7 +252,7 @@ def advise(observations: Sequence[Observation]) -> Advice:
     )
 
 
-def _advise_gpus(pool: Pool) -> list[Line]:
+def _advise_gpus(pool: PeakUsage) -> list[Recommendation]:
     """GPUs per node: fewer only where some were never used."""
     if not pool.last.gpus:
         return []
@@ -93,24 +260,26 @@ def _advise_gpus(pool: Pool) -> list[Line]:
     if pool.job and not pool.on_gpus:
         evidence = f"0 of {pool.last.gpus} used ({pool.count})"
         rule = "the training was told to use the CPUs"
-        lines = [Line("gpus", str(asked), "0", evidence, rule)]
+        lines = [Recommendation("gpus", str(asked), "0", evidence, rule)]
         # A CPU layout has one rank per node unless told otherwise.
-        ranks = [Line("tasks-per-node", None, str(asked), evidence, "as many ranks as before")]
+        ranks = [Recommendation("tasks-per-node", None, str(asked), evidence, "as many ranks as before")]
         return lines + ranks if asked > 1 else lines
     shares = pool.gpu_shares()
     if shares is None:
-        return [Line("gpus", str(asked), str(asked), f"{pool.last.gpus} allocated", "nobody measured their use")]
+        return [
+            Recommendation("gpus", str(asked), str(asked), f"{pool.last.gpus} allocated", "nobody measured their use")
+        ]
     used, mean = pool.gpus_used_per_node(), sum(shares) / len(shares)
     evidence = f"{used} of {asked} per node used, {mean:.0%} busy (ranks, {pool.count})"
     if 0 < used < asked and pool.may_lower:
-        return [Line("gpus", str(asked), str(used), evidence, "the others stayed idle")]
+        return [Recommendation("gpus", str(asked), str(used), evidence, "the others stayed idle")]
     rule = "all are used" if used >= asked else _why_kept(pool)
     if mean < GPU_SHARE:
         rule += f"; under {GPU_SHARE:.0%} busy: find what they wait for before adding any"
-    return [Line("gpus", str(asked), str(asked), evidence, rule)]
+    return [Recommendation("gpus", str(asked), str(asked), evidence, rule)]
 
 
-def _advise_cpus(pool: Pool) -> Line | None:
+def _advise_cpus(pool: PeakUsage) -> Recommendation | None:
     """CPUs per task: as many as were busy on average; of a GPU job twice that, since loaders work in bursts."""
     asked, busy = pool.cpus_per_task(), pool.busy_cpus()
     if asked is None or busy is None:
@@ -129,11 +298,11 @@ def _advise_cpus(pool: Pool) -> Line | None:
         rule = _why_kept(pool)
     else:
         rule = "a GPU job keeps twice what was busy" if pool.on_gpus else f"under {CPU_SHARE:.0%} busy: what was busy"
-        return Line("cpus-per-task", str(asked), str(advised), evidence, rule)
-    return Line("cpus-per-task", str(asked), str(asked), evidence, rule)
+        return Recommendation("cpus-per-task", str(asked), str(advised), evidence, rule)
+    return Recommendation("cpus-per-task", str(asked), str(asked), evidence, rule)
 
 
-def _advise_memory(pool: Pool, cpus: Line | None) -> Line | None:
+def _advise_memory(pool: PeakUsage, cpus: Recommendation | None) -> Recommendation | None:
     """Memory per node or per CPU: the highest peak and a fifth more."""
     peak, asked_bytes, asked = pool.memory_bytes(), pool.memory_asked_bytes(), pool.memory_asked()
     if peak is None:
@@ -150,17 +319,17 @@ def _advise_memory(pool: Pool, cpus: Line | None) -> Line | None:
     # Where memory comes per CPU, by request or by the site's default, fewer CPUs mean less of it.
     fewer_cpus = cpus is not None and cpus.is_change and (per_cpu or asked is None)
     if kept and not fewer_cpus:
-        return Line(option, asked, asked, evidence, kept)
+        return Recommendation(option, asked, asked, evidence, kept)
     if kept and asked_bytes is not None and peak >= MEMORY_SHARE * asked_bytes:
         needed, rule = asked_bytes, "as much as before on fewer CPUs"
     parts = _cpus_per_node(pool, cpus) if per_cpu else 1
     advised = memory_text(needed / parts)
     if asked_bytes is not None and parse_slurm_memory(advised) * parts >= asked_bytes >= needed and not fewer_cpus:
-        return Line(option, asked, asked, evidence, "small enough")
-    return Line(option, asked, advised, evidence, rule)
+        return Recommendation(option, asked, asked, evidence, "small enough")
+    return Recommendation(option, asked, advised, evidence, rule)
 
 
-def _why_memory_fits(pool: Pool, asked_bytes: int | None, needed: float, peak: float) -> str | None:
+def _why_memory_fits(pool: PeakUsage, asked_bytes: int | None, needed: float, peak: float) -> str | None:
     """Why the request can stay; None when it can't."""
     if asked_bytes is None or asked_bytes < needed:
         return None
@@ -171,14 +340,14 @@ def _why_memory_fits(pool: Pool, asked_bytes: int | None, needed: float, peak: f
     return None
 
 
-def _cpus_per_node(pool: Pool, cpus: Line | None) -> int:
+def _cpus_per_node(pool: PeakUsage, cpus: Recommendation | None) -> int:
     """CPUs that a node will give."""
     if cpus is not None and cpus.is_change and cpus.advised is not None:
         return int(cpus.advised) * pool.tasks_per_node
     return pool.cpus_per_node()
 
 
-def _advise_time(pool: Pool) -> Line | None:
+def _advise_time(pool: PeakUsage) -> Recommendation | None:
     """The time limit: the longest run and half as much again."""
     wall_s, limit_s = pool.wall_time_s(), pool.time_limit_s()
     if wall_s is None:
@@ -188,9 +357,9 @@ def _advise_time(pool: Pool) -> Line | None:
     evidence = f"{format_duration(wall_s)}{of} used ({pool.last.source}, {pool.count})"
     if pool.ended_as("TIMEOUT"):
         advised = time_text(RAISE * max(limit_s or 0.0, wall_s))
-        return Line("time", asked, advised, evidence, "it ran into the limit: half as much again")
+        return Recommendation("time", asked, advised, evidence, "it ran into the limit: half as much again")
     if not pool.may_lower:
-        return Line("time", asked, asked, evidence, _why_kept(pool))
+        return Recommendation("time", asked, asked, evidence, _why_kept(pool))
     if limit_s is None:
         rule = "a job with a time limit starts earlier"
     elif wall_s > limit_s / 1.1:
@@ -198,15 +367,15 @@ def _advise_time(pool: Pool) -> Line | None:
     elif wall_s < TIME_SHARE * limit_s:
         rule = f"under {TIME_SHARE:.0%} of the limit used: a shorter job starts earlier"
     else:
-        return Line("time", asked, asked, evidence, f"{TIME_SHARE:.0%} and more of the limit used")
+        return Recommendation("time", asked, asked, evidence, f"{TIME_SHARE:.0%} and more of the limit used")
     advised_s = TIME_HEADROOM * wall_s
     # Rounding up must not turn a lower limit into a higher one.
     if limit_s is not None and wall_s < TIME_SHARE * limit_s and _minutes(advised_s) * 60 >= limit_s:
-        return Line("time", asked, asked, evidence, "short enough")
-    return Line("time", asked, time_text(advised_s), evidence, rule)
+        return Recommendation("time", asked, asked, evidence, "short enough")
+    return Recommendation("time", asked, time_text(advised_s), evidence, rule)
 
 
-def _notes(pool: Pool) -> list[str]:
+def _notes(pool: PeakUsage) -> list[str]:
     """What makes the advice weaker than it could be."""
     notes = []
     wall_s = pool.wall_time_s()
@@ -239,7 +408,7 @@ def _note_on_memory(one: Efficiency) -> str:
     return f"Slurm samples memory, {every}: a short peak between two samples is missing"
 
 
-def _why_kept(pool: Pool) -> str:
+def _why_kept(pool: PeakUsage) -> str:
     return "not lowered while a job runs" if pool.live else "not lowered: no job completed"
 
 

@@ -1,4 +1,4 @@
-"""The layout auditor: what really ran, against what was asked for. Pure."""
+"""The layout auditor: what really ran, against what was asked for."""
 
 import math
 from collections.abc import Sequence

@@ -1,18 +1,18 @@
-"""What is known of one attempt of a job, and which rank it speaks against. Pure."""
+"""The evidence about one attempt of a job, and which rank it speaks against."""
 
 import math
 import re
+import signal
+from collections.abc import Sequence
 from functools import cached_property
 
 import msgspec
 
-from hpcdist.advice import memory_text, raised_memory_bytes
-from hpcdist.case import describe_exit, format_ranks, name_rank
 from hpcdist.config.job import JobSpec
-from hpcdist.observed import Observation, Pool
+from hpcdist.jobs.advice import Observation, PeakUsage, memory_text, raised_memory_bytes
+from hpcdist.jobs.diagnosis.log_patterns import Raised, find_exception, find_line, find_time_out, is_lost_peer
 from hpcdist.records.job import Cause, Ending, Kind
 from hpcdist.records.ranks import HANG_STATUS, LOST_PEER_STATUS, STOPPED_STATUS, RankUsage
-from hpcdist.signs import Raised, find_exception, find_line, find_time_out, is_lost_peer
 from hpcdist.units import format_bytes
 
 TERMINATED = 15
@@ -87,9 +87,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return find_exception(log.lines) if log else None
 
     @property
-    def pool(self) -> Pool | None:
+    def pool(self) -> PeakUsage | None:
         """What it used and asked for, to reckon with."""
-        return Pool([self.usage]) if self.usage else None
+        return PeakUsage([self.usage]) if self.usage else None
 
     @cached_property
     def culprit(self) -> RankUsage | None:
@@ -253,3 +253,29 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 def _is_of(line: str, rank: int) -> bool:
     named = _OTHER_RANK.match(line)
     return named is None or int(named[1]) == rank
+
+
+def name_rank(rank: RankUsage) -> str:
+    """`rank 2 on n1`."""
+    return f"rank {rank.rank} on {rank.host}"
+
+
+def format_ranks(ranks: Sequence[int]) -> str:
+    """`0-2, 5`: ascending numbers, those that follow each other as a range."""
+    spans: list[list[int]] = []
+    for number in ranks:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1][1:] = [number]
+        else:
+            spans.append([number])
+    return ", ".join("-".join(str(number) for number in span) for span in spans)
+
+
+def describe_exit(exit_code: int | None, number: int | None) -> str | None:
+    """`exit code 7` or `signal 9 (SIGKILL)`; None while there is no end."""
+    if number:
+        try:
+            return f"signal {number} ({signal.Signals(number).name})"
+        except ValueError:
+            return f"signal {number}"
+    return None if exit_code is None else f"exit code {exit_code}"

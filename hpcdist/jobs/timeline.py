@@ -1,4 +1,4 @@
-"""The joined record: where a job's time went, and where Slurm and the ranks disagree. Pure."""
+"""The joined record: where a job's time went, and where Slurm and the ranks disagree."""
 
 from collections.abc import Sequence
 

@@ -1,0 +1,1 @@
+"""A submitted job: its status, efficiency, diagnosis and advice; the Python API."""
