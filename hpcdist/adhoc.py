@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.config.job import JobSpec, Layout
-from hpcdist.study import Study, Variant
+from hpcdist.studies.study import Study, Variant
 
 # What differs from job to job without making another training of it.
 _IRRELEVANT = frozenset(

@@ -11,7 +11,7 @@ import msgspec
 from hpcdist.config.job import Layout
 from hpcdist.records.ranks import StepSplit, Straggler, TestResult
 from hpcdist.records.usage_curve import UsageCurve
-from hpcdist.study import Study
+from hpcdist.studies.study import Study
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hpcdist.batches import count_gpus, most_gpu_hours
 from hpcdist.comparison import Prediction, Spread
 from hpcdist.config.job import JobSpec, build_job
 from hpcdist.config.site import Prices
@@ -16,7 +15,8 @@ from hpcdist.link import Link
 from hpcdist.prediction import predict
 from hpcdist.records.job import JobRecord
 from hpcdist.scaling import scale, spread
-from hpcdist.study import Study, Trial, Variant
+from hpcdist.studies.batches import count_gpus, most_gpu_hours
+from hpcdist.studies.study import Study, Trial, Variant
 from hpcdist.units import parse_slurm_time
 
 _START = re.compile(r"to start at ([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})")

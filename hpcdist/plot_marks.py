@@ -10,7 +10,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from hpcdist.comparison import Spread, VariantRow
 from hpcdist.drawing import INK, LAYOUT_COLOURS, MARKERS, PAPER, label, new_axes
-from hpcdist.study import format_settings
+from hpcdist.studies.study import format_settings
 from hpcdist.units import format_number
 
 _MOST_IN_LEGEND = 12

@@ -13,7 +13,7 @@ from hpcdist.comparison import Comparison, Fit, Spread, VariantRow, name_rank
 from hpcdist.drawing import INK, label, new_axes
 from hpcdist.plot_marks import choose_looks, draw_bars, draw_legend, draw_point, show_ranks, side_by_side
 from hpcdist.scaling import EFFICIENCY_LINE, scale
-from hpcdist.study import format_settings
+from hpcdist.studies.study import format_settings
 
 # How far a fitted law is drawn beyond the last measured point.
 _BEYOND = 2

@@ -17,7 +17,7 @@ from hpcdist.link import BACKWARD_SHARE, Link, carry_to_ranks, choose_links, fin
 from hpcdist.records.job import JobRecord
 from hpcdist.records.ranks import PARTS, StepSplit, TrainingMetrics, mean_split, median_split, waiting_s
 from hpcdist.scaling import SINGLE_MARGIN, spread
-from hpcdist.study import Variant, settings_key
+from hpcdist.studies.study import Variant, settings_key
 
 # The preflight all-reduces each size so often.
 PROBE_REPEATS = 3

@@ -16,7 +16,7 @@ from hpcdist.prediction import predict_measured
 from hpcdist.records.job import JobRecord
 from hpcdist.records.ranks import median_split
 from hpcdist.scaling import compare_spreads, fit_all, ratio, scale, spread
-from hpcdist.study import Study, Trial, Variant, settings_key
+from hpcdist.studies.study import Study, Trial, Variant, settings_key
 from hpcdist.trial_row import build_trial_row
 from hpcdist.unmeasured import find_unmeasured
 from hpcdist.verdict import judge

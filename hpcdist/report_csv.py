@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from hpcdist.comparison import SPREAD_FIGURES, Comparison, Spread, VariantRow
-from hpcdist.study import Reference
+from hpcdist.studies.study import Reference
 from hpcdist.text import printable
 
 _CSV_PLAIN = ("waiting_s", "bytes_per_step", "global_batch_size", "latency_s", "bandwidth_bytes_per_s")

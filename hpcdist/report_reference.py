@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from hpcdist.comparison import Comparison, VariantRow
 from hpcdist.report_cells import Cell, Heading, Line, Table, spread_cell
-from hpcdist.study import Reference
+from hpcdist.studies.study import Reference
 from hpcdist.units import format_figure, format_seconds
 
 PRINTED = "printed elsewhere"

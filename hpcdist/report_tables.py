@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from hpcdist.comparison import Comparison, Fit, Prediction, TrialRow, VariantRow, name_rank
 from hpcdist.records.job import ENDED_STATES
 from hpcdist.report_cells import Cell, Heading, Line, Table, efficiency_cell, spread_cell
-from hpcdist.study import format_settings
+from hpcdist.studies.study import format_settings
 from hpcdist.units import (
     format_accuracy,
     format_factor,

@@ -8,7 +8,7 @@ from hpcdist.comparison import Comparison, Fit, Prediction, Spread, VariantRow
 from hpcdist.jobs.table import measure
 from hpcdist.report_reference import describe_references, format_column, format_printed
 from hpcdist.scaling import EFFICIENCY_LINE
-from hpcdist.study import format_settings
+from hpcdist.studies.study import format_settings
 from hpcdist.text import printable
 
 GAP = "  "

@@ -14,9 +14,9 @@ from hpcdist.jobs.job import Job
 from hpcdist.records.job import JobRecord, split_task
 from hpcdist.records.store import RunRecord, Store
 from hpcdist.report import compare
-from hpcdist.study import Study, Trial, Variant
-from hpcdist.study_state import load_study
-from hpcdist.trials import read_records
+from hpcdist.studies.state import load_study
+from hpcdist.studies.study import Study, Trial, Variant
+from hpcdist.studies.trials import read_records
 
 _VERSIONS = ("python", "hpcdist", "torch", "pytorch-lightning", "numpy")
 Trials = list[tuple[Trial, JobRecord | None]]

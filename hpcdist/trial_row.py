@@ -9,7 +9,7 @@ from hpcdist.config.site import Prices
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord, Timeline
 from hpcdist.records.ranks import TrainingMetrics, find_straggler, mean_split, waiting_s
-from hpcdist.study import Study, Trial, Variant
+from hpcdist.studies.study import Study, Trial, Variant
 
 NOT_SUBMITTED = "NOT SUBMITTED"
 _NO_FIGURES = Timeline()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hpcdist.comparison import VariantRow
-from hpcdist.study import Study
+from hpcdist.studies.study import Study
 from hpcdist.verdict_words import join_names
 
 # The field of a row, and what it is for a reader.

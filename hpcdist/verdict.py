@@ -6,7 +6,7 @@ import msgspec
 
 from hpcdist.comparison import Statement, VariantRow
 from hpcdist.scaling import EFFICIENCY_LINE
-from hpcdist.study import Study
+from hpcdist.studies.study import Study
 from hpcdist.units import format_percent, format_time
 from hpcdist.verdict_answers import answer
 from hpcdist.verdict_runs import explain_runs

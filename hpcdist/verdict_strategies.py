@@ -7,7 +7,7 @@ import msgspec
 
 from hpcdist.comparison import Spread, Statement, VariantRow
 from hpcdist.scaling import is_less
-from hpcdist.study import format_settings, settings_key
+from hpcdist.studies.study import format_settings, settings_key
 from hpcdist.units import format_accuracy, format_time
 from hpcdist.verdict_words import Case, join_names, reached_target
 

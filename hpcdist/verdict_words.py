@@ -6,7 +6,7 @@ import msgspec
 
 from hpcdist.comparison import Spread, VariantRow
 from hpcdist.scaling import is_less
-from hpcdist.study import Study, settings_key
+from hpcdist.studies.study import Study, settings_key
 
 BATCH_OPTIONS = frozenset({"batch_size", "batch_size_per_rank"})
 _MOST_NAMES = 3

@@ -6,7 +6,7 @@ from hpcdist.comparison import Comparison, Fit, Prediction, Spread, Statement, T
 from hpcdist.config.job import Layout
 from hpcdist.config.site import Prices
 from hpcdist.records.ranks import StepSplit, Straggler, TestResult
-from hpcdist.study import Study
+from hpcdist.studies.study import Study
 
 # 2026-03-01 12:00 UTC
 NOON_S = 1772366400.0

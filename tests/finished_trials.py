@@ -7,7 +7,7 @@ from hpcdist.records.job import Cause, JobRecord, JobStatus, Timeline
 from hpcdist.records.network import AllReduce
 from hpcdist.records.ranks import RankUsage, StepSplit, TestResult, TrainingMetrics
 from hpcdist.report import compare
-from hpcdist.study import Study, Trial, Variant
+from hpcdist.studies.study import Study, Trial, Variant
 
 START_S = 1_000_000.0
 GRADIENT_BYTES = 228_000

@@ -11,8 +11,8 @@ from hpcdist.config.site import Prices
 from hpcdist.plan import make_plan, measured_walls, parse_start, price_of
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord, JobStatus
-from hpcdist.study_file import parse_study
-from hpcdist.variants import expand, list_trials
+from hpcdist.studies.study_file import parse_study
+from hpcdist.studies.variants import expand, list_trials
 from tests.conftest import run_hpcdist
 
 STUDY = """

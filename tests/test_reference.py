@@ -12,8 +12,8 @@ from hpcdist.jobs.table import measure
 from hpcdist.report_csv import format_csv
 from hpcdist.report_html import render_html
 from hpcdist.report_text import format_comparison, format_markdown
-from hpcdist.study import Reference
-from hpcdist.study_file import parse_study
+from hpcdist.studies.study import Reference
+from hpcdist.studies.study_file import parse_study
 from tests.finished_trials import done, report, study, variant
 
 ONE, TWO = variant("1x1"), variant("1x2")

@@ -9,7 +9,7 @@ from hpcdist.comparison import Spread
 from hpcdist.config.site import Prices
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.report import compare
-from hpcdist.study import Trial
+from hpcdist.studies.study import Trial
 from tests.finished_trials import START_S, done, failed, probe, report, row, said, split, study, variant
 
 ONE, TWO, NET = variant("1x1"), variant("1x2"), variant("2x1")

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from hpcdist import batches
 from hpcdist.config.job import build_job
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, NotReadyError, UsageError
 from hpcdist.jobs.job import Job
 from hpcdist.slurm import queue
-from hpcdist.studies import run_study
-from hpcdist.study_file import parse_study
-from hpcdist.study_state import list_studies, load_study, locked
-from hpcdist.trials import query_trials, read_records
-from hpcdist.variants import expand, list_trials
+from hpcdist.studies import batches
+from hpcdist.studies.run import run_study
+from hpcdist.studies.state import list_studies, load_study, locked
+from hpcdist.studies.study_file import parse_study
+from hpcdist.studies.trials import query_trials, read_records
+from hpcdist.studies.variants import expand, list_trials
 from tests.conftest import run_hpcdist
 
 FAKE = Path(__file__).with_name("fake_slurm.py")
@@ -171,7 +171,7 @@ def test_two_at_once_do_not_send_twice(slurm):
 
 
 def test_a_study_that_another_process_runs_is_left_alone(project, monkeypatch):
-    monkeypatch.setattr("hpcdist.study_state.LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr("hpcdist.studies.state.LOCK_PATIENCE_S", 0)
     with locked("two", project), pytest.raises(NotReadyError, match="another hpcdist"), locked("two", project):
         pass
 

@@ -3,8 +3,8 @@
 import pytest
 
 from hpcdist.errors import UsageError
-from hpcdist.study_file import parse_study
-from hpcdist.variants import choose, expand, list_trials, reconcile
+from hpcdist.studies.study_file import parse_study
+from hpcdist.studies.variants import choose, expand, list_trials, reconcile
 
 PLAIN = 'name = "s"\nlayouts = ["1x1", "2x1"]\n'
 

@@ -3,8 +3,8 @@
 import pytest
 
 from hpcdist.errors import UsageError
-from hpcdist.study_file import parse_study
-from hpcdist.variants import expand
+from hpcdist.studies.study_file import parse_study
+from hpcdist.studies.variants import expand
 from tests.conftest import REPOSITORY
 
 TEXT = """name = "s"

@@ -11,9 +11,8 @@ from hpcdist.cli.tune import tune_command
 from hpcdist.config.project import Project
 from hpcdist.config.site import Site
 from hpcdist.reports import report_on
-from hpcdist.studies import Watch
-from hpcdist.tune import Tuned, tune
-from hpcdist.tuning import Attempt
+from hpcdist.studies.run import Watch
+from hpcdist.studies.tune import Measurement, Tuned, tune
 from tests import test_studies
 from tests.conftest import run_hpcdist
 
@@ -77,10 +76,10 @@ def test_workers_are_tried_when_the_data_are_waited_for(project, monkeypatch):
     def measure(bench, stage, fixed, swept, values):
         asked.append((stage, dict(fixed), swept, values))
         if swept == "batch_size":
-            return [Attempt(batch_size=value, images_per_s=100.0, data_share=0.5) for value in values]
-        return [Attempt(batch_size=64, workers=value, images_per_s=100.0 + 50 * value) for value in values]
+            return [Measurement(batch_size=value, images_per_s=100.0, data_share=0.5) for value in values]
+        return [Measurement(batch_size=64, workers=value, images_per_s=100.0 + 50 * value) for value in values]
 
-    monkeypatch.setattr("hpcdist.tune._Bench.measure", measure)
+    monkeypatch.setattr("hpcdist.studies.tune._Bench.measure", measure)
     here = Project(root=project, config=None, site=Site(), defaults={})
     found = tune({"data": "./images", "batch_size": 64, "gpus": 0}, here, backend="local", seconds=1.0)
     assert asked == [
@@ -99,7 +98,7 @@ def test_the_difference_is_shown_and_written_unless_told_or_measured_in_a_crowd(
     project, monkeypatch, words, crowded, code, written
 ):
     """The command alone, with what was found made up."""
-    chosen = Attempt(batch_size=1024, images_per_s=10.0, is_crowded=crowded)
+    chosen = Measurement(batch_size=1024, images_per_s=10.0, is_crowded=crowded)
     found = Tuned(
         layout="1x2", ranks=2, studies=("s",), attempts=(chosen,), chosen=chosen,
         options={"batch_size": 1024}, sentences=("Batch 1024.",),

@@ -4,7 +4,6 @@ import tomllib
 
 import pytest
 
-from hpcdist.attempts import build_attempt, find_memory_share
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.toml import check_writable, set_options
 from hpcdist.config.training import Training
@@ -12,8 +11,18 @@ from hpcdist.errors import UsageError
 from hpcdist.records.job import Cause, JobRecord, JobStatus
 from hpcdist.records.ranks import RankUsage, StepSplit, TrainingMetrics
 from hpcdist.records.usage_curve import UsageCurve
-from hpcdist.tune import begin_search
-from hpcdist.tuning import Attempt, Search, choose_batch, choose_workers, explain, next_batches, next_workers
+from hpcdist.studies.tune import (
+    Measurement,
+    Search,
+    begin_search,
+    build_attempt,
+    choose_batch,
+    choose_workers,
+    explain,
+    find_memory_share,
+    next_batches,
+    next_workers,
+)
 
 GIB = 1024**3
 LAYOUT = Layout(nodes=1, gpus=2, cpus_per_task=2)
@@ -21,9 +30,9 @@ LAYOUT = Layout(nodes=1, gpus=2, cpus_per_task=2)
 
 def tried(*speeds, start=512, **last):
     """Batches from 512 on, doubled, with these speeds; what is given by name is of the last one."""
-    attempts = [Attempt(batch_size=start * 2**at, images_per_s=speed) for at, speed in enumerate(speeds)]
+    attempts = [Measurement(batch_size=start * 2**at, images_per_s=speed) for at, speed in enumerate(speeds)]
     if last:
-        attempts[-1] = Attempt(batch_size=attempts[-1].batch_size, **{"images_per_s": speeds[-1]} | last)
+        attempts[-1] = Measurement(batch_size=attempts[-1].batch_size, **{"images_per_s": speeds[-1]} | last)
     return attempts
 
 
@@ -32,7 +41,7 @@ def settle(search, speed_of):
     attempts, rounds = [], []
     while sizes := next_batches(search, attempts):
         rounds.append(sizes)
-        attempts += [Attempt(batch_size=size, **speed_of(size)) for size in sizes]
+        attempts += [Measurement(batch_size=size, **speed_of(size)) for size in sizes]
     return attempts, rounds
 
 
@@ -144,8 +153,8 @@ def test_the_target_ends_the_search_at_the_smallest_batch_that_reaches_it():
 def test_a_target_out_of_reach_gives_the_fastest_and_says_so():
     search = Search(start=512, target_utilization=0.95)
     attempts = [
-        Attempt(batch_size=512, images_per_s=10.0, utilization=0.5, processor="GPU"),
-        Attempt(batch_size=1024, images_per_s=10.1, utilization=0.6, processor="GPU"),
+        Measurement(batch_size=512, images_per_s=10.0, utilization=0.5, processor="GPU"),
+        Measurement(batch_size=1024, images_per_s=10.1, utilization=0.6, processor="GPU"),
     ]
     assert next_batches(search, attempts) == ()
     chosen = choose_batch(search, attempts)
@@ -164,23 +173,23 @@ def test_several_are_tried_at_once_where_each_round_waits_and_none_above_the_mos
 
 
 def test_workers_are_tried_only_where_the_data_are_waited_for():
-    slow = Attempt(batch_size=64, images_per_s=100.0, data_share=0.4)
+    slow = Measurement(batch_size=64, images_per_s=100.0, data_share=0.4)
     assert next_workers(slow, [slow], 2, has_workers=True) == (0, 1, 2, 4)
     assert next_workers(slow, [slow], 16, has_workers=True) == (0, 1, 2, 4, 8, 16)
     assert next_workers(slow, [slow], 2, has_workers=False) == ()
-    fed = Attempt(batch_size=128, images_per_s=100.0, data_share=0.1)
+    fed = Measurement(batch_size=128, images_per_s=100.0, data_share=0.1)
     assert next_workers(fed, [slow, fed], 2, has_workers=True) == ()
-    unknown = Attempt(batch_size=128, images_per_s=100.0)
+    unknown = Measurement(batch_size=128, images_per_s=100.0)
     assert next_workers(unknown, [unknown], 2, has_workers=True) == ()
     assert next_workers(unknown, [slow, unknown], 2, has_workers=True) == (0, 1, 2, 4)
 
 
 def test_the_fewest_workers_about_as_fast_as_the_fastest_are_taken():
-    batch = Attempt(batch_size=64, images_per_s=100.0, data_share=0.4)
+    batch = Measurement(batch_size=64, images_per_s=100.0, data_share=0.4)
     counts = [
-        Attempt(batch_size=64, workers=at, images_per_s=speed) for at, speed in ((0, 60.0), (1, 101.0), (2, 150.0))
+        Measurement(batch_size=64, workers=at, images_per_s=speed) for at, speed in ((0, 60.0), (1, 101.0), (2, 150.0))
     ]
-    more = Attempt(batch_size=64, workers=4, images_per_s=154.0)
+    more = Measurement(batch_size=64, workers=4, images_per_s=154.0)
     assert choose_workers(batch, [*counts, more]).workers == 2
     assert choose_workers(batch, counts[:2]) is batch
 

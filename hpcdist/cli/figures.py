@@ -113,8 +113,8 @@ def _find_named(token: str, source: "Source | None") -> Efficiency | list[str]:
 def _iter_study(name: str) -> Iterator[Efficiency]:
     """The jobs of a study's trials in their order; trials without figures are counted on standard error."""
     from hpcdist.config.project import find_project
-    from hpcdist.study_state import load_study
-    from hpcdist.trials import iter_figures_of_trials
+    from hpcdist.studies.state import load_study
+    from hpcdist.studies.trials import iter_figures_of_trials
 
     silent = 0
     for one in iter_figures_of_trials(load_study(name, find_project(Path.cwd()).root)):

@@ -59,7 +59,7 @@ def _list_jobs() -> Iterator[tuple[str, str]]:
 
 
 def _list_studies() -> Iterator[tuple[str, str]]:
-    from hpcdist.study_state import name_studies
+    from hpcdist.studies.state import name_studies
 
     return ((name, "study") for name in name_studies(_find_root()))
 

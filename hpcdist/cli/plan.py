@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 import msgspec
 
-from hpcdist.batches import make_batches
 from hpcdist.cli.options import JSON
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
@@ -20,12 +19,13 @@ from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.records.job import JobRecord
 from hpcdist.records.network import read_probes
 from hpcdist.slurm import sbatch
-from hpcdist.study import Scale, Study, Trial, Variant
-from hpcdist.study_state import find_study
+from hpcdist.studies.batches import make_batches
+from hpcdist.studies.state import find_study
+from hpcdist.studies.study import Scale, Study, Trial, Variant
+from hpcdist.studies.trials import read_records
+from hpcdist.studies.variants import expand, list_trials, reconcile
 from hpcdist.submission.prepare import choose_backend, complete_job, prepare
-from hpcdist.trials import read_records
 from hpcdist.units import format_duration
-from hpcdist.variants import expand, list_trials, reconcile
 
 HEADER = ("VARIANT", "TRIALS", "MISSING", "START", "LIMIT", "GPU-HOURS <=", "COST <=", "WALL", "COST", "BASIS")
 

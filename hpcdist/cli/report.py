@@ -14,7 +14,7 @@ from hpcdist.files import write_atomically
 from hpcdist.report_csv import format_csv
 from hpcdist.report_text import format_comparison, format_markdown
 from hpcdist.reports import report_on
-from hpcdist.study_state import name_studies
+from hpcdist.studies.state import name_studies
 
 WIDEST = 10_000
 

@@ -8,8 +8,6 @@ from pathlib import Path
 import click
 import msgspec
 
-from hpcdist import study_state
-from hpcdist.batches import Batch
 from hpcdist.cli import following
 from hpcdist.cli.offers import offer_studies
 from hpcdist.cli.options import BACKEND, JSON
@@ -21,14 +19,15 @@ from hpcdist.config.project import Project, find_project
 from hpcdist.config.toml import read_text
 from hpcdist.records.job import JobStatus
 from hpcdist.report import has_prices
-from hpcdist.studies import cancel_study, prepare_batches, run_study
-from hpcdist.study import Scale, Study, Trial
-from hpcdist.study_file import parse_study
-from hpcdist.study_plan import StudyPlan, plan_study
-from hpcdist.study_state import StudyState, load_study
+from hpcdist.studies import state as study_state
+from hpcdist.studies.batches import Batch
+from hpcdist.studies.run import StudyPlan, cancel_study, plan_study, prepare_batches, run_study
+from hpcdist.studies.state import StudyState, load_study
+from hpcdist.studies.study import Scale, Study, Trial
+from hpcdist.studies.study_file import parse_study
+from hpcdist.studies.trials import find_runs, query_trials
 from hpcdist.submission.prepare import choose_backend
 from hpcdist.text import printable_line
-from hpcdist.trials import find_runs, query_trials
 from hpcdist.units import format_duration
 
 FILE = click.argument("file", type=click.Path(path_type=Path), metavar="FILE.toml")

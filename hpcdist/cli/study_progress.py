@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from hpcdist.batches import Batch
 from hpcdist.cli.following import OneLine, describe, warn_of_exposed_secret, warn_of_missing_data
 from hpcdist.jobs.status import pause_s
 from hpcdist.records.job import JobStatus, Progress
-from hpcdist.studies import Watch
-from hpcdist.study import Trial
-from hpcdist.study_state import StudyState
+from hpcdist.studies.batches import Batch
+from hpcdist.studies.run import Watch
+from hpcdist.studies.state import StudyState
+from hpcdist.studies.study import Trial
+from hpcdist.studies.trials import NOT_SUBMITTED, query_trials
 from hpcdist.submission.prepare import PreparedJob
-from hpcdist.trials import NOT_SUBMITTED, query_trials
 
 POLL_INTERVAL_S = 2.0
 # Sending that is over sooner needs no line.

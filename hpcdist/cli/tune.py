@@ -18,11 +18,10 @@ from hpcdist.config.toml import check_writable, parse_toml, read_text, set_optio
 from hpcdist.errors import HpcdistError
 from hpcdist.files import write_atomically
 from hpcdist.records.job import JobStatus, Progress
-from hpcdist.study import Trial
+from hpcdist.studies.study import Trial
+from hpcdist.studies.tune import Measurement, Tuned, tune
 from hpcdist.submission.prepare import choose_backend
 from hpcdist.text import dashed, printable_line
-from hpcdist.tune import Tuned, tune
-from hpcdist.tuning import Attempt
 
 HEADER = ("BATCH", "PER RANK", "WORKERS", "IMAGES/S", "BUSY", "MEMORY", "DATA", "NOTE", "RUN")
 
@@ -167,7 +166,7 @@ def _show(found: Tuned, settings: Mapping[str, int], difference: Sequence[str]) 
     click.echo(f"compare with: hpcdist report {found.studies[0]}", err=True)
 
 
-def _row(one: Attempt, found: Tuned) -> list[str | None]:
+def _row(one: Measurement, found: Tuned) -> list[str | None]:
     mark = "*" if found.chosen and one == found.chosen else ""
     return [
         f"{one.batch_size}{mark}",

@@ -1,4 +1,4 @@
-"""A study: the same training over several layouts and settings, repeated, to be compared. Pure values."""
+"""A study: the same training over several layouts and settings, repeated, to be compared."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""How a study's trials become jobs: those that ask Slurm for the same go as one array. Pure."""
+"""How a study's trials become jobs: those that ask Slurm for the same go as one array."""
 
 import hashlib
 from collections import Counter
@@ -10,10 +10,10 @@ import msgspec
 from hpcdist.config.job import JobSpec, Layout, build_job
 from hpcdist.config.training import Training
 from hpcdist.errors import UsageError
-from hpcdist.study import Study, Trial, Variant
+from hpcdist.studies.study import Study, Trial, Variant
+from hpcdist.studies.variants import choose
 from hpcdist.submission.render import flag_words
 from hpcdist.units import parse_slurm_time
-from hpcdist.variants import choose
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,8 +12,8 @@ from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord, JobStatus
 from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.slurm import queue
-from hpcdist.study import Trial
-from hpcdist.study_state import StudyState
+from hpcdist.studies.state import StudyState
+from hpcdist.studies.study import Trial
 
 NOT_SUBMITTED = "NOT SUBMITTED"
 

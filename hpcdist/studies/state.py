@@ -12,8 +12,8 @@ from hpcdist.config.job import Backend
 from hpcdist.config.secrets import is_secret
 from hpcdist.errors import HpcdistError, NotFoundError, NotReadyError
 from hpcdist.files import lock_file, write_atomically
-from hpcdist.study import Study, Trial, Variant
-from hpcdist.study_file import check_study_name
+from hpcdist.studies.study import Study, Trial, Variant
+from hpcdist.studies.study_file import check_study_name
 
 LOCK_PATIENCE_S = 10.0
 

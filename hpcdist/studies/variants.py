@@ -1,4 +1,4 @@
-"""A study's variants: every layout with every choice of the swept options, named. Pure."""
+"""A study's variants: every layout with every choice of the swept options, named."""
 
 import hashlib
 import itertools
@@ -11,7 +11,7 @@ import msgspec
 from hpcdist.config.job import LAYOUT_KEYS, TABLES, Layout, build_job, merge_options
 from hpcdist.config.toml import Path
 from hpcdist.errors import UsageError
-from hpcdist.study import Study, Trial, Variant
+from hpcdist.studies.study import Study, Trial, Variant
 from hpcdist.text import suggest
 
 LABEL = "label"  # of a layout: its own name for what it is, in place of the options in which it differs

@@ -1,4 +1,4 @@
-"""A study's file: TOML into a `Study`; every fault is told with its line and key. Pure."""
+"""A study's file: TOML into a `Study`; every fault is told with its line and key."""
 
 import math
 import re
@@ -7,16 +7,112 @@ from typing import Any
 
 import msgspec
 
-from hpcdist.config.job import TABLES, check_keys, check_name, option_types
+from hpcdist.config.job import OPTION_KEYS, TABLES, check_keys, check_name, option_types
 from hpcdist.config.secrets import is_secret
 from hpcdist.config.site import Prices
 from hpcdist.config.toml import Path, find_lines, line_of, parse_toml
 from hpcdist.errors import UsageError
-from hpcdist.study import Limits, Reference, Scale, Scaling, Study, Variant
-from hpcdist.study_scale import find_place, lay_over
-from hpcdist.study_values import as_text, convert, explain_unknown, read_struct, read_table, show
-from hpcdist.text import underscored, with_underscores
-from hpcdist.variants import LABEL, StudyError, check_baseline, expand
+from hpcdist.studies.study import Limits, Reference, Scale, Scaling, Study, Variant
+from hpcdist.studies.variants import LABEL, StudyError, check_baseline, expand
+from hpcdist.text import dashed, printable, suggest, underscored, with_underscores
+
+_FORM = "docs/studies.md shows a whole file"
+
+
+def read_table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A table; empty where there is none."""
+    table = values.get(key, {})
+    if not isinstance(table, dict):
+        raise StudyError(f"{key} is {show(table)}, expected a table", f"write [{key}] on a line of its own", (key,))
+    return table
+
+
+def read_struct(table: Mapping[str, Any], kind: type, path: Path) -> Any:
+    """A table whose keys are a type's fields."""
+    table = with_underscores(table)
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    for name in table:
+        if name not in fields:
+            raise StudyError(*explain_unknown(name, tuple(fields)), (*path, name))
+    for name, field in fields.items():
+        if field.required and name not in table:
+            raise StudyError(f"{path[0]}: {name} is missing", _FORM, path)
+    return kind(**{name: convert(value, fields[name].type, (*path, name)) for name, value in table.items()})
+
+
+def explain_unknown(key: str, known: tuple[str, ...]) -> tuple[str, str]:
+    """What to say of a key that nothing has: message and hint."""
+    if key in OPTION_KEYS:
+        return f"{key} is an option of the jobs", "put it under [options]"
+    hint = suggest(dashed(key), map(dashed, known), f"the keys are: {', '.join(known)}")
+    return f"unknown key {printable(key)!r}", hint
+
+
+def convert(value: Any, kind: Any, path: Path) -> Any:
+    """The value as this type."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        key = next(str(part) for part in reversed(path) if isinstance(part, str))
+        raise StudyError(f"{key} is {show(value)}: {str(error).replace('`', '')}", _FORM, path) from None
+
+
+def as_text(value: Any, path: Path) -> str:
+    """A text, or a number written without quotes."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise StudyError(f"{path[-1]} is {show(value)}, expected a text", 'write it in quotes: "..."', path)
+
+
+def show(value: Any) -> str:
+    """A value for a message."""
+    text = printable(str(value)) if not isinstance(value, str) else repr(printable(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+SMALL = "small"
+_MERGED = ("options", "limits")
+SCALE_KEYS = ("repeat", "baseline", "target_accuracy", "layouts", "grid", "zip", *_MERGED)
+
+
+def lay_over(values: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    """The study's keys at a scale: options and limits are merged by key, everything else is replaced.
+
+    Raises:
+        StudyError: `[small]` has a key that it can't have, or is wanted and not there.
+    """
+    small = with_underscores(read_table(values, SMALL))
+    for key in small:
+        if key not in SCALE_KEYS:
+            raise StudyError(*explain_unknown(key, SCALE_KEYS), (SMALL, key))
+    laid = {key: value for key, value in values.items() if key != SMALL}
+    if scale == "full":
+        return laid
+    if SMALL not in values:
+        raise StudyError("this study has no small scale", "write [small] with what is to be smaller", ())
+    for key, value in small.items():
+        whole = key not in _MERGED or not (isinstance(value, dict) and isinstance(laid.get(key), dict))
+        laid[key] = value if whole else {**with_underscores(laid[key]), **with_underscores(value)}
+    if isinstance(laid.get("name"), str):
+        laid["name"] += f"-{SMALL}"  # another folder: trials of the two are never compared
+    return laid
+
+
+def find_place(values: Mapping[str, Any], path: Path, scale: Scale) -> Path:
+    """Where the file says what stands at a path of the study at this scale."""
+    small = values.get(SMALL)
+    if scale == "full" or not path or not isinstance(small, dict):
+        return path
+    section = with_underscores(small).get(str(path[0]))
+    if section is None:
+        return path
+    is_theirs = (
+        path[0] in _MERGED and isinstance(section, dict) and path[1:2] and path[1] not in with_underscores(section)
+    )
+    return path if is_theirs else (SMALL, *path)
+
 
 KEYS = ("name", "repeat", "scaling", "baseline", "target_accuracy")
 SECTIONS = ("layouts", "options", "grid", "zip", "prices", "limits", "reference")

@@ -1,0 +1,1 @@
+"""Study files, variants, job arrays, running and tuning."""
