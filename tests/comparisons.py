@@ -2,10 +2,10 @@
 
 import statistics
 
-from hpcdist.comparison import Comparison, Fit, Prediction, Spread, Statement, TrialRow, VariantRow
 from hpcdist.config.job import Layout
 from hpcdist.config.site import Prices
 from hpcdist.records.ranks import StepSplit, Straggler, TestResult
+from hpcdist.report.model import Comparison, Fit, Prediction, Spread, Statement, TrialRow, VariantRow
 from hpcdist.studies.study import Study
 
 # 2026-03-01 12:00 UTC

@@ -6,7 +6,7 @@ from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Cause, JobRecord, JobStatus, Timeline
 from hpcdist.records.network import AllReduce
 from hpcdist.records.ranks import RankUsage, StepSplit, TestResult, TrainingMetrics
-from hpcdist.report import compare
+from hpcdist.report.compare import compare
 from hpcdist.studies.study import Study, Trial, Variant
 
 START_S = 1_000_000.0

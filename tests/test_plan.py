@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hpcdist.comparison import Prediction, Spread
 from hpcdist.config.job import build_job
 from hpcdist.config.site import Prices
-from hpcdist.plan import make_plan, measured_walls, parse_start, price_of
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord, JobStatus
+from hpcdist.report.model import Prediction, Spread
+from hpcdist.report.predict import make_plan, measured_walls, parse_start, price_of
 from hpcdist.studies.study_file import parse_study
 from hpcdist.studies.variants import expand, list_trials
 from tests.conftest import run_hpcdist

@@ -12,13 +12,23 @@ import msgspec
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from hpcdist.comparison import Fit
-from hpcdist.drawing import plot_style
 from hpcdist.jobs import tensorboard
-from hpcdist.plot_marks import choose_looks, side_by_side
-from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, name_baseline, predict_speedup
-from hpcdist.plot_use import choose_time, draw_accuracy_over_time, draw_cost, draw_step, draw_use, parts_of
-from hpcdist.plots import draw_plots
+from hpcdist.report.model import Fit
+from hpcdist.report.plot_figures import (
+    choose_time,
+    draw_accuracy_over_time,
+    draw_cost,
+    draw_efficiency,
+    draw_speedup,
+    draw_step,
+    draw_throughput,
+    draw_use,
+    name_baseline,
+    parts_of,
+    predict_speedup,
+)
+from hpcdist.report.plot_style import choose_looks, plot_style, side_by_side
+from hpcdist.report.plots import draw_plots
 
 KEYS = [
     *("speedup", "efficiency", "throughput", "throughput-per-rank", "step", "accuracy-time", "accuracy-hours"),
@@ -65,7 +75,7 @@ def test_nothing_is_drawn_of_what_nobody_measured():
 
 
 def test_same_comparison_gives_the_same_bytes_in_another_process():
-    code = "import sys; sys.path.insert(0, 'tests'); import comparisons; from hpcdist.plots import *\n"
+    code = "import sys; sys.path.insert(0, 'tests'); import comparisons; from hpcdist.report.plots import *\n"
     code += "p = comparisons.plain(); sys.stdout.write(repr(draw_plots(p, png=True)))"
     once = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert once == repr(drawn("plain"))

@@ -2,8 +2,7 @@
 
 import pytest
 
-from hpcdist.link import Link, all_reduce_s, carry_to_ranks, find_exposed_s
-from hpcdist.prediction import predict, predict_measured
+from hpcdist.report.predict import Link, all_reduce_s, carry_to_ranks, find_exposed_s, predict, predict_measured
 from tests.finished_trials import done, probe, report, split, study, variant
 
 ONE, TWO, NET, FOUR = (variant(name) for name in ("1x1", "1x2", "2x1", "2x2"))

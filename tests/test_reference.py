@@ -9,9 +9,8 @@ import pytest
 
 from hpcdist.errors import UsageError
 from hpcdist.jobs.table import measure
-from hpcdist.report_csv import format_csv
-from hpcdist.report_html import render_html
-from hpcdist.report_text import format_comparison, format_markdown
+from hpcdist.report.html import render_html
+from hpcdist.report.text import format_comparison, format_csv, format_markdown
 from hpcdist.studies.study import Reference
 from hpcdist.studies.study_file import parse_study
 from tests.finished_trials import done, report, study, variant

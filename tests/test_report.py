@@ -5,10 +5,10 @@ import time
 import msgspec
 import pytest
 
-from hpcdist.comparison import Spread
 from hpcdist.config.site import Prices
 from hpcdist.records.efficiency import Efficiency
-from hpcdist.report import compare
+from hpcdist.report.compare import compare
+from hpcdist.report.model import Spread
 from hpcdist.studies.study import Trial
 from tests.finished_trials import START_S, done, failed, probe, report, row, said, split, study, variant
 

@@ -11,12 +11,11 @@ import comparisons
 import msgspec
 import pytest
 
-from hpcdist.comparison import Spread, TrialRow, VariantRow
 from hpcdist.config.job import Layout
 from hpcdist.config.site import Site
-from hpcdist.report_cells import format_evidence, spread_cell
-from hpcdist.report_html import render_html
-from hpcdist.report_tables import describe_fit, tabulate_predictions, tabulate_speed, tabulate_trials
+from hpcdist.report.format import format_evidence, spread_cell
+from hpcdist.report.html import describe_fit, render_html, tabulate_predictions, tabulate_speed, tabulate_trials
+from hpcdist.report.model import Spread, TrialRow, VariantRow
 from hpcdist.submission.render import read_templates
 from hpcdist.units import format_money, format_number, format_seconds
 
@@ -279,7 +278,7 @@ def test_figures_have_the_digits_and_units_of_a_table():
 
 
 def test_same_comparison_gives_the_same_page_in_another_process():
-    code = "import sys; sys.path.insert(0, 'tests'); import comparisons; from hpcdist.report_html import render_html\n"
+    code = "import sys; sys.path.insert(0, 'tests'); import comparisons; from hpcdist.report.html import render_html\n"
     code += "sys.stdout.buffer.write(render_html(comparisons.plain()).encode())"
     once = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
     assert once == page("plain").encode()

@@ -6,11 +6,17 @@ import io
 import msgspec
 import pytest
 
-from hpcdist.comparison import Comparison, Fit, Prediction
 from hpcdist.config.site import Prices
 from hpcdist.jobs.table import measure
-from hpcdist.report_csv import format_csv
-from hpcdist.report_text import format_comparison, format_figures, format_fit, format_markdown, format_prediction
+from hpcdist.report.model import Comparison, Fit, Prediction
+from hpcdist.report.text import (
+    format_comparison,
+    format_csv,
+    format_figures,
+    format_fit,
+    format_markdown,
+    format_prediction,
+)
 from tests.finished_trials import done, failed, report, split, study, variant
 
 ONE, TWO = variant("1x1"), variant("1x2")

@@ -2,9 +2,9 @@
 
 import json
 
-from hpcdist.adhoc import make_study
 from hpcdist.config.job import JobSpec, Layout
 from hpcdist.config.training import Training
+from hpcdist.report.gather import make_study
 from tests.conftest import run_hpcdist
 
 ONE, TWO = Layout(nodes=1), Layout(nodes=2)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hpcdist.comparison import Spread
-from hpcdist.scaling import (
+from hpcdist.report.model import Spread
+from hpcdist.report.scaling import (
     compare_spreads,
     find_karp_flatt,
     fit_all,

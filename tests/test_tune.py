@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hpcdist.cli.tune import tune_command
 from hpcdist.config.project import Project
 from hpcdist.config.site import Site
-from hpcdist.reports import report_on
+from hpcdist.report.gather import report_on
 from hpcdist.studies.run import Watch
 from hpcdist.studies.tune import Measurement, Tuned, tune
 from tests import test_studies

@@ -4,13 +4,13 @@ import comparisons
 import msgspec
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from hpcdist.comparison import VariantUsage
-from hpcdist.drawing import plot_style
 from hpcdist.jobs import tensorboard
-from hpcdist.plot_usage import MOST_RANKS, draw_usage
-from hpcdist.plots import draw_usage_plots
 from hpcdist.records.usage_curve import UsageCurve
-from hpcdist.report_html import render_html
+from hpcdist.report.html import render_html
+from hpcdist.report.model import VariantUsage
+from hpcdist.report.plot_figures import MOST_RANKS, draw_usage
+from hpcdist.report.plot_style import plot_style
+from hpcdist.report.plots import draw_usage_plots
 
 
 def curve(rank=0, **figures):

@@ -10,14 +10,13 @@ from hpcdist.cli.options import JSON
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study import FILE, SCALE, read_study
-from hpcdist.comparison import Spread
 from hpcdist.config.job import Backend, build_job
 from hpcdist.config.project import Project
 from hpcdist.errors import SubmitError
-from hpcdist.link import Link
-from hpcdist.plan import PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.records.job import JobRecord
 from hpcdist.records.network import read_probes
+from hpcdist.report.model import Spread
+from hpcdist.report.predict import Link, PlanRow, make_plan, parse_start, predict_unmeasured
 from hpcdist.slurm import sbatch
 from hpcdist.studies.batches import make_batches
 from hpcdist.studies.state import find_study

@@ -7,13 +7,12 @@ import click
 
 from hpcdist.cli.offers import offer_studies_and_jobs
 from hpcdist.cli.output import print_json
-from hpcdist.comparison import Comparison
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.files import write_atomically
-from hpcdist.report_csv import format_csv
-from hpcdist.report_text import format_comparison, format_markdown
-from hpcdist.reports import report_on
+from hpcdist.report.gather import report_on
+from hpcdist.report.model import Comparison
+from hpcdist.report.text import format_comparison, format_csv, format_markdown
 from hpcdist.studies.state import name_studies
 
 WIDEST = 10_000
@@ -64,8 +63,8 @@ def report(names: tuple[str, ...], *, as_json: bool, as_csv: bool, as_markdown: 
 def _write_html(comparison: Comparison, path: Path, board_folder: Path | None) -> None:
     """Writes the page, and a study's plots for TensorBoard."""
     # Only now: matplotlib takes a second to load.
-    from hpcdist.plots import draw_plots
-    from hpcdist.report_html import render_html
+    from hpcdist.report.html import render_html
+    from hpcdist.report.plots import draw_plots
 
     plots = draw_plots(comparison, png=board_folder is not None)
     try:

@@ -18,7 +18,7 @@ from hpcdist.config.job import Backend
 from hpcdist.config.project import Project, find_project
 from hpcdist.config.toml import read_text
 from hpcdist.records.job import JobStatus
-from hpcdist.report import has_prices
+from hpcdist.report.compare import has_prices
 from hpcdist.studies import state as study_state
 from hpcdist.studies.batches import Batch
 from hpcdist.studies.run import StudyPlan, cancel_study, plan_study, prepare_batches, run_study

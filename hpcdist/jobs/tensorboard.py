@@ -20,7 +20,7 @@ from hpcdist.records.usage_curve import FIGURES, UsageCurve
 from hpcdist.slurm.seff import format_seff
 
 if TYPE_CHECKING:  # matplotlib takes longer to import than a job's end has any use for
-    from hpcdist.plots import Plot
+    from hpcdist.report.plots import Plot
 
 # TensorBoard takes any file with "tfevents" in its name; fixed names per run are replaced, not added to.
 EVENT_FILE = "events.out.tfevents.0.efficiency"

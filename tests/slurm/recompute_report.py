@@ -1,7 +1,7 @@
 """A report's figures once more, from its trials as `recompute` has them, without hpcdist's own code.
 
-The formulas are written out here again; docs/studies.md and the docstrings of `hpcdist.scaling`, `hpcdist.link` and
-`hpcdist.prediction` name their sources.
+The formulas are written out here again; docs/studies.md and the docstrings of `hpcdist.report.scaling`, `hpcdist.report.predict` and
+`hpcdist.report.predict` name their sources.
 """
 
 import statistics

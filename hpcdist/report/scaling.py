@@ -1,4 +1,4 @@
-"""Spreads, speedups and the laws of scaling. Pure.
+"""Spreads, speedups and the laws of scaling.
 
 When two layouts are called equal, different or neither is decided here, once for the whole report (`compare_spreads`).
 """
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hpcdist.comparison import Fit, Spread
+from hpcdist.report.model import Fit, Spread
 
 EFFICIENCY_LINE = 0.75
 """Centres ask for this parallel efficiency: 1.5 times as fast per doubling."""

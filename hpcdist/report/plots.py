@@ -1,4 +1,4 @@
-"""The plots of a study's report, as SVG for a page and as PNG for TensorBoard. Pure.
+"""The plots of a study's report, as SVG for a page and as PNG for TensorBoard.
 
 Which ones: what readers of a scaling study expect. The same comparison gives the same bytes. Importing this loads
 matplotlib, so commands do it only where they draw.
@@ -11,11 +11,21 @@ from typing import NamedTuple
 import msgspec
 from matplotlib.figure import Figure
 
-from hpcdist.comparison import Comparison
-from hpcdist.drawing import format_png, format_svg, plot_style
-from hpcdist.plot_scaling import draw_efficiency, draw_speedup, draw_throughput, draw_throughput_per_rank
-from hpcdist.plot_usage import MOST_RANKS, draw_usage
-from hpcdist.plot_use import draw_accuracy_over_gpu_hours, draw_accuracy_over_time, draw_cost, draw_step, draw_use
+from hpcdist.report.model import Comparison
+from hpcdist.report.plot_figures import (
+    MOST_RANKS,
+    draw_accuracy_over_gpu_hours,
+    draw_accuracy_over_time,
+    draw_cost,
+    draw_efficiency,
+    draw_speedup,
+    draw_step,
+    draw_throughput,
+    draw_throughput_per_rank,
+    draw_usage,
+    draw_use,
+)
+from hpcdist.report.plot_style import format_png, format_svg, plot_style
 
 # More variants than this are no picture any more; the tables have all of them.
 MOST_VARIANTS = 32

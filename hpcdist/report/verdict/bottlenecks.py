@@ -1,4 +1,4 @@
-"""Why more GPUs did not help, by what a step consists of: one rule per cause. Pure.
+"""Why more GPUs did not help, by what a step consists of: one rule per cause.
 
 A rule returns None where it has nothing to say. `verdict.explain_row` decides which of several causes is named.
 """
@@ -6,11 +6,10 @@ A rule returns None where it has nothing to say. `verdict.explain_row` decides w
 import statistics
 from collections import Counter
 
-from hpcdist.comparison import Statement, VariantRow
-from hpcdist.scaling import EFFICIENCY_LINE
-from hpcdist.units import format_percent, format_rate, format_size, format_time
-from hpcdist.verdict_words import (
-    Case,
+from hpcdist.report.model import Statement, VariantRow
+from hpcdist.report.scaling import EFFICIENCY_LINE
+from hpcdist.report.verdict.results import (
+    StudyResults,
     batch_per_rank,
     communication_s,
     compute_per_sample_s,
@@ -19,6 +18,7 @@ from hpcdist.verdict_words import (
     round_batch,
     size,
 )
+from hpcdist.units import format_percent, format_rate, format_size, format_time
 
 COMMUNICATION_SHARE = 0.25
 """From here on communication alone keeps a layout under the 75 % line."""
@@ -79,7 +79,7 @@ def find_straggler_cost(row: VariantRow) -> Statement | None:
     )
 
 
-def find_oversubscription(row: VariantRow, case: Case) -> Statement | None:
+def find_oversubscription(row: VariantRow, case: StudyResults) -> Statement | None:
     """More ranks than cores: a sample takes longer, and no more cores work than with fewer ranks."""
     own_s, own_cores = compute_per_sample_s(row), _busy_cores(row)
     if own_s is None or own_cores is None or _computes_on_gpus(row):
@@ -111,7 +111,7 @@ def _computes_on_gpus(row: VariantRow) -> bool:
     return row.gpu_efficiency is not None and row.gpu_efficiency.median > 0
 
 
-def find_communication(row: VariantRow, case: Case) -> Statement | None:
+def find_communication(row: VariantRow, case: StudyResults) -> Statement | None:
     """Communication that makes a layout slower than a smaller one, waiting for slower ranks left out."""
     own_s, split = communication_s(row), row.split
     if own_s is None or split is None or own_s < COMMUNICATION_SHARE * split.step_s or not _is_network(row, own_s):
@@ -199,7 +199,7 @@ def _figures(row: VariantRow, own_s: float) -> dict[str, float | str]:
     return figures
 
 
-def find_small_batch(row: VariantRow, case: Case) -> Statement | None:
+def find_small_batch(row: VariantRow, case: StudyResults) -> Statement | None:
     """A step that is mostly what does not shrink with the batch, or samples that cost more in small batches."""
     batch, split = batch_per_rank(row), row.split
     on_line = row.efficiency is not None and row.efficiency.median >= EFFICIENCY_LINE
@@ -226,7 +226,7 @@ def find_small_batch(row: VariantRow, case: Case) -> Statement | None:
     )
 
 
-def _sample_growth(row: VariantRow, case: Case) -> tuple[float, VariantRow] | None:
+def _sample_growth(row: VariantRow, case: StudyResults) -> tuple[float, VariantRow] | None:
     """How much longer a sample takes than in the fastest variant of at least twice the batch per rank.
 
     Only variants that differ in layout and batch alone, with as many ranks per node or more count: fewer would have

@@ -1,15 +1,71 @@
-"""A comparison as text: for a terminal and as Markdown. Pure."""
+"""A comparison as text: for a terminal, as Markdown and as CSV."""
 
-from collections.abc import Callable, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from hpcdist.comparison import Comparison, Fit, Prediction, Spread, VariantRow
 from hpcdist.jobs.table import measure
-from hpcdist.report_reference import describe_references, format_column, format_printed
-from hpcdist.scaling import EFFICIENCY_LINE
-from hpcdist.studies.study import format_settings
+from hpcdist.report.format import Cell, Heading, Table, TableRow, spread_cell
+from hpcdist.report.model import SPREAD_FIGURES, Comparison, Fit, Prediction, Spread, VariantRow
+from hpcdist.report.scaling import EFFICIENCY_LINE
+from hpcdist.studies.study import Reference, format_settings
 from hpcdist.text import printable
+from hpcdist.units import format_figure, format_seconds
+
+PRINTED = "printed elsewhere"
+
+
+def format_column(reference: Reference) -> str:
+    """`[training time, s]`: in brackets, since nothing of it was measured here."""
+    return f"[{reference.what}, {reference.unit}]"
+
+
+def format_printed(row: VariantRow, reference: Reference) -> str | None:
+    """The figure of a row, in brackets likewise; None where nobody printed one."""
+    value = reference.figures.get(row.label)
+    return None if value is None else f"[{format_figure(value)}]"
+
+
+def describe_references(comparison: Comparison) -> list[str]:
+    """A line per column: where it was printed, and what of it belongs to no row."""
+    return [
+        f"{format_column(one)} {PRINTED}, not measured here: {one.source}{_describe_rest(one, comparison.rows)}"
+        for one in comparison.study.references
+    ]
+
+
+def _describe_rest(reference: Reference, rows: Iterable[VariantRow]) -> str:
+    labels = {row.label for row in rows}
+    others = [f"{label} {format_figure(value)}" for label, value in reference.figures.items() if label not in labels]
+    parts = [f"; of variants that this study does not run: {', '.join(others)}"] if others else []
+    if reference.unassigned:
+        shown = ", ".join(map(format_figure, reference.unassigned))
+        parts.append(f"; it is not known here which variants these are of: {shown}")
+    return "".join(parts)
+
+
+def tabulate_references(comparison: Comparison) -> Table:
+    """What was printed beside what was measured; no lines where the study has none."""
+    references = comparison.study.references
+    measured = (Heading("Wall-clock", "measured here"), Heading("Start-up", "measured here"))
+    printed = tuple(Heading(f"{one.what}, {one.unit}", PRINTED) for one in references)
+    lines = tuple(_reference_line(row, references) for row in comparison.rows) if references else ()
+    return Table((Heading("Layout"), *measured, *printed), lines)
+
+
+def _reference_line(row: VariantRow, references: Sequence[Reference]) -> TableRow:
+    repeats = len(row.trials)
+    figures = [one.figures.get(row.label) for one in references]
+    cells = (
+        Cell(row.label, None, "name"),
+        spread_cell(row.wall_s, format_seconds, repeats),
+        spread_cell(row.starting_s, format_seconds, repeats),
+        *(Cell(None if value is None else format_figure(value), None, "printed") for value in figures),
+    )
+    return TableRow(cells)
+
 
 GAP = "  "
 _NARROWEST = 80
@@ -264,3 +320,47 @@ def format_markdown(comparison: Comparison) -> str:
 def _escape(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     return "".join(f"\\{c}" if c in "\\`*_|[]<#" else c for c in printable(text))
+
+
+_CSV_PLAIN = ("waiting_s", "bytes_per_step", "global_batch_size", "latency_s", "bandwidth_bytes_per_s")
+_CSV_SPLIT = ("data_s", "compute_s", "communication_s", "other_s", "step_s")
+
+
+def format_csv(comparison: Comparison) -> str:
+    """A line per variant, base units; a figure with a spread has three columns, and unknown ones are empty.
+
+    The last columns are what others printed, in their units.
+    """
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    spreads = [f"{name}{end}" for name in SPREAD_FIGURES for end in ("", "_low", "_high")]
+    split = [f"split_{name}" for name in _CSV_SPLIT]
+    references = comparison.study.references
+    printed = [_harmless(f"printed: {one.what}, {one.unit} ({one.source})") for one in references]
+    writer.writerow(
+        ["variant", "nodes", "ranks_asked", "ranks_worked", "runs", "jobs", *spreads, *split, *_CSV_PLAIN, *printed]
+    )
+    for row in comparison.rows:
+        writer.writerow([*_csv_cells(row), *_csv_printed(row, references)])
+    return written.getvalue()
+
+
+def _csv_cells(row: VariantRow) -> list[object]:
+    cells: list[object] = [_harmless(row.label), row.layout.nodes, row.ranks_asked, row.ranks_worked]
+    cells += [sum(trial.state == "COMPLETED" for trial in row.trials), len(row.trials)]
+    for name in SPREAD_FIGURES:
+        one: Spread | None = getattr(row, name)
+        cells += ["", "", ""] if one is None else [one.median, one.low, one.high]
+    cells += [getattr(row.split, name) if row.split else "" for name in _CSV_SPLIT]
+    cells += [getattr(row, name) for name in _CSV_PLAIN]
+    return ["" if cell is None else cell for cell in cells]
+
+
+def _csv_printed(row: VariantRow, references: Sequence[Reference]) -> list[object]:
+    return [one.figures.get(row.label, "") for one in references]
+
+
+def _harmless(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

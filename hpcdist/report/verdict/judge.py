@@ -1,16 +1,12 @@
-"""The verdict: a few sentences with their evidence, the answers first, then why. Pure."""
+"""The verdict: a few sentences with their evidence, the answers first, then why."""
 
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from hpcdist.comparison import Statement, VariantRow
-from hpcdist.scaling import EFFICIENCY_LINE
-from hpcdist.studies.study import Study
-from hpcdist.units import format_percent, format_time
-from hpcdist.verdict_answers import answer
-from hpcdist.verdict_runs import explain_runs
-from hpcdist.verdict_steps import (
+from hpcdist.report.model import Statement, VariantRow
+from hpcdist.report.scaling import EFFICIENCY_LINE
+from hpcdist.report.verdict.bottlenecks import (
     find_communication,
     find_data_starvation,
     find_oversubscription,
@@ -18,8 +14,12 @@ from hpcdist.verdict_steps import (
     find_straggler_cost,
     is_mostly_network,
 )
-from hpcdist.verdict_strategies import find_strategies
-from hpcdist.verdict_words import Case, build_case, name_ranks
+from hpcdist.report.verdict.recommendation import answer
+from hpcdist.report.verdict.results import StudyResults, build_case, name_ranks
+from hpcdist.report.verdict.run_quality import explain_runs
+from hpcdist.report.verdict.strategies import find_strategies
+from hpcdist.studies.study import Study
+from hpcdist.units import format_percent, format_time
 
 MOST_PER_RULE = 3
 """A rule that fires for every variant of a large sweep says the same each time."""
@@ -42,7 +42,7 @@ def judge(rows: Sequence[VariantRow], study: Study) -> tuple[Statement, ...]:
     return (*answer(case), *_cut([*find_strategies(case), *reasons]))
 
 
-def explain_row(row: VariantRow, case: Case) -> list[Statement]:
+def explain_row(row: VariantRow, case: StudyResults) -> list[Statement]:
     """What the steps of one variant explain."""
     found = [find_data_starvation(row), find_straggler_cost(row)]
     crowded = find_oversubscription(row, case)
@@ -60,7 +60,7 @@ def explain_row(row: VariantRow, case: Case) -> list[Statement]:
     return statements
 
 
-def find_unexplained(row: VariantRow, case: Case) -> Statement | None:
+def find_unexplained(row: VariantRow, case: StudyResults) -> Statement | None:
     """Under the 75 % line, and no rule says why: where the steps go, for the reader to judge."""
     split, efficiency = row.split, row.efficiency
     if split is None or efficiency is None or efficiency.median >= EFFICIENCY_LINE or not case.smaller(row):

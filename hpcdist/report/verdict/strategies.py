@@ -1,21 +1,21 @@
-"""Which way of sharing gradients won, all-reduce or a parameter server: by images/s, and by time to a target. Pure."""
+"""Which way of sharing gradients won, all-reduce or a parameter server: by images/s, and by time to a target."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from hpcdist.comparison import Spread, Statement, VariantRow
-from hpcdist.scaling import is_less
+from hpcdist.report.model import Spread, Statement, VariantRow
+from hpcdist.report.scaling import is_less
+from hpcdist.report.verdict.results import StudyResults, join_names, reached_target
 from hpcdist.studies.study import format_settings, settings_key
 from hpcdist.units import format_accuracy, format_time
-from hpcdist.verdict_words import Case, join_names, reached_target
 
 OPTIONS = frozenset({"strategy", "ps_mode"})
 _NOTHING = Spread(median=0.0, low=0.0, high=0.0, count=0)
 
 
-def find_strategies(case: Case) -> list[Statement]:
+def find_strategies(case: StudyResults) -> list[Statement]:
     """A sentence for each layout and setting that was run with several strategies."""
     groups: dict[bytes, list[VariantRow]] = {}
     for row in case.done:

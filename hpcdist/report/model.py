@@ -1,7 +1,4 @@
-"""What a study found: one row per variant, fits over them, and a verdict. Pure values; `report` makes them.
-
-Every figure is None where nobody measured it, or where it can't be known.
-"""
+"""One job of a study in figures: what its record says, what it cost, when it reached the target. Pure."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -12,6 +9,8 @@ from hpcdist.config.job import Layout
 from hpcdist.records.ranks import StepSplit, Straggler, TestResult
 from hpcdist.records.usage_curve import UsageCurve
 from hpcdist.studies.study import Study
+
+NOT_SUBMITTED = "NOT SUBMITTED"
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,10 +1,10 @@
-"""A report's figures as a person reads them: units, digits, spreads. Pure."""
+"""A report's figures as a person reads them: units, digits, spreads."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from hpcdist.comparison import Spread
-from hpcdist.scaling import EFFICIENCY_LINE
+from hpcdist.report.model import Spread
+from hpcdist.report.scaling import EFFICIENCY_LINE
 from hpcdist.units import format_bytes, format_number, format_rate, format_seconds, format_share, format_size
 
 _FRACTIONS = {"share", "efficiency", "fraction", "ettr", "accuracy"}
@@ -35,7 +35,7 @@ class Heading(NamedTuple):
     mark: Mark = ""
 
 
-class Line(NamedTuple):
+class TableRow(NamedTuple):
     """A row of a table: its cells, what is said under it over the whole width, and how it stands out."""
 
     cells: tuple[Cell, ...]
@@ -47,7 +47,7 @@ class Table(NamedTuple):
     """A table; its first column names its rows."""
 
     headings: tuple[Heading, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TableRow, ...]
 
 
 def spread_cell(spread: Spread | None, form: Callable[[float], str], repeats: int = 0, mark: Mark = "") -> Cell:

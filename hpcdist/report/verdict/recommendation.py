@@ -1,18 +1,18 @@
-"""The verdict's answers: what to use for the fastest result, for the cheapest, and how many GPUs to ask for. Pure."""
+"""The verdict's answers: what to use for the fastest result, for the cheapest, and how many GPUs to ask for."""
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
-from hpcdist.comparison import Spread, Statement, VariantRow
-from hpcdist.scaling import EFFICIENCY_LINE, compare_spreads, is_less
+from hpcdist.report.model import Spread, Statement, VariantRow
+from hpcdist.report.scaling import EFFICIENCY_LINE, compare_spreads, is_less
+from hpcdist.report.verdict.results import StudyResults, format_spread, join_names, name_ranks, reached_target, size
 from hpcdist.units import format_accuracy, format_hours, format_percent, format_time
-from hpcdist.verdict_words import Case, format_spread, join_names, name_ranks, reached_target, size
 
 Figure = Callable[[VariantRow], Spread | None]
 _Measured = tuple[VariantRow, Spread]
 
 
-def answer(case: Case) -> list[Statement]:
+def answer(case: StudyResults) -> list[Statement]:
     """The answers, as far as the figures give any."""
     if not case.done:
         return [
@@ -22,11 +22,11 @@ def answer(case: Case) -> list[Statement]:
     return [statement for statement in found if statement]
 
 
-def _reached(case: Case) -> list[VariantRow]:
+def _reached(case: StudyResults) -> list[VariantRow]:
     return [row for row in case.done if reached_target(row)]
 
 
-def _target_missed(case: Case) -> Statement | None:
+def _target_missed(case: StudyResults) -> Statement | None:
     target = case.study.target_accuracy
     known = [row for row in case.done if row.accuracy]
     if target is None or not known or _reached(case):
@@ -43,7 +43,7 @@ def _target_missed(case: Case) -> Statement | None:
     )
 
 
-def _speed(case: Case) -> tuple[list[VariantRow], Figure, str]:
+def _speed(case: StudyResults) -> tuple[list[VariantRow], Figure, str]:
     """What is compared for speed: the rows, the figure, and what it is."""
     target = case.study.target_accuracy
     if target is not None and (reached := _reached(case)):
@@ -67,7 +67,7 @@ def _measure(rows: Sequence[VariantRow], figure: Figure) -> list[_Measured]:
     return [(row, value) for row in rows if (value := figure(row))]
 
 
-def _fastest(case: Case) -> Statement | None:
+def _fastest(case: StudyResults) -> Statement | None:
     rows, figure, what = _speed(case)
     chosen = choose(rows, figure)
     if chosen is None:
@@ -91,7 +91,7 @@ def _fastest(case: Case) -> Statement | None:
     )
 
 
-def _compare_to_base(case: Case, row: VariantRow, figure: Figure) -> str:
+def _compare_to_base(case: StudyResults, row: VariantRow, figure: Figure) -> str:
     """`, 1.8 times as fast as 1x1`."""
     base = next((one for one in case.group(row) if one.is_baseline), None)
     if base is None or base.label == row.label:
@@ -102,7 +102,7 @@ def _compare_to_base(case: Case, row: VariantRow, figure: Figure) -> str:
     return f", {others.median / own.median:.2f} times as fast as {base.label}"
 
 
-def _equal(case: Case) -> Statement | None:
+def _equal(case: StudyResults) -> Statement | None:
     """The rows that can't be told from the fastest."""
     rows, figure, what = _speed(case)
     known = _measure(rows, figure)
@@ -125,7 +125,7 @@ def _equal(case: Case) -> Statement | None:
     )
 
 
-def _price(case: Case) -> tuple[list[VariantRow], Figure, Callable[[float], str]] | None:
+def _price(case: StudyResults) -> tuple[list[VariantRow], Figure, Callable[[float], str]] | None:
     """What is compared for cost: money to the target, money, else hours."""
     currency = case.study.prices.currency
     reached = [row for row in _reached(case) if row.cost_to_target]
@@ -140,7 +140,7 @@ def _price(case: Case) -> tuple[list[VariantRow], Figure, Callable[[float], str]
     return list(case.done), attrgetter("gpu_hours"), lambda hours: format_hours(hours, of)
 
 
-def _cheapest(case: Case) -> Statement | None:
+def _cheapest(case: StudyResults) -> Statement | None:
     priced = _price(case)
     chosen = choose(priced[0], priced[1]) if priced else None
     if priced is None or chosen is None:
@@ -161,7 +161,7 @@ def _cheapest(case: Case) -> Statement | None:
     )
 
 
-def _most_ranks(case: Case) -> Statement | None:
+def _most_ranks(case: StudyResults) -> Statement | None:
     """The largest layout on the 75 % line that also ends earlier than the smaller ones; of the fastest's settings."""
     rows, figure, _ = _speed(case)
     chosen = choose(rows, figure)

@@ -1,23 +1,102 @@
-"""What a layout that did not run yet would take, from runs of smaller ones and a probe of the network. Pure.
+"""What a layout that did not run yet would take, and what a study would wait, take and cost.
 
 The model: wall-clock = what is no step (start-up, validation, shutdown) + steps x (data + compute + other + exposed
 communication). All but the communication comes from a smaller layout; the communication changes by what the probes
 of both say that the gradients take. The more of it the backward pass hid in the smaller layout, the more it can hide
 in the larger one, but never more than the backward pass lasts.
+
+At most: by the time limits. Likely: as earlier trials of the same variant went, or as a prediction has it.
 """
 
+import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from hpcdist.comparison import Prediction, Spread
-from hpcdist.link import BACKWARD_SHARE, Link, carry_to_ranks, choose_links, find_exposed_s
+from hpcdist.config.job import JobSpec, build_job
+from hpcdist.config.site import Prices
 from hpcdist.records.job import JobRecord
+from hpcdist.records.network import AllReduce
 from hpcdist.records.ranks import PARTS, StepSplit, TrainingMetrics, mean_split, median_split, waiting_s
-from hpcdist.scaling import SINGLE_MARGIN, spread
-from hpcdist.studies.study import Variant, settings_key
+from hpcdist.report.model import Prediction, Spread
+from hpcdist.report.scaling import SINGLE_MARGIN, scale, spread
+from hpcdist.studies.batches import count_gpus, most_gpu_hours
+from hpcdist.studies.study import Study, Trial, Variant, settings_key
+from hpcdist.units import parse_slurm_time
+
+# torch.distributed's DDP sends what is smaller in one bucket, whose all-reduce starts when the backward pass is over.
+ONE_BUCKET_BYTES = 1024**2
+# A backward pass computes two products of matrices where the forward pass computes one.
+BACKWARD_SHARE = 2 / 3
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """All-reduces of several sizes between so many ranks, from a job's start or a probe of its own.
+
+    Attributes:
+        ranks: Ranks that took part.
+        nodes: Nodes they were on.
+        probe: At least one all-reduce.
+    """
+
+    ranks: int
+    nodes: int
+    probe: tuple[AllReduce, ...]
+
+
+def choose_links(links: Sequence[Link], ranks: int, nodes: int) -> list[Link]:
+    """All probes of the nearest shape: first in whether a network lies between them, then in nodes, then in ranks."""
+    shapes = {(link.nodes, link.ranks) for link in links if link.probe and link.ranks > 1}
+    if not shapes:
+        return []
+    best = min(shapes, key=lambda one: ((one[0] > 1) != (nodes > 1), abs(one[0] - nodes), abs(one[1] - ranks), one))
+    return [link for link in links if (link.nodes, link.ranks) == best]
+
+
+def all_reduce_s(probe: Sequence[AllReduce], size_bytes: float) -> float:
+    """Seconds that an all-reduce of this size takes: between two probed sizes along their line, beyond them carried on.
+
+    Latency and bytes over bandwidth, as far as the probe has both.
+    """
+    points = sorted((one.size_bytes, one.latency_s) for one in probe)
+    if len(points) == 1 or size_bytes <= points[0][0]:
+        return points[0][1]
+    at = next((place for place, (size, _) in enumerate(points) if size >= size_bytes), len(points) - 1)
+    (low, low_s), (high, high_s) = points[at - 1], points[at]
+    if high == low:
+        return high_s
+    return max(0.0, low_s + (high_s - low_s) * (size_bytes - low) / (high - low))
+
+
+def carry_to_ranks(probe: Sequence[AllReduce], size_bytes: float, measured: int, ranks: int) -> float:
+    """Seconds of an all-reduce between other numbers of ranks than were probed, as in a ring.
+
+    Each rank sends 2 (n - 1) / n of the bytes in 2 (n - 1) messages (nccl-tests, PERFORMANCE.md).
+    """
+    latency_s = all_reduce_s(probe, 0)
+    transfer_s = max(0.0, all_reduce_s(probe, size_bytes) - latency_s)
+    messages = (ranks - 1) / (measured - 1)
+    return latency_s * messages + transfer_s * messages * measured / ranks
+
+
+def find_exposed_s(exposed_s: float, before_s: float, after_s: float, backward_s: float, size_bytes: float) -> float:
+    """Communication that a step will show where the all-reduce takes another time.
+
+    Args:
+        exposed_s: What a step shows now, waiting left out.
+        before_s: What the all-reduce takes now.
+        after_s: What it will take.
+        backward_s: The backward pass, which may hide some of it.
+        size_bytes: Its size: of one bucket nothing is hidden.
+    """
+    if size_bytes <= ONE_BUCKET_BYTES or exposed_s >= before_s:
+        # Nothing is hidden; what exceeds the probe (threads that wake up) stays as it is.
+        return max(0.0, exposed_s + after_s - before_s)
+    hidden_share = 1 - exposed_s / before_s
+    return after_s - min(hidden_share * after_s, backward_s)
+
 
 # The preflight all-reduces each size so often.
 PROBE_REPEATS = 3
@@ -252,3 +331,146 @@ def _describe(target: Variant, base: _Known, guess: _Guess, steps: float, *, as_
         high_s=guess.wall_s + above + error,
         basis=basis,
     )
+
+
+_START = re.compile(r"to start at ([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8})")
+
+
+class PlanRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One variant, before it is run.
+
+    Attributes:
+        label: The variant's.
+        trials: How often it is run.
+        missing: How many of them were not sent yet.
+        start: When Slurm would start one that is submitted now, in its own local time; None where it does not say.
+        refusal: Slurm's words where it would refuse it.
+        time_limit_s: Of each trial; None without one.
+        gpu_hours: Of all its trials at most (of a CPU layout: rank-hours), by the time limit.
+        cost: What those cost at most.
+        wall_s: Wall-clock of earlier trials of this very variant; None before one completed.
+        likely_cost: What all its trials cost if they take as long.
+        predicted: What other variants' trials say of it; None where it was measured, or nothing says anything.
+        predicted_cost: What all its trials cost by that: the predicted time, and its range's ends.
+    """
+
+    label: str
+    trials: int
+    missing: int
+    start: str | None = None
+    refusal: str | None = None
+    time_limit_s: float | None = None
+    gpu_hours: float | None = None
+    cost: float | None = None
+    wall_s: Spread | None = None
+    likely_cost: Spread | None = None
+    predicted: Prediction | None = None
+    predicted_cost: Spread | None = None
+
+
+def make_plan(
+    study: Study,
+    variants: Sequence[Variant],
+    trials: Sequence[Trial],
+    *,
+    answers: Mapping[str, tuple[str | None, str | None]],
+    records: Sequence[tuple[Trial, JobRecord | None]] = (),
+    predictions: Sequence[Prediction] = (),
+) -> tuple[PlanRow, ...]:
+    """One row per variant.
+
+    Args:
+        study: The study.
+        variants: Its variants.
+        trials: Its trials, with the runs of those that were sent.
+        answers: By the variants' labels: when one would start, and Slurm's words where it would refuse it.
+        records: What happened to earlier trials.
+        predictions: For variants that no trial has measured.
+    """
+    walls = measured_walls(records)
+    predicted = {one.variant: one for one in predictions}
+    rows = []
+    for variant in variants:
+        job = build_job(variant.options)
+        own = [trial for trial in trials if trial.variant == variant.label]
+        limit_s = parse_slurm_time(job.layout.time) if job.layout.time else None
+        hours = most_gpu_hours(job)
+        wall = walls.get(variant.label)
+        guess = None if wall else predicted.get(variant.label)
+        start, refusal = answers.get(variant.label, (None, None))
+        longest_s = None if hours is None else hours * 3600 / count_gpus(job.layout) * len(own)
+        rows.append(
+            PlanRow(
+                label=variant.label,
+                trials=len(own),
+                missing=sum(trial.run is None for trial in own),
+                start=start,
+                refusal=refusal,
+                time_limit_s=limit_s,
+                gpu_hours=None if hours is None else hours * len(own),
+                cost=price_of(study.prices, job, longest_s),
+                wall_s=wall,
+                likely_cost=_prices(study.prices, job, wall, len(own)),
+                predicted=guess,
+                predicted_cost=_prices(study.prices, job, guess.wall if guess else None, len(own)),
+            )
+        )
+    return tuple(rows)
+
+
+def measured_walls(records: Sequence[tuple[Trial, JobRecord | None]]) -> dict[str, Spread]:
+    """Wall-clock seconds of completed trials, by their variants' labels."""
+    walls = {
+        label: spread(one.efficiency.wall_time_s for one in several if one.efficiency)
+        for label, several in _completed(records).items()
+    }
+    return {label: wall for label, wall in walls.items() if wall}
+
+
+def _completed(records: Sequence[tuple[Trial, JobRecord | None]]) -> dict[str, list[JobRecord]]:
+    found: dict[str, list[JobRecord]] = {}
+    for trial, record in records:
+        if record is not None and record.status.state == "COMPLETED":
+            found.setdefault(trial.variant, []).append(record)
+    return found
+
+
+def predict_unmeasured(
+    study: Study,
+    variants: Sequence[Variant],
+    records: Sequence[tuple[Trial, JobRecord | None]],
+    links: Sequence[Link] = (),
+) -> tuple[Prediction, ...]:
+    """What variants that no trial has measured will take, where the others' trials and a probe say it.
+
+    Args:
+        study: The study.
+        variants: Its variants.
+        records: What happened to earlier trials.
+        links: Probes of the network besides those at the trials' start.
+    """
+    completed = _completed(records)
+    known = [(variant, completed[variant.label]) for variant in variants if variant.label in completed]
+    missing = [variant for variant in variants if variant.label not in completed]
+    guesses = [predict(variant, known, links, weak=study.scaling == "weak") for variant in missing]
+    return tuple(guess for guess in guesses if guess)
+
+
+def price_of(prices: Prices, job: JobSpec, duration_s: float | None) -> float | None:
+    """What a job costs; None where no price is known of anything it has, or the time is not."""
+    nodes, gpus = job.layout.nodes, job.layout.nodes * job.layout.gpus
+    per_hour = prices.per_hour(nodes=nodes, gpus=gpus, node_type=job.constraint)
+    return None if per_hour is None or duration_s is None else per_hour * duration_s / 3600
+
+
+def _prices(prices: Prices, job: JobSpec, wall: Spread | None, trials: int) -> Spread | None:
+    if wall is None:
+        return None
+    per_second = price_of(prices, job, trials)
+    return None if per_second is None else scale(wall, per_second)
+
+
+def parse_start(words: str) -> str | None:
+    """When a job would start, from what `sbatch --test-only` says."""
+    match = _START.search(words)
+    return match[1].replace("T", " ") if match else None

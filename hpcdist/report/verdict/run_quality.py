@@ -1,11 +1,10 @@
-"""What else a study shows about its runs: start-up, batches, accuracy, missing ranks, failures, spreads. Pure."""
+"""What else a study shows about its runs: start-up, batches, accuracy, missing ranks, failures, spreads."""
 
 from collections.abc import Iterable
 
-from hpcdist.comparison import Spread, Statement, TrialRow, VariantRow
-from hpcdist.trial_row import NOT_SUBMITTED
+from hpcdist.report.model import NOT_SUBMITTED, Spread, Statement, TrialRow, VariantRow
+from hpcdist.report.verdict.results import StudyResults, join_names
 from hpcdist.units import format_accuracy, format_percent, format_time
-from hpcdist.verdict_words import Case, join_names
 
 STARTING_SHARE = 0.25
 """A quarter of a job that no GPU shortens: a comparison of its wall-clock is one of start-ups."""
@@ -18,14 +17,14 @@ SINGLE_ACCURACY_LOSS = 0.01
 _UNFINISHED = frozenset({"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", NOT_SUBMITTED})
 
 
-def explain_runs(case: Case) -> list[Statement]:
+def explain_runs(case: StudyResults) -> list[Statement]:
     """What the runs show, apart from their steps."""
     found = [find_starting_share(case), find_changed_batch(case), *find_lost_accuracy(case), *find_fewer_ranks(case)]
     found += [find_failures(case), find_unfinished(case), find_wide_spread(case), find_single_runs(case)]
     return [statement for statement in found if statement]
 
 
-def find_starting_share(case: Case) -> Statement | None:
+def find_starting_share(case: StudyResults) -> Statement | None:
     """Start-up that is a large part of the job."""
     shares = {
         row.label: (row.starting_s.median / row.wall_s.median, row)
@@ -50,7 +49,7 @@ def find_starting_share(case: Case) -> Statement | None:
     )
 
 
-def find_changed_batch(case: Case) -> Statement | None:
+def find_changed_batch(case: StudyResults) -> Statement | None:
     """A global batch that differs between layouts of the same settings."""
     for group in case.groups.values():
         known = [row for row in group if row.global_batch_size]
@@ -70,7 +69,7 @@ def find_changed_batch(case: Case) -> Statement | None:
     return None
 
 
-def find_lost_accuracy(case: Case) -> list[Statement]:
+def find_lost_accuracy(case: StudyResults) -> list[Statement]:
     """Rows with a larger global batch that end less accurate, beyond the spread, than the one with the smallest."""
     found = []
     for group in case.alike.values():
@@ -105,7 +104,7 @@ def _is_lost(own: Spread, before: Spread) -> bool:
     return own.high < before.low and loss >= ACCURACY_LOSS
 
 
-def find_fewer_ranks(case: Case) -> list[Statement]:
+def find_fewer_ranks(case: StudyResults) -> list[Statement]:
     """Rows whose ranks did not all train together."""
     return [
         Statement(
@@ -121,7 +120,7 @@ def find_fewer_ranks(case: Case) -> list[Statement]:
     ]
 
 
-def find_failures(case: Case) -> Statement | None:
+def find_failures(case: StudyResults) -> Statement | None:
     """Jobs that ended badly or were refused."""
     all_trials = list(_trials(case))
     bad = [pair for pair in all_trials if pair[1].state not in {"COMPLETED", *_UNFINISHED}]
@@ -140,7 +139,7 @@ def find_failures(case: Case) -> Statement | None:
     )
 
 
-def find_unfinished(case: Case) -> Statement | None:
+def find_unfinished(case: StudyResults) -> Statement | None:
     """Jobs that have not ended, or were never sent."""
     all_trials = list(_trials(case))
     open_ones = [pair for pair in all_trials if pair[1].state in _UNFINISHED]
@@ -155,11 +154,11 @@ def find_unfinished(case: Case) -> Statement | None:
     )
 
 
-def _trials(case: Case) -> Iterable[tuple[str, TrialRow]]:
+def _trials(case: StudyResults) -> Iterable[tuple[str, TrialRow]]:
     return ((row.label, trial) for row in case.rows for trial in row.trials)
 
 
-def find_wide_spread(case: Case) -> Statement | None:
+def find_wide_spread(case: StudyResults) -> Statement | None:
     """Repeats that differ too much to show anything."""
     wide = [
         ((row.wall_s.high - row.wall_s.low) / row.wall_s.median, row)
@@ -182,7 +181,7 @@ def find_wide_spread(case: Case) -> Statement | None:
     )
 
 
-def find_single_runs(case: Case) -> Statement | None:
+def find_single_runs(case: StudyResults) -> Statement | None:
     """Layouts that ran once: their differences are not called significant."""
     once = [row.label for row in case.done if row.wall_s and row.wall_s.count == 1]
     if not once or len(case.done) < 2:

@@ -1,18 +1,18 @@
-"""What the verdict's rules share: the completed rows, which of them are smaller, how figures are worded. Pure."""
+"""What the verdict's rules share: the completed rows, which of them are smaller, how figures are worded."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from hpcdist.comparison import Spread, VariantRow
-from hpcdist.scaling import is_less
+from hpcdist.report.model import Spread, VariantRow
+from hpcdist.report.scaling import is_less
 from hpcdist.studies.study import Study, settings_key
 
 BATCH_OPTIONS = frozenset({"batch_size", "batch_size_per_rank"})
 _MOST_NAMES = 3
 
 
-class Case(msgspec.Struct, frozen=True, kw_only=True):
+class StudyResults(msgspec.Struct, frozen=True, kw_only=True):
     """What a verdict is about.
 
     Attributes:
@@ -42,10 +42,10 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
         return [one for one in self.group(row) if size(one) < size(row)]
 
 
-def build_case(rows: Sequence[VariantRow], study: Study) -> Case:
+def build_case(rows: Sequence[VariantRow], study: Study) -> StudyResults:
     """The case of these rows."""
     done = tuple(row for row in rows if row.wall_s is not None)
-    return Case(
+    return StudyResults(
         study=study, rows=tuple(rows), done=done, groups=_group(done), alike=_group(done, without=BATCH_OPTIONS)
     )
 

@@ -1,0 +1,1 @@
+"""Compare a study's layouts: scaling, prediction, verdict; text, CSV, HTML and plots."""

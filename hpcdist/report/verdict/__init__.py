@@ -1,0 +1,1 @@
+"""The verdict of a study: a few sentences with their evidence."""
