@@ -13,11 +13,11 @@ import pytest
 from hpcdist import datasets, mnist_wheel
 from hpcdist.config.job import build_job
 from hpcdist.config.site import Site
-from hpcdist.doctor import Doctor
+from hpcdist.doctor.doctor import Doctor
+from hpcdist.doctor.runs import find_problems
 from hpcdist.records.network import find_probe, read_probes
 from hpcdist.records.ranks import RankUsage
 from hpcdist.records.store import LocalState, RunRecord, Store
-from hpcdist.registry import find_problems
 from hpcdist.slurm import commands
 from tests.conftest import run_hpcdist
 

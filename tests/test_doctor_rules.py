@@ -5,18 +5,26 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from hpcdist.check import Check, find_exit_status
-from hpcdist.machine_checks import find_filesystem
+from hpcdist.doctor.check import Check, find_exit_status
+from hpcdist.doctor.cluster import choose_partition, judge_accounting, judge_clock, judge_partition
+from hpcdist.doctor.machine import (
+    GIB,
+    Quota,
+    Room,
+    find_filesystem,
+    judge_packages,
+    judge_pair,
+    judge_quota,
+    judge_room,
+    judge_slurm_release,
+    parse_quota,
+)
+from hpcdist.doctor.probe_job import ProbeJobResult, choose_shape, find_probe, judge_cuda, judge_network, judge_trial
 from hpcdist.records.efficiency import Gathering
 from hpcdist.records.network import AllReduce, NodeFacts, read_probes, write_probe
 from hpcdist.records.network import find_probe as find_kept
 from hpcdist.records.ranks import RankUsage, TrainingMetrics
-from hpcdist.room_checks import GIB, Quota, Room, judge_quota, judge_room, parse_quota
-from hpcdist.site_checks import choose_partition, judge_accounting, judge_clock, judge_partition
 from hpcdist.slurm.cluster import Node, Partition, parse_clock, parse_sinfo
-from hpcdist.trial import choose_shape
-from hpcdist.trial_checks import Trial, find_probe, judge_cuda, judge_network, judge_trial
-from hpcdist.version_checks import judge_packages, judge_pair, judge_slurm_release
 
 REQUIREMENTS = [
     "torch>=2.4",
@@ -256,7 +264,7 @@ def trial(*nodes, state="COMPLETED", probe=(), **other):
         for at, node in enumerate(nodes)
     )
     given = {"nodes": 2, "gpus": 1, "cluster": "c", "is_over": True, "versions": HERE} | other
-    return Trial(run="r", job_id="7", state=state, ranks=ranks, **given)
+    return ProbeJobResult(run="r", job_id="7", state=state, ranks=ranks, **given)
 
 
 def statuses(found):

@@ -3,10 +3,9 @@
 import msgspec
 import pytest
 
-from hpcdist.backends import breaking
 from hpcdist.config.project import find_project
-from hpcdist.drill import DRILLS, Means, Seen, choose_options, find_obstacle, judge
-from hpcdist.drills import prepare_drill
+from hpcdist.doctor import drill
+from hpcdist.doctor.drill import DRILLS, Means, Seen, choose_options, find_obstacle, judge, prepare_drill
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.records.job import Cause
 from hpcdist.records.ranks import RankUsage
@@ -114,7 +113,7 @@ def test_without_slurm_it_says_where_to_go(project):
 def test_one_rank_is_signalled_on_its_own_node_through_the_job(project, stand_in):
     stand_in("srun", 'echo "$@" > srun-words')
     rank = RankUsage(rank=3, local_rank=1, node_rank=1, world_size=4, host="n2.example", pid=4711, started_at_s=0.0)
-    breaking.signal_rank("12", rank, "STOP")
+    drill.signal_rank("12", rank, "STOP")
     words = "--jobid=12 --overlap --nodes=1 --ntasks=1 --relative=1 kill -STOP 4711"
     assert (project / "srun-words").read_text().split() == words.split()
 
@@ -122,13 +121,13 @@ def test_one_rank_is_signalled_on_its_own_node_through_the_job(project, stand_in
 def test_what_preempts_wants_the_jobs_nodes_whole_and_is_charged_to_the_same_account(project, stand_in):
     stand_in("scontrol", 'echo "JobId=12 JobState=RUNNING Account=ab12 NumNodes=2 NodeList=n[1-2] Restarts=0"')
     stand_in("sbatch", 'echo "$@" > sbatch-words; echo "13;cluster"')
-    assert breaking.preempt("12", "urgent") == "13"
+    assert drill.preempt("12", "urgent") == "13"
     words = set((project / "sbatch-words").read_text().split())
     assert {"--exclusive", "--partition=urgent", "--nodes=2", "--nodelist=n[1-2]", "--account=ab12"} <= words
 
 
 def test_a_node_is_killed_by_the_words_of_the_command_without_a_shell(project):
-    breaking.kill_node("touch 'power off' {node};x", "n2")
+    drill.kill_node("touch 'power off' {node};x", "n2")
     assert {path.name for path in project.iterdir()} == {"power off", "n2;x"}
     with pytest.raises(HpcdistError, match="cp: missing"):
-        breaking.kill_node("cp {node}", "n2")
+        drill.kill_node("cp {node}", "n2")

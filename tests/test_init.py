@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpcdist.site_proposal import Setting, find_share
-from hpcdist.site_text import format_section, format_value, merge_file
+from hpcdist.doctor.init_file import Setting, find_share, format_section, format_value, merge_file
 from hpcdist.slurm.cluster import (
     Association,
     Node,

@@ -15,10 +15,10 @@ import pytest
 
 from hpcdist.config.job import build_job
 from hpcdist.config.site import Site
+from hpcdist.doctor.machine import check_folder
 from hpcdist.errors import HpcdistError, NotFoundError
 from hpcdist.jobs import api
 from hpcdist.jobs.job import Job
-from hpcdist.machine_checks import check_folder
 from hpcdist.records import store
 from hpcdist.records.ranks import RankUsage
 from hpcdist.records.store import LocalState, RunRecord, Store

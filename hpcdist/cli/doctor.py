@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-from hpcdist.check import Check, find_exit_status
 from hpcdist.cli.output import print_json
 from hpcdist.cli.site_option import SITE, asked_profile
 from hpcdist.config.job import Backend
+from hpcdist.doctor.check import Check, find_exit_status
 from hpcdist.text import printable_line
 from hpcdist.units import parse_duration
 
@@ -53,7 +53,7 @@ def doctor(
     not answer.
     """
     from hpcdist.cli.following import ProgressLine
-    from hpcdist.doctor import Doctor
+    from hpcdist.doctor.doctor import Doctor
 
     timeout_s = parse_duration(timeout)
     patient = Doctor(Path.cwd(), backend, profile=asked_profile())

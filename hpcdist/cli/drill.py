@@ -9,7 +9,7 @@ from hpcdist.cli.offers import offer_partitions
 from hpcdist.cli.options import collect_options, job_options
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.cli.site_option import SITE, open_here
-from hpcdist.drill import DRILLS, DrillKind, Means, Result
+from hpcdist.doctor.drill import DRILLS, DrillKind, Means, Result
 from hpcdist.errors import NotReadyError
 from hpcdist.units import format_duration, parse_duration
 
@@ -64,7 +64,7 @@ def drill(
     1 when one did not, 3 when one could not be tried.
     """
     from hpcdist.cli import following
-    from hpcdist.drills import prepare_drill, run_drill
+    from hpcdist.doctor.drill import prepare_drill, run_drill
     from hpcdist.slurm import commands
 
     if not commands.is_available():

@@ -37,7 +37,7 @@ def init(*, dry_run: bool, source: Path | None, force: bool, backend: Backend | 
     Each value stands below where it came from, and what jobs would ask for was tried with sbatch --test-only. Run again
     it shows what changed and keeps what you wrote.
     """
-    from hpcdist import site_init
+    from hpcdist.doctor import init as site_init
     from hpcdist.submission.prepare import choose_backend
 
     path = Path.cwd() / CONFIG_NAME

@@ -1,4 +1,4 @@
-"""What `hpcdist doctor` says of one thing, and what all of them come to. Pure values."""
+"""What `hpcdist doctor` says of one thing, and what all of them come to."""
 
 from collections.abc import Iterable
 from typing import Literal

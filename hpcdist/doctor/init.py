@@ -6,28 +6,30 @@ import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import msgspec
 
-from hpcdist.backends import discovery
 from hpcdist.config.project import CONFIG_NAME, read_options
-from hpcdist.errors import HpcdistError, UsageError
-from hpcdist.files import write_atomically
-from hpcdist.site_proposal import (
+from hpcdist.doctor.init_file import (
     Accepted,
+    GpuShare,
+    Merged,
     Setting,
-    Share,
     find_share,
+    format_section,
+    merge_file,
     propose_accelerator,
     propose_account,
     propose_identity,
     propose_requests,
     propose_surroundings,
 )
-from hpcdist.site_text import Merged, format_section, merge_file
+from hpcdist.errors import HpcdistError, UsageError
+from hpcdist.files import write_atomically
+from hpcdist.slurm import commands, sbatch
 from hpcdist.slurm.cluster import (
     Association,
     Partition,
@@ -38,6 +40,78 @@ from hpcdist.slurm.cluster import (
     parse_qos_limits,
     parse_scontrol,
 )
+from hpcdist.submission.render import quote_sbatch
+
+_ROWS = ["--noheader", "--parsable2"]
+
+
+class Answers(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cluster said, in its own words; empty where it said nothing.
+
+    Attributes:
+        config: Its settings (`scontrol show config`).
+        nodes: `scontrol --oneliner show node`.
+        partitions: `scontrol --oneliner show partition`.
+        accounts: Rows `Account|Partition|QOS|DefaultQOS` of the user.
+        default_account: The account of jobs that name none.
+        qos: Rows `Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU`.
+        srun_help: `srun --help`, which also lists the options of plugins.
+    """
+
+    config: dict[str, str]
+    nodes: str = ""
+    partitions: str = ""
+    accounts: str = ""
+    default_account: str = ""
+    qos: str = ""
+    srun_help: str = ""
+
+
+def ask() -> Answers:
+    """Asks everything there is to ask without a request.
+
+    Raises:
+        HpcdistError: The controller does not answer.
+    """
+    config = commands.read_config()
+    user = getpass.getuser()
+    return Answers(
+        config=config,
+        nodes=commands.run_command(["scontrol", "--oneliner", "--all", "show", "node"]),
+        partitions=commands.run_command(["scontrol", "--oneliner", "show", "partition"]),
+        accounts=_ask(
+            ["sacctmgr", *_ROWS, "show", "associations", "where", f"user={user}"],
+            "Account,Partition,QOS,DefaultQOS",
+        ),
+        default_account=_ask(["sacctmgr", *_ROWS, "show", "user", user], "DefaultAccount"),
+        qos=_ask(["sacctmgr", *_ROWS, "show", "qos"], "Name,MaxWall,MaxTRES,MaxTRESPU,MaxJobsPU"),
+        srun_help=_ask(["srun", "--help"]),
+    )
+
+
+def _ask(command: list[str], fields: str | None = None) -> str:
+    """The answer, or nothing: sites without accounting have no sacctmgr that answers."""
+    try:
+        return commands.run_command([*command, f"format={fields}"] if fields else command)
+    except HpcdistError:
+        return ""
+
+
+def try_request(options: Iterable[tuple[str, str]]) -> str | None:
+    """Why Slurm would refuse a job with these sbatch options; None when it would take it (`sbatch --test-only`).
+
+    Raises:
+        NotReadyError: It did not answer.
+    """
+    lines = "".join(f"#SBATCH --{key}={quote_sbatch(value)}\n" for key, value in options)
+    try:
+        sbatch.test_only(f"#!/bin/bash\n#SBATCH --job-name=hpcdist-init\n{lines}srun true\n")
+    except HpcdistError as error:
+        if error.exit_code != 1:
+            raise
+        return re.sub(r"^(sbatch: )?(error: )?", "", error.message.splitlines()[-1])
+    return None
+
 
 MODULES_TIMEOUT_S = 30.0
 HYPERPOD = Path("/opt/sagemaker_cluster")  # there on its nodes [awsome-distributed-ai#231]
@@ -46,7 +120,7 @@ PROGRAMS = ("apptainer", "singularity", "enroot", "seff")
 MOST_PARTITIONS = 8
 _RELATIVE = re.compile(r'^(\s*(?:venv|uv|templates|data[_-]dir|image)\s*=\s*")(?!/|[a-z]+://)([^"]*")', re.MULTILINE)
 
-Request = list[tuple[str, str]]
+RequestLines = list[tuple[str, str]]
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +141,7 @@ def look_at_cluster() -> Found:
     Raises:
         HpcdistError: Slurm does not answer.
     """
-    answers = discovery.ask()
+    answers = ask()
     partitions = parse_scontrol(answers.partitions, answers.nodes)
     associations = parse_associations(answers.accounts)
     mine = find_association(associations, answers.default_account.strip())
@@ -139,7 +213,7 @@ def _try_partitions(
             for qos in list_qos_to_try(partition, mine):
                 wanted = Accepted(partition=partition.name, gpu_flag=flag, gpu_type=gpu_type, qos=qos)
                 request = _request(wanted, mine.account if mine else None)
-                why = discovery.try_request(request)
+                why = try_request(request)
                 if why is None:
                     return wanted
                 asked = (f" --{key}={value}" for key, value in request if key in ("qos", "gpus-per-node", "gres"))
@@ -156,7 +230,7 @@ def _ways(types: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield flag, gpu_type
 
 
-def _request(wanted: Accepted, account: str | None) -> Request:
+def _request(wanted: Accepted, account: str | None) -> RequestLines:
     """Sbatch's options for a minute of one task, with a GPU where one is wanted."""
     request = [("partition", wanted.partition), ("nodes", "1"), ("ntasks-per-node", "1"), ("time", "1")]
     if account:
@@ -169,13 +243,10 @@ def _request(wanted: Accepted, account: str | None) -> Request:
     return request
 
 
-def _try_share(gpu: Accepted, share: Share, account: str | None) -> Share:
+def _try_share(gpu: Accepted, share: GpuShare, account: str | None) -> GpuShare:
     """The share as Slurm takes it: without the memory where it refuses that."""
     request = [*_request(gpu, account), ("cpus-per-task", str(share.cpus))]
-    if (
-        share.mem_per_cpu_mib
-        and discovery.try_request([*request, ("mem-per-cpu", f"{share.mem_per_cpu_mib}M")]) is None
-    ):
+    if share.mem_per_cpu_mib and try_request([*request, ("mem-per-cpu", f"{share.mem_per_cpu_mib}M")]) is None:
         return share
     return msgspec.structs.replace(share, mem_per_cpu_mib=None)
 

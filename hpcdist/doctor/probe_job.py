@@ -1,12 +1,26 @@
-"""What the nodes said in a trial job, judged. Pure."""
+"""A short job on two nodes that trains nothing, and what its nodes said, judged."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import msgspec
 
-from hpcdist.check import Check, CheckStatus
-from hpcdist.records.network import AllReduce, NodeFacts, Probe
+from hpcdist.config.job import Backend
+from hpcdist.config.project import Project
+from hpcdist.doctor.check import Check, CheckStatus
+from hpcdist.doctor.cluster import PLACE_WORDS, choose_partition
+from hpcdist.errors import HpcdistError
+from hpcdist.jobs.job import Job
+from hpcdist.records.job import JobStatus, Progress
+from hpcdist.records.network import AllReduce, NodeFacts, Probe, write_probe
 from hpcdist.records.ranks import RankUsage
+from hpcdist.records.store import new_run_name
+from hpcdist.slurm.cluster import Partition
+from hpcdist.submission.prepare import PreparedJob, complete_job, prepare
+from hpcdist.submission.render import task_command
+from hpcdist.submission.send import read_versions, send
 
 # Half of what gigabit Ethernet carries (125 MB/s): below, gradients of any size take longer than a step.
 SLOW_BYTES_PER_S = 60e6
@@ -15,7 +29,7 @@ SLOW_LATENCY_S = 10e-3
 WARN_SKEW_S = 1.0
 
 
-class Trial(msgspec.Struct, frozen=True, kw_only=True):
+class ProbeJobResult(msgspec.Struct, frozen=True, kw_only=True):
     """How a trial job went.
 
     Attributes:
@@ -53,7 +67,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     ended_at_s: float = 0.0
 
 
-def judge_trial(trial: Trial) -> list[Check]:
+def judge_trial(trial: ProbeJobResult) -> list[Check]:
     """Everything that a trial job tells about the nodes."""
     checks = [_judge_job(trial)]
     if not trial.ranks:
@@ -70,7 +84,7 @@ def judge_trial(trial: Trial) -> list[Check]:
     return checks
 
 
-def find_probe(trial: Trial) -> Probe | None:
+def find_probe(trial: ProbeJobResult) -> Probe | None:
     """What the ranks measured of their network; None where they did not."""
     measured = [rank for rank in trial.ranks if rank.training and rank.training.probe]
     if not measured:
@@ -100,7 +114,7 @@ def _host(rank: RankUsage) -> str:
     return rank.training.node.host if rank.training and rank.training.node else rank.host
 
 
-def _judge_job(trial: Trial) -> Check:
+def _judge_job(trial: ProbeJobResult) -> Check:
     name = "job on the nodes"
     if not trial.is_over:
         why = f" ({trial.waits_for})" if trial.waits_for else ""
@@ -115,7 +129,7 @@ def _judge_job(trial: Trial) -> Check:
     return Check(name=name, status="ok", sentence=sentence, evidence=evidence)
 
 
-def _judge_shared(trial: Trial) -> Check:
+def _judge_shared(trial: ProbeJobResult) -> Check:
     """Each rank's file was written on its node and read here; the nodes saw each other's in the preflight."""
     seen = {rank.node_rank for rank in trial.ranks}
     if trial.cluster is None:
@@ -132,7 +146,7 @@ def _judge_shared(trial: Trial) -> Check:
     return Check(name="shared folder", status="ok", sentence=sentence)
 
 
-def _judge_software(trial: Trial, facts: Sequence[NodeFacts]) -> Check:
+def _judge_software(trial: ProbeJobResult, facts: Sequence[NodeFacts]) -> Check:
     first = facts[0]
     said = f"Python {first.python}, torch {first.torch}, Lightning {first.lightning}"
     here = trial.versions
@@ -178,7 +192,7 @@ def _major(version: str | None) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _judge_gpus(trial: Trial, facts: Sequence[NodeFacts]) -> Check:
+def _judge_gpus(trial: ProbeJobResult, facts: Sequence[NodeFacts]) -> Check:
     if not trial.gpus or trial.device == "cpu":
         why = "none were asked for" if not trial.gpus else "accelerator is cpu, so they are not used"
         return Check(name="gpus", status="ok", sentence=f"GPUs: {why}")
@@ -220,3 +234,114 @@ def judge_network(probe: Probe) -> Check:
 def _describe(one: AllReduce) -> str:
     rate = one.bandwidth_bytes_per_s / 1e6
     return f"{one.size_bytes} bytes: {1e3 * one.latency_s:.3f} ms, {rate:.1f} MB/s"
+
+
+# It takes some ten seconds; the rest is for imports from a slow disk, and for the preflight to name who is missing.
+TIME_LIMIT = "3"
+WAIT_S = 600.0
+
+Tell = Callable[[JobStatus, Progress | None], None]
+
+
+def probe_between_nodes(
+    project: Project,
+    *,
+    backend: Backend,
+    nodes: int = 2,
+    gpus: int = 1,
+    on_change: Tell | None = None,
+    timeout_s: float = WAIT_S,
+) -> ProbeJobResult:
+    """Submits the job, waits for it, and keeps what it measured where `probes.read_probes` finds it.
+
+    A job that does not end in time is cancelled.
+
+    Args:
+        project: The project to run in; its defaults say where.
+        backend: What runs it.
+        nodes: Nodes.
+        gpus: GPUs per node.
+        on_change: Called about once a second with where it is.
+        timeout_s: For how long it may wait and run.
+
+    Raises:
+        SubmitError: The scheduler refused it.
+    """
+    prepared = prepare_trial(project, backend=backend, nodes=nodes, gpus=gpus)
+    job = Job(send(prepared))
+    try:
+        status = job.wait(on_change, timeout_s)
+    except BaseException:
+        with contextlib.suppress(HpcdistError):
+            job.cancel()
+        raise
+    if not status.is_over:
+        job.cancel()
+    trial = _sum_up(job, status, prepared)
+    probe = find_probe(trial)
+    if probe is not None:
+        # The measurement is told all the same where it can't be kept.
+        with contextlib.suppress(OSError):
+            write_probe(project.root, probe)
+    return trial
+
+
+def prepare_trial(project: Project, *, backend: Backend, nodes: int, gpus: int) -> PreparedJob:
+    """The job: the preflight in the layout, with what the project's defaults say of place and surroundings.
+
+    Raises:
+        UsageError: A default can't be used.
+    """
+    options = {key: project.defaults[key] for key in PLACE_WORDS if key in project.defaults}
+    options |= {"name": "doctor", "nodes": nodes, "gpus": gpus, "time": TIME_LIMIT}
+    bare = Project(root=project.root, site=project.site)
+    job = complete_job(options, bare)
+    first = prepare(job, bare, backend=backend, run=new_run_name(job), workdir=project.root)
+    training = msgspec.structs.replace(first.spec.training, data_dir=None)  # no data is read
+    words = chain.from_iterable(task_command(msgspec.structs.replace(first.spec, training=training), first.place))
+    job = msgspec.structs.replace(job, command=(*words, "--preflight-only"))
+    return prepare(job, bare, backend=backend, run=first.place.run, workdir=project.root)
+
+
+def choose_shape(partition: str | None, partitions: Sequence[Partition], wanted_gpus: object) -> tuple[int, int]:
+    """Nodes and GPUs per node of a trial: two of the partition's nodes, a GPU on each where it has any.
+
+    Args:
+        partition: The partition that jobs go to; None is the default one.
+        partitions: The cluster's.
+        wanted_gpus: The project's default of GPUs per node, if it has one.
+    """
+    chosen = choose_partition(partition, partitions)
+    if chosen is None:
+        return 2, 0 if wanted_gpus == 0 else 1
+    gpus = 1 if chosen.has_gpus and wanted_gpus != 0 else 0
+    return min(2, max(1, chosen.usable_nodes)), gpus
+
+
+def _sum_up(job: Job, status: JobStatus, prepared: PreparedJob) -> ProbeJobResult:
+    layout = prepared.spec.layout
+    if status.state == "COMPLETED":
+        job.run.wait_for_ranks(layout.world_size)
+    ranks = tuple(job.run.ranks())
+    fault = next((one.training.fault for one in ranks if one.training and one.training.fault), None)
+    trouble, hint = (fault.sentence, fault.hint) if fault else ("", "")
+    if status.is_over and status.state != "COMPLETED" and fault is None:
+        cause = job.why()[0].cause
+        trouble, hint = cause.sentence, cause.hint
+    return ProbeJobResult(
+        run=job.run.name,
+        job_id=job.id,
+        state=status.state,
+        is_over=status.is_over,
+        nodes=layout.nodes,
+        gpus=layout.gpus,
+        device="cpu" if "--accelerator cpu" in " ".join(prepared.spec.command) else "auto",
+        cluster=job.run.record().cluster or (None if prepared.backend == "local" else "slurm"),
+        partition=prepared.spec.partition,
+        trouble=trouble,
+        hint=hint,
+        waits_for=status.reason,
+        ranks=ranks,
+        versions=read_versions(),
+        ended_at_s=time.time(),
+    )

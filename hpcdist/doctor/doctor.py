@@ -4,21 +4,19 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hpcdist import cluster_checks, machine_checks
-from hpcdist.check import SLURM, Check
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project, find_nearest
+from hpcdist.doctor import cluster, machine
+from hpcdist.doctor.check import SLURM, Check
+from hpcdist.doctor.machine import judge_slurm_release
+from hpcdist.doctor.probe_job import WAIT_S, ProbeJobResult, Tell, choose_shape, judge_trial, probe_between_nodes
+from hpcdist.doctor.runs import Problem, Repair, find_problems, judge_runs, repair
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.records.store import Store
-from hpcdist.registry import Problem, find_problems, judge_runs
-from hpcdist.repair import Repair, repair
 from hpcdist.slurm import cluster as slurm_cluster
 from hpcdist.slurm.cluster import Partition
 from hpcdist.slurm.queue import RunMarker
 from hpcdist.submission.open_project import open_project
-from hpcdist.trial import WAIT_S, Tell, choose_shape, probe_between_nodes
-from hpcdist.trial_checks import Trial, judge_trial
-from hpcdist.version_checks import judge_slurm_release
 
 __all__ = ["Doctor", "probe_between_nodes"]
 
@@ -40,7 +38,7 @@ class Doctor:
     def __init__(self, start: Path, backend: Backend | None = None, *, profile: str | None = None) -> None:
         self._backend = backend
         self.repairs: list[Repair] = []
-        self.trial: Trial | None = None
+        self.trial: ProbeJobResult | None = None
         self._fault: Check | None = None
         try:
             self.project = open_project(start, profile=profile)
@@ -54,34 +52,34 @@ class Doctor:
 
     def examine(self, *, fix: bool = False) -> Iterator[Check]:
         """Every check that needs no job, as it is made; with `fix` the runs are mended before they are judged."""
-        yield self._fault or machine_checks.check_options(self.project)
+        yield self._fault or machine.check_options(self.project)
         yield from self._examine_slurm()
-        yield machine_checks.check_python(self.project)
-        yield from machine_checks.check_packages()
-        yield machine_checks.check_folder(self.project.root)
+        yield machine.check_python(self.project)
+        yield from machine.check_packages()
+        yield machine.check_folder(self.project.root)
         if self._config is not None:
-            yield machine_checks.check_shared(self.project.root)
-        yield from machine_checks.check_disk(self.project.root)
-        yield machine_checks.check_data(self.project)
+            yield machine.check_shared(self.project.root)
+        yield from machine.check_disk(self.project.root)
+        yield machine.check_data(self.project)
         yield from self._examine_runs(fix=fix)
 
     def _examine_slurm(self) -> Iterator[Check]:
         if self._backend == "local":
             yield Check(name=SLURM, status="unknown", sentence="not asked: jobs run on this machine (--backend local)")
             return
-        check, self._config = cluster_checks.check_slurm(self.project.defaults, is_needed=self._backend == "slurm")
+        check, self._config = cluster.check_slurm(self.project.defaults, is_needed=self._backend == "slurm")
         self._slurm_is_away = check.status == "error"
         yield check
         if self._config is None:
             return
         yield judge_slurm_release(self._config.get("SLURM_VERSION"))
-        accounting = cluster_checks.check_accounting(self._config)
+        accounting = cluster.check_accounting(self._config)
         self._is_accounted = accounting.status == "ok"
         yield accounting
         self._partitions = slurm_cluster.list_partitions()
         if self._fault is None:
-            yield from cluster_checks.check_request(self.project, self._partitions)
-        yield cluster_checks.check_clock()
+            yield from cluster.check_request(self.project, self._partitions)
+        yield cluster.check_clock()
 
     def _examine_runs(self, *, fix: bool) -> Iterator[Check]:
         store = Store(self.project.root)

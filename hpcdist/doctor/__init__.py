@@ -1,0 +1,1 @@
+"""Checks of machine, cluster and runs; `hpcdist init`; drills."""
