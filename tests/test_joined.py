@@ -1,6 +1,6 @@
 """The joined record as people see it: the block at a job's end, and TensorBoard's page."""
 
-from hpcdist.cli.joined import format_joined
+from hpcdist.cli.output import format_joined
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Audit, AuditFinding, Disagreement, JobRecord, JobStatus, Timeline
 from hpcdist.records.ranks import RankUsage, StepSplit, TrainingMetrics

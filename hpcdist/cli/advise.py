@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from hpcdist.cli.follow import find_or_id
-from hpcdist.cli.offers import offer_jobs
+from hpcdist.cli.complete import offer_jobs
 from hpcdist.cli.output import print_json
+from hpcdist.cli.status import find_or_id
 from hpcdist.errors import NotReadyError
 from hpcdist.jobs.advice import Advice, Observation, Recommendation, advise
 from hpcdist.jobs.audit import Claim, audit_job, find_inconsistent

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from hpcdist import datasets
-from hpcdist.cli.site_option import SITE, open_here
+from hpcdist.cli.options import SITE, open_here
 from hpcdist.datasets import list_datasets
 from hpcdist.errors import NotReadyError
 

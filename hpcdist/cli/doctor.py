@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
+from hpcdist.cli.options import SITE, asked_profile
 from hpcdist.cli.output import print_json
-from hpcdist.cli.site_option import SITE, asked_profile
 from hpcdist.config.job import Backend
 from hpcdist.doctor.check import Check, find_exit_status
 from hpcdist.text import printable_line
@@ -52,7 +52,7 @@ def doctor(
     Exit code: 0 when nothing is wrong or there are only warnings, 1 when something is, 3 when Slurm is needed and does
     not answer.
     """
-    from hpcdist.cli.following import ProgressLine
+    from hpcdist.cli.progress import ProgressLine
     from hpcdist.doctor.doctor import Doctor
 
     timeout_s = parse_duration(timeout)

@@ -5,10 +5,9 @@ from typing import Any
 
 import click
 
-from hpcdist.cli.offers import offer_partitions
-from hpcdist.cli.options import collect_options, job_options
+from hpcdist.cli.complete import offer_partitions
+from hpcdist.cli.options import SITE, collect_options, job_options, open_here
 from hpcdist.cli.output import format_table, print_json
-from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.doctor.drill import DRILLS, DrillKind, Means, Result
 from hpcdist.errors import NotReadyError
 from hpcdist.units import format_duration, parse_duration
@@ -63,7 +62,7 @@ def drill(
     Each is a job of its own: two epochs of MNIST that save every second. Exit code: 0 when all did as they should,
     1 when one did not, 3 when one could not be tried.
     """
-    from hpcdist.cli import following
+    from hpcdist.cli import progress
     from hpcdist.doctor.drill import prepare_drill, run_drill
     from hpcdist.slurm import commands
 
@@ -76,7 +75,7 @@ def drill(
     )
     chosen = [kind for kind in DRILLS if kind in kinds or "all" in kinds]
     prepared = [prepare_drill(kind, given, project) for kind in chosen]
-    following.warn_of_missing_data(prepared[0])
+    progress.warn_of_missing_data(prepared[0])
     results = []
     for kind, one in zip(chosen, prepared, strict=True):
         tell = partial(_tell, kind)

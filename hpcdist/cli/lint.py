@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from hpcdist import __version__
-from hpcdist.cli.offers import offer_code, offer_codes
+from hpcdist.cli.complete import offer_code, offer_codes
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.text import printable_line
 

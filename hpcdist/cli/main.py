@@ -14,12 +14,12 @@ COMMANDS = {
     "submit": ("hpcdist.cli.submit:submit", "Submit a training to Slurm, or run it here; print the job id."),
     "train": ("hpcdist.cli.train:train", "Train on several machines without a scheduler, started on each by hand."),
     "render": ("hpcdist.cli.submit:render", "Print the sbatch script that submit would send."),
-    "status": ("hpcdist.cli.follow:status", "Show where jobs are; alone: this project's runs."),
-    "logs": ("hpcdist.cli.follow:logs", "Print what a job's ranks wrote."),
-    "wait": ("hpcdist.cli.follow:wait", "Follow a job until it is over."),
+    "status": ("hpcdist.cli.status:status", "Show where jobs are; alone: this project's runs."),
+    "logs": ("hpcdist.cli.status:logs", "Print what a job's ranks wrote."),
+    "wait": ("hpcdist.cli.status:wait", "Follow a job until it is over."),
     "why": ("hpcdist.cli.why:why", "Say why jobs ended as they did, or wait, and what to do."),
-    "cancel": ("hpcdist.cli.follow:cancel", "End jobs."),
-    "seff": ("hpcdist.cli.efficiency:seff", "CPU, memory and GPU efficiency and wall-clock of jobs."),
+    "cancel": ("hpcdist.cli.status:cancel", "End jobs."),
+    "seff": ("hpcdist.cli.seff:seff", "CPU, memory and GPU efficiency and wall-clock of jobs."),
     "advise": ("hpcdist.cli.advise:advise_command", "Print the next request, right-sized from what jobs used."),
     "study": ("hpcdist.cli.study:study", "Run a training over several layouts and settings, to be compared."),
     "plan": ("hpcdist.cli.plan:plan", "Say what a study would wait, take and cost, before it is run."),
@@ -32,7 +32,7 @@ COMMANDS = {
     "lint": ("hpcdist.cli.lint:lint_command", "Find known mistakes in any sbatch script."),
     "schema": ("hpcdist.cli.schema:schema", "Print the JSON Schema of hpcdist.toml, for editors."),
     "data": ("hpcdist.cli.data:data", "Put datasets where jobs find them."),
-    "completion": ("hpcdist.cli.completion:completion", "Print the line that switches shell completion on."),
+    "completion": ("hpcdist.cli.complete:completion", "Print the line that switches shell completion on."),
 }
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from hpcdist.cli.options import JSON
+from hpcdist.cli.options import JSON, SITE, open_here
 from hpcdist.cli.output import format_table, print_json
-from hpcdist.cli.site_option import SITE, open_here
 from hpcdist.cli.study import FILE, SCALE, read_study
 from hpcdist.config.job import Backend, build_job
 from hpcdist.config.project import Project

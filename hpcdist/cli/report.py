@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from hpcdist.cli.offers import offer_studies_and_jobs
+from hpcdist.cli.complete import offer_studies_and_jobs
 from hpcdist.cli.output import print_json
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, UsageError

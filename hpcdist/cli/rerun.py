@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from hpcdist.cli.advise import format_line, observe
-from hpcdist.cli.offers import offer_jobs
+from hpcdist.cli.complete import offer_jobs
 from hpcdist.cli.options import DRY_RUN, JSON, WAIT
 from hpcdist.cli.submit import send_and_show
 from hpcdist.errors import HpcdistError, UsageError

@@ -8,12 +8,11 @@ from pathlib import Path
 import click
 import msgspec
 
-from hpcdist.cli import following
-from hpcdist.cli.offers import offer_studies
-from hpcdist.cli.options import BACKEND, JSON
+from hpcdist.cli import progress
+from hpcdist.cli.complete import offer_studies
+from hpcdist.cli.options import BACKEND, JSON, SITE, open_here
 from hpcdist.cli.output import format_table, print_json
-from hpcdist.cli.site_option import SITE, open_here
-from hpcdist.cli.study_progress import RunWatch, count_states, describe_counts, wait_for
+from hpcdist.cli.progress import RunWatch, count_states, describe_counts, wait_for
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project, find_project
 from hpcdist.config.toml import read_text
@@ -136,7 +135,7 @@ def _show_end(state: StudyState, statuses: Sequence[tuple[Trial, JobStatus]]) ->
 def _show_plan(plan: StudyPlan, project: Project, *, as_json: bool) -> None:
     prepared = prepare_batches(plan, project)
     for one in prepared[:1]:
-        following.warn_of_missing_data(one)
+        progress.warn_of_missing_data(one)
     if as_json:
         print_json({"batches": plan.batches, "gpu_hours": plan.gpu_hours})
         return

@@ -5,8 +5,18 @@ from typing import Any
 
 import click
 
-from hpcdist.cli.options import BACKEND, DRY_RUN, FILE, JSON, WAIT, JobCommand, collect_options, job_options
-from hpcdist.cli.site_option import SITE, open_here
+from hpcdist.cli.options import (
+    BACKEND,
+    DRY_RUN,
+    FILE,
+    JSON,
+    SITE,
+    WAIT,
+    JobCommand,
+    collect_options,
+    job_options,
+    open_here,
+)
 from hpcdist.config.job import Backend, JobSpec
 from hpcdist.submission.prepare import PreparedJob, choose_backend, complete_job, prepare
 from hpcdist.submission.render import packaged_templates
@@ -75,24 +85,24 @@ def send_and_show(prepared: PreparedJob, *, dry_run: bool, wait: bool, as_json: 
         NotReadyError: It would run here, and its data is not.
         SubmitError: The scheduler refused.
     """
-    from hpcdist.cli import following
+    from hpcdist.cli import progress
     from hpcdist.config.secrets import exported
     from hpcdist.jobs.job import Job
     from hpcdist.submission.send import send
 
-    following.warn_of_missing_data(prepared)
-    following.warn_of_exposed_secret(prepared)
+    progress.warn_of_missing_data(prepared)
+    progress.warn_of_exposed_secret(prepared)
     if prepared.note:
         click.echo(prepared.note, err=True)
     if dry_run:
-        following.show_dry_run(prepared)
+        progress.show_dry_run(prepared)
         return 0
     job = Job(send(prepared))
-    following.announce(job, as_json=as_json and not wait)
+    progress.announce(job, as_json=as_json and not wait)
     if not wait:
         return 0
     with exported(prepared.secrets):  # what is known is masked where the end of a log is shown
-        return following.follow(job, as_json=as_json)
+        return progress.follow(job, as_json=as_json)
 
 
 def _copy_code(root: Path, run: str, job: JobSpec, *, dry_run: bool) -> Path:

@@ -72,7 +72,7 @@ def train(
 
 def _conclude(name: str) -> None:
     """The figures, where the ranks of all machines left theirs here."""
-    from hpcdist.cli.following import show_result
+    from hpcdist.cli.progress import show_result
     from hpcdist.jobs.job import Job
 
     job = Job.find(name)

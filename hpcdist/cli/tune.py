@@ -7,11 +7,10 @@ from typing import Any
 
 import click
 
-from hpcdist.cli.options import BACKEND, FILE, JSON, collect_options, job_options
+from hpcdist.cli.options import BACKEND, FILE, JSON, SITE, collect_options, job_options, open_here
 from hpcdist.cli.output import format_table, print_json
-from hpcdist.cli.site_option import SITE, open_here
+from hpcdist.cli.progress import RunWatch
 from hpcdist.cli.study import read_study
-from hpcdist.cli.study_progress import RunWatch
 from hpcdist.config.job import Backend, merge_options
 from hpcdist.config.project import Project
 from hpcdist.config.toml import check_writable, parse_toml, read_text, set_options

@@ -2,9 +2,9 @@
 
 import click
 
-from hpcdist.cli.follow import find_or_id
-from hpcdist.cli.offers import offer_jobs
+from hpcdist.cli.complete import offer_jobs
 from hpcdist.cli.output import format_cause, print_json
+from hpcdist.cli.status import find_or_id
 from hpcdist.errors import NotFoundError
 from hpcdist.jobs.diagnosis.collect import explain
 from hpcdist.jobs.job import Job

@@ -1,4 +1,4 @@
-"""What the shell offers at Tab: jobs, studies and sites of this project, the cluster's partitions, lint's codes.
+"""Shell completion: jobs, studies and sites of this project, the cluster's partitions, lint's codes.
 
 Each is looked for only when Tab is pressed; nothing that goes wrong is told, since it would spoil the line being typed.
 """
@@ -91,3 +91,13 @@ offer_partitions = _offer(_list_partitions)
 offer_sites = _offer(_list_sites)
 offer_code = _offer(lambda: chain([("all", "a list of them")], _list_codes()))
 offer_codes = _offer(_list_codes, separator=",")
+
+
+@click.command(epilog="Example: hpcdist completion bash >> ~/.bashrc")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the line for your shell's start file: Tab then completes commands, options, jobs, studies, sites."""
+    if shell == "fish":
+        click.echo("_HPCDIST_COMPLETE=fish_source hpcdist | source")
+    else:
+        click.echo(f'eval "$(_HPCDIST_COMPLETE={shell}_source hpcdist)"')

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from hpcdist.cli.following import follow
-from hpcdist.cli.offers import offer_jobs
+from hpcdist.cli.complete import offer_jobs
 from hpcdist.cli.output import format_cause, format_table, print_json
+from hpcdist.cli.progress import follow
 from hpcdist.config.project import find_project
 from hpcdist.config.secrets import mask
 from hpcdist.errors import HpcdistError, NotFoundError
