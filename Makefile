@@ -20,7 +20,7 @@ demo: $(INSTALLED)
 	$(BIN)/hpcdist data fetch mnist
 	$(BIN)/hpcdist submit --nodes 2 --gpus 1 --backend local --wait
 
-# The tests on a real cluster start the testbed; tests/slurm/conftest.py says when it may install Slurm's packages.
+# The tests on a real cluster start the testbed; tests/cluster/conftest.py says when it may install Slurm's packages.
 # Two at a time: one waits for Slurm most of the while (tests/conftest.py groups them).
 test: $(INSTALLED) check
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
@@ -39,7 +39,7 @@ format: $(INSTALLED)
 
 # The full versions of what `make test` cuts short: 50 random faults, 200 submissions. SOAK_SEED repeats a draw.
 soak: $(INSTALLED)
-	SOAK=1 $(BIN)/python -m pytest -s -m soak tests/slurm
+	SOAK=1 $(BIN)/python -m pytest -s -m soak tests/cluster
 
 # Every study at its small scale, each to an HTML report. A layout that Slurm refuses is a row there and ends nothing; any
 # other trial that did not complete makes it fail, when all have run. A study that could not run at all prints no JSON.

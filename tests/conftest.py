@@ -17,7 +17,7 @@ HPCDIST = [sys.executable, "-m", "hpcdist.cli.main"]
 
 # What stays together when tests run in two processes, and begins first: the tests that use the cluster, most of whose
 # time is waiting, beside those of the training, which share a finished run and the imports of torch.
-TOGETHER = ("tests/slurm/", "tests/train/")
+TOGETHER = ("tests/cluster/", "tests/train/")
 
 
 class Groups(LoadScopeScheduling):

@@ -12,7 +12,7 @@ from hpcdist.config.project import Project, read_options
 from hpcdist.errors import UsageError
 from hpcdist.submission.open_project import open_project
 
-_KEY = "hpcdist.config.site"
+_KEY = "hpcdist.site"
 
 
 def _remember(ctx: click.Context, _param: click.Parameter, value: str | None) -> None:

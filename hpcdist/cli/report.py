@@ -76,6 +76,6 @@ def _write_html(comparison: Comparison, path: Path, board_folder: Path | None) -
         from hpcdist.jobs.tensorboard import write_plots
 
         try:
-            write_plots(board_folder, comparison.made_at_s, plots)
+            write_plots(board_folder, comparison.made_at_s, {plot.key: plot.png for plot in plots if plot.png})
         except OSError as error:
             click.echo(f"warning: no plots for TensorBoard in {board_folder}: {error.strerror}", err=True)

@@ -1,9 +1,8 @@
 """`tb_logs/`: what hpcdist adds beside a run's curves in TensorBoard when the run is over."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -18,9 +17,6 @@ from hpcdist.records.job import JobRecord
 from hpcdist.records.ranks import TrainingMetrics
 from hpcdist.records.usage_curve import FIGURES, UsageCurve
 from hpcdist.slurm.seff import format_seff
-
-if TYPE_CHECKING:  # matplotlib takes longer to import than a job's end has any use for
-    from hpcdist.report.plots import Plot
 
 # TensorBoard takes any file with "tfevents" in its name; fixed names per run are replaced, not added to.
 EVENT_FILE = "events.out.tfevents.0.efficiency"
@@ -100,18 +96,22 @@ def write_usage(folder: Path, curves: Sequence[UsageCurve]) -> None:
         _write_events(folder / USAGE_FILE, curves[0].started_at_s, events)
 
 
-def write_plots(folder: Path, made_at_s: float, plots: Iterable["Plot"]) -> None:
-    """Writes a study's plots, drawn as PNG, for TensorBoard's page of images; the folder is made.
+def write_plots(folder: Path, made_at_s: float, plots: Mapping[str, bytes]) -> None:
+    """Write a study's plots for TensorBoard's page of images; the folder is made.
 
     Like `write_efficiency` a function of the figures alone. A study of which nothing can be drawn gets no file.
+
+    Args:
+        folder: Where the event file goes.
+        made_at_s: When the study was compared, seconds since the epoch.
+        plots: Each plot as PNG, by its key.
     """
     values = []
-    for plot in plots:
-        if plot.png is not None:
-            # Both stand at the same place in every PNG: the first chunk after the signature (PNG, 11.2.2).
-            width, height = int.from_bytes(plot.png[16:20]), int.from_bytes(plot.png[20:24])
-            image = Summary.Image(height=height, width=width, colorspace=_RGBA, encoded_image_string=plot.png)
-            values.append(Summary.Value(tag=f"report/{plot.key}", image=image))
+    for key, png in plots.items():
+        # Both stand at the same place in every PNG: the first chunk after the signature (PNG, 11.2.2).
+        width, height = int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
+        image = Summary.Image(height=height, width=width, colorspace=_RGBA, encoded_image_string=png)
+        values.append(Summary.Value(tag=f"report/{key}", image=image))
     if values:
         folder.mkdir(parents=True, exist_ok=True)
         _write_values(folder / PLOTS_FILE, made_at_s, values)

@@ -331,7 +331,6 @@ _HELPER_MODULES = (
     "http.server",
     "compileall",
     "ensurepip",
-    "hpcdist.records.network",
     "hpcdist.stage",
 )
 _TRIVIAL = """

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import msgspec
 
 from hpcdist.config.job import Layout
-from hpcdist.config.site import Prices  # noqa: PLC0414
+from hpcdist.config.site import Prices
 
 Scaling = Literal["strong", "weak"]
 Scale = Literal["full", "small"]

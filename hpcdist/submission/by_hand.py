@@ -1,7 +1,7 @@
 """Runs without a scheduler: started by a person on each machine, or by torchrun. They leave what any run leaves.
 
-`python -m hpcdist.submission.by_hand JOB -- ARGUMENTS` is one rank that torchrun started: the training calls it to have itself
-recorded. JOB is the `JobSpec` as JSON.
+`python -m hpcdist.submission.by_hand JOB -- ARGUMENTS` is one rank that torchrun started: the training calls it to
+have itself recorded. JOB is the `JobSpec` as JSON.
 """
 
 import hashlib

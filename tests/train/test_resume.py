@@ -16,7 +16,7 @@ from hpcdist.train.data.batches import Split, TrainBatches
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.options import parse_options
 from hpcdist.train.outcome import Clock, Outcome
-from tests.train.test_train_run import BROKEN_RANK, read_events
+from tests.train.test_run import BROKEN_RANK, read_events
 
 STEPS = 30
 SHORT = ("--max-steps", STEPS, "--batch-size", 2048, "--log-every", 1)
