@@ -2,7 +2,7 @@
 
 submitit 1.5.4 sends a command through `_submit_command`: it writes the text of `_make_submission_file_text`, runs
 `_make_submission_command` and returns a tracked job. Nothing is pickled and nothing of submitit runs inside the
-job. All of this is private API: the version is pinned and tests/test_submission.py holds it to this use.
+job. All of this is private API: the version is pinned and tests/cluster/test_submit.py holds it to this use.
 """
 
 import contextlib
