@@ -54,8 +54,11 @@ class Made:
         files = [
             msgspec.structs.replace(
                 file,
-                md5=md5(contents[file.path]) if file.md5 else None,
-                packed_md5=md5((folder / f"{file.path.rpartition('/')[2]}.gz").read_bytes()) if file.packed else None,
+                md5=md5(
+                    (folder / f"{file.path.rpartition('/')[2]}.gz").read_bytes()
+                    if file.is_packed
+                    else contents[file.path]
+                ),
             )
             for file in real.files
         ]
@@ -63,9 +66,9 @@ class Made:
         self.dataset = msgspec.structs.replace(real, files=tuple(files), downloads=tuple(downloads))
 
     def _pack(self, download, contents):
-        if download.kind == "gzip":
+        if download.path and download.path.endswith(".gz"):
             return gzip.compress(contents[download.path.removesuffix(".gz")])
-        if download.kind == "plain":
+        if download.path:
             return contents[download.path]
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -165,7 +168,7 @@ def test_the_catalogue_is_torchvisions():
 
     for dataset in list_datasets():
         kind = getattr(published, dataset.title)
-        sums = {file.path.rpartition("/")[2]: file.md5 or file.packed_md5 for file in dataset.files}
+        sums = {file.path.rpartition("/")[2]: file.md5 for file in dataset.files}
         archives = {download.name: download.md5 for download in dataset.downloads}
         urls = [download.urls[0] for download in dataset.downloads]
         match dataset.name:

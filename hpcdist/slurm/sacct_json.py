@@ -9,7 +9,7 @@ PROCESS_EXIT_CODE in `src/plugins/data_parser` of 23.02 (v0.0.39) to 26.05 (v0.0
 - A job's own CPU time is 0 until sacct has added its steps up, which it does for text alone [run with 22.05.8].
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -31,14 +31,8 @@ class _Tres(msgspec.Struct, frozen=True):
     count: _Number = 0
 
 
-class _Usage(msgspec.Struct, frozen=True):
-    max: list[_Tres] = []
-    average: list[_Tres] = []
-    total: list[_Tres] = []
-
-
 class _StepTres(msgspec.Struct, frozen=True):
-    requested: _Usage = _Usage()
+    requested: dict[str, list[_Tres]] = {}  # by "max", "average" and "total"
 
 
 class _JobTres(msgspec.Struct, frozen=True):
@@ -46,32 +40,19 @@ class _JobTres(msgspec.Struct, frozen=True):
     requested: list[_Tres] = []
 
 
-class _Seconds(msgspec.Struct, frozen=True):
-    seconds: _Number = 0
-    microseconds: _Number = 0
-
-
-class _StepTime(msgspec.Struct, frozen=True):
-    total: _Seconds = _Seconds()
-
-
-class _JobTime(msgspec.Struct, frozen=True):
+class _Time(msgspec.Struct, frozen=True):
     elapsed: _Number = None
     submission: _Number = None
     start: _Number = None
     end: _Number = None
     limit: _Number = None
-    total: _Seconds = _Seconds()
-
-
-class _Tasks(msgspec.Struct, frozen=True):
-    count: _Number = None
+    total: dict[str, _Number] = {}  # "seconds" and "microseconds"
 
 
 class _Step(msgspec.Struct, frozen=True):
     tres: _StepTres = _StepTres()
-    time: _StepTime = _StepTime()
-    tasks: _Tasks = _Tasks()
+    time: _Time = _Time()
+    tasks: dict[str, _Number] = {}
 
 
 class _Signal(msgspec.Struct, frozen=True):
@@ -94,27 +75,16 @@ class _Array(msgspec.Struct, frozen=True):
     task: str | None = None
 
 
-class _Het(msgspec.Struct, frozen=True):
-    job_id: _Number = None
-    job_offset: _Number = None
-
-
-class _Required(msgspec.Struct, frozen=True):
-    CPUs: _Number = None
-    memory_per_cpu: _Number = None
-    memory_per_node: _Number = None
-
-
-class _JobEntry(msgspec.Struct, frozen=True):
+class _Job(msgspec.Struct, frozen=True):
     job_id: int
     state: _State
-    time: _JobTime
+    time: _Time
     steps: list[_Step] = []
     tres: _JobTres = _JobTres()
     exit_code: _ExitCode = _ExitCode()
     array: _Array = _Array()
-    het: _Het = _Het()
-    required: _Required = _Required()
+    het: dict[str, _Number] = {}
+    required: dict[str, _Number] = {}
     allocation_nodes: _Number = None
     cluster: str | None = None
     user: str | None = None
@@ -134,31 +104,20 @@ class _Meta(msgspec.Struct, frozen=True, rename={"older": "Slurm"}):
 
 
 class _Answer(msgspec.Struct, frozen=True):
-    jobs: list[_JobEntry]
+    jobs: list[_Job]
     meta: _Meta = _Meta()
 
 
 # Flags of a state, in the order in which `job_state_string` (src/common/slurm_protocol_defs.c) prefers them to the
 # state itself.
 _STATE_FLAGS = (
-    "COMPLETING",
-    "STAGE_OUT",
-    "CONFIGURING",
-    "EXPEDITING",
-    "RESIZING",
-    "REQUEUED",
-    "REQUEUE_FED",
-    "REQUEUE_HOLD",
-    "SPECIAL_EXIT",
-    "STOPPED",
-    "REVOKED",
-    "RESV_DEL_HOLD",
-    "SIGNALING",
+    *("COMPLETING", "STAGE_OUT", "CONFIGURING", "EXPEDITING", "RESIZING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD"),
+    *("SPECIAL_EXIT", "STOPPED", "REVOKED", "RESV_DEL_HOLD", "SIGNALING"),
 )
 
 
 def read_json_rows(text: str) -> tuple[str | None, Iterator[tuple[int, Row]]]:
-    """Slurm's release, and the rows in the order of the text, each with its number.
+    """Return Slurm's release, and the rows in the order of the text, each with its number.
 
     Raises:
         ParseError: The text is not what `sacct --json` prints.
@@ -172,7 +131,7 @@ def read_json_rows(text: str) -> tuple[str | None, Iterator[tuple[int, Row]]]:
     return meta.release if meta else None, enumerate(_rows(answer.jobs), 1)
 
 
-def _rows(jobs: list[_JobEntry]) -> Iterator[Row]:
+def _rows(jobs: list[_Job]) -> Iterator[Row]:
     for job in jobs:
         row = _job_row(job)
         yield row
@@ -180,12 +139,9 @@ def _rows(jobs: list[_JobEntry]) -> Iterator[Row]:
             yield _step_row(row, f"{row.job_id}.{number}", step)
 
 
-def _job_row(job: _JobEntry) -> Row:
-    allocated, requested = _tres(job.tres.allocated), _tres(job.tres.requested)
+def _job_row(job: _Job) -> Row:
     counts = {tres.type: tres.count for tres in job.tres.allocated or job.tres.requested}
     state = _state(job.state.current)
-    spent = [step.time.total for step in job.steps] or [job.time.total]
-    limit = _value(job.time.limit)
     return Row(
         job_id=_job_id(job),
         raw_id=str(job.job_id),
@@ -199,14 +155,14 @@ def _job_row(job: _JobEntry) -> Row:
         start=_moment(job.time.start),
         end=_moment(job.time.end),
         elapsed=_cell(job.time.elapsed),
-        time_limit="" if limit is None else str(limit),
-        total_cpu=_cpu_time(spent),
-        cpus=_cell(counts.get("cpu", job.required.CPUs)),
+        time_limit=_cell(job.time.limit),
+        total_cpu=_cpu_time([step.time.total for step in job.steps] or [job.time.total]),
+        cpus=_cell(counts.get("cpu", job.required.get("CPUs"))),
         nodes=_cell(job.allocation_nodes or counts.get("node")),
         tasks="",
         requested_memory=_requested_memory(job.required),
-        requested_tres=requested,
-        allocated_tres=allocated,
+        requested_tres=_tres(job.tres.requested),
+        allocated_tres=_tres(job.tres.allocated),
         max_rss="",
         average_rss="",
         usage="",
@@ -220,10 +176,10 @@ def _step_row(job: Row, step_id: str, step: _Step) -> Row:
     return job._replace(
         job_id=step_id,
         raw_id=step_id,
-        tasks=_cell(step.tasks.count),
-        max_rss=_memory(used.max),
-        average_rss=_memory(used.average),
-        usage=_tres(used.total, is_usage=True),
+        tasks=_cell(step.tasks.get("count")),
+        max_rss=_memory(used.get("max", [])),
+        average_rss=_memory(used.get("average", [])),
+        usage=_tres(used.get("total", []), is_usage=True),
     )
 
 
@@ -251,13 +207,13 @@ def _state(current: str | list[str]) -> str:
     return (flags or current or [""])[0]
 
 
-def _job_id(job: _JobEntry) -> str:
-    array, task, het = _value(job.array.job_id), _value(job.array.task_id), _value(job.het.job_id)
+def _job_id(job: _Job) -> str:
+    array, task, het = _value(job.array.job_id), _value(job.array.task_id), _value(job.het.get("job_id"))
     if array and task is not None:
         return f"{array}_{task}"
     if array and job.array.task:
         return f"{array}_[{job.array.task.strip('[]')}]"
-    offset = _value(job.het.job_offset)
+    offset = _value(job.het.get("job_offset"))
     return f"{het}+{offset}" if het and offset is not None else str(job.job_id)
 
 
@@ -271,15 +227,16 @@ def _exit_code(code: _ExitCode, state: str) -> str:
     return "" if status is None or is_lost else f"{status}:0"
 
 
-def _cpu_time(parts: list[_Seconds]) -> str:
-    microseconds = sum((_value(part.seconds) or 0) * 1_000_000 + (_value(part.microseconds) or 0) for part in parts)
+def _cpu_time(parts: list[dict[str, _Number]]) -> str:
+    seconds = sum(_value(part.get("seconds")) or 0 for part in parts)
+    microseconds = seconds * 1_000_000 + sum(_value(part.get("microseconds")) or 0 for part in parts)
     minutes, rest = divmod(microseconds, 60_000_000)
     return f"{minutes:02d}:{rest // 1_000_000:02d}.{rest % 1_000_000:06d}"
 
 
-def _requested_memory(required: _Required) -> str:
-    """As before Slurm 21.08, whose text said per what memory was asked for; in MB."""
-    per_cpu, per_node = _value(required.memory_per_cpu), _value(required.memory_per_node)
+def _requested_memory(required: Mapping[str, _Number]) -> str:
+    """Format requested memory as before Slurm 21.08, whose text said per what it was asked for; in MB."""
+    per_cpu, per_node = _value(required.get("memory_per_cpu")), _value(required.get("memory_per_node"))
     if per_cpu is not None:
         return f"{per_cpu}Mc"
     return "" if per_node is None else f"{per_node}Mn"
