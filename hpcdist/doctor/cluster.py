@@ -142,7 +142,7 @@ def check_accounting(config: Mapping[str, str]) -> Check:
     """Whether sacct answers, and what is gathered."""
     trouble = ""
     try:
-        slurm_cluster.ask_accounting()
+        commands.list_accounting("JobID", "-X", "-S", "now-1minutes")
     except HpcdistError as error:
         trouble = error.message.splitlines()[0]
     return judge_accounting(parse_gathering(config), config.get("AccountingStorageType"), trouble)

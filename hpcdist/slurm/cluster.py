@@ -2,6 +2,8 @@
 
 Sources: `scontrol --oneliner show node` and `show partition` (scontrol(1); src/api/node_info.c and partition_info.c of
 Slurm 22.05), `sacctmgr --parsable2` (sacctmgr(1)).
+
+Functions that ask Slurm raise HpcdistError where it does not answer, unless they say what they return then.
 """
 
 import getpass
@@ -9,7 +11,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 
 import msgspec
 
@@ -18,27 +19,8 @@ from hpcdist.slurm import commands
 from hpcdist.slurm.queue import MARK_FORMAT, RunMarker, parse_marks
 from hpcdist.slurm.refusal import CLOSED_DOOR
 from hpcdist.slurm.sacct_query import TIME_ENVIRONMENT
+from hpcdist.slurm.sacct_rows import parse_time
 from hpcdist.units import parse_slurm_time
-
-_CLOCK = re.compile(r"Configuration data as of (\S+)")
-
-
-def parse_clock(line: str) -> float | None:
-    """Seconds since the epoch in `Configuration data as of …`, the controller's time when it answered.
-
-    Slurm 22.05.8 sets it for each answer (src/slurmctld/proc_req.c, `_fill_ctld_conf`: `last_update = time(NULL)`). It
-    is printed as `SLURM_TIME_FORMAT` asks, or in local time.
-    """
-    found = _CLOCK.match(line)
-    if found is None:
-        return None
-    if found[1].isdecimal():
-        return float(found[1])
-    try:
-        return datetime.fromisoformat(found[1]).timestamp()
-    except ValueError:
-        return None
-
 
 # What a person's file has, exact values instead of the least with a plus, without a heading; sinfo(1), --Format.
 SINFO = ("sinfo", "-e", "-h", "-o", "%P|%l|%D|%c|%m|%G")
@@ -196,9 +178,8 @@ class Association(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_fields(line: str) -> dict[str, str]:
     """`Key=value` pairs of one line of `scontrol --oneliner`; a value may hold spaces (`OS=Linux 5.14 #1 SMP`)."""
-    found = list(_FIELD.finditer(line))
-    ends = [match.start() for match in found[1:]] + [len(line)]
-    return {match[1]: line[match.end() : end].strip() for match, end in zip(found, ends, strict=True)}
+    _, *parts = _FIELD.split(line)
+    return {key: value.strip() for key, value in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def parse_scontrol(partitions: str, nodes: str) -> tuple[Partition, ...]:
@@ -253,19 +234,17 @@ def _read_node(fields: Mapping[str, str]) -> Node:
 
 def parse_associations(listed: str) -> list[Association]:
     """The user's accounts in sacctmgr's rows `Account|Partition|QOS|DefaultQOS`."""
-    found = []
-    for line in listed.splitlines():
-        words = line.strip().split("|")
-        if len(words) >= 4 and words[0]:
-            found.append(
-                Association(
-                    account=words[0],
-                    partition=words[1] or None,
-                    qos=tuple(one for one in words[2].split(",") if one),
-                    default_qos=words[3] or None,
-                )
-            )
-    return found
+    rows = (line.strip().split("|") for line in listed.splitlines())
+    return [
+        Association(
+            account=row[0],
+            partition=row[1] or None,
+            qos=tuple(filter(None, row[2].split(","))),
+            default_qos=row[3] or None,
+        )
+        for row in rows
+        if len(row) >= 4 and row[0]
+    ]
 
 
 def parse_qos_limits(listed: str) -> dict[str, str]:
@@ -298,8 +277,6 @@ def order_partitions(
     stands for those below it too (scontrol(1), AllowAccounts).
 
     Args:
-        partitions: The cluster's.
-        mine: What the user charges.
         gpus: Whether GPUs are wanted; else partitions without any go first.
     """
     sizes = {one.name: sum(node.count for node in one.nodes if node.gpus or not gpus) for one in partitions}
@@ -354,40 +331,32 @@ def list_partitions() -> tuple[Partition, ...]:
 
 
 def name_partitions() -> list[str]:
-    """The names of the partitions that this user may see.
-
-    Raises:
-        HpcdistError: Slurm does not answer.
-    """
+    """Return the names of the partitions that this user may see."""
     return sorted(set(commands.run_command(["sinfo", "-h", "-o", "%R"]).split()))
 
 
-def ask_accounting() -> None:
-    """Asks accounting for anything at all.
+def parse_clock(line: str) -> float | None:
+    """Parse the controller's time in `Configuration data as of …`: seconds since the epoch, None in any other line.
 
-    Raises:
-        HpcdistError: It is off, or does not answer; the message has its own words.
+    Slurm 22.05.8 sets it for each answer (src/slurmctld/proc_req.c, `_fill_ctld_conf`: `last_update = time(NULL)`). It
+    is printed as `SLURM_TIME_FORMAT` asks, or in local time.
     """
-    commands.list_accounting("JobID", "-X", "-S", "now-1minutes")
+    found = re.match(r"Configuration data as of (\S+)", line)
+    try:
+        return parse_time(found[1]) if found else None
+    except ParseError:
+        return None
 
 
 def read_controller_clock() -> tuple[str, float, float]:
-    """What the controller says its settings were told at, and this machine's time before and after, since the epoch.
-
-    Raises:
-        HpcdistError: Slurm does not answer.
-    """
+    """Return the controller's line for `parse_clock`, and this machine's time before and after, since the epoch."""
     before_s = time.time()
     said = commands.run_command(["scontrol", "show", "config"], TIME_ENVIRONMENT)
     return said.split("\n", 1)[0], before_s, time.time()
 
 
 def list_living_runs() -> list[RunMarker]:
-    """This user's jobs that wait or run, and carry the name of a run.
-
-    Raises:
-        HpcdistError: Slurm does not answer.
-    """
+    """Return this user's jobs that wait or run, and carry the name of a run."""
     return parse_marks(commands.list_queue(MARK_FORMAT, "-u", getpass.getuser()))
 
 

@@ -1,6 +1,7 @@
 """Slurm's commands: how they are run, and what is done to a job.
 
-Jobs are sent by `sbatch`; where they are is asked in `tasks`, what they used in `asking`.
+Every function that runs one raises HpcdistError with Slurm's own words where the command is missing, fails or does not
+answer, unless it says what it returns then.
 """
 
 import io
@@ -15,8 +16,6 @@ from typing import IO
 from hpcdist.errors import AccountingOffError, HpcdistError, NotReadyError, UsageError
 
 SEPARATOR = "\x1f"
-
-
 KEPT_BYTES = 4096
 
 
@@ -26,13 +25,10 @@ def missing_command(name: str) -> NotReadyError:
 
 
 def start_command(arguments: Sequence[str], env: Mapping[str, str]) -> Iterator[str]:
-    """Starts a command; returns the lines of its standard output, with their ends, which may be read as they come.
+    """Start a command; return the lines of its standard output, with their ends, which may be read as they come.
 
     Nothing is held back. There is no time limit: sacct may take minutes for a year. A command that is not read to its
-    end is stopped.
-
-    Raises:
-        HpcdistError: The command is missing; while reading, it failed (after what it printed).
+    end is stopped. One that failed raises its error while it is read, after what it printed.
     """
     # A file: a command whose complaints nobody reads from a pipe would stop writing.
     complaints = tempfile.TemporaryFile()  # noqa: SIM115 closed when the lines were read
@@ -61,13 +57,9 @@ def _iter_lines(name: str, process: subprocess.Popen[bytes], complaints: IO[byte
         if process.returncode != 0:
             complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - KEPT_BYTES))
             said = complaints.read().decode(errors="replace").strip()
-            raise _failure(name, said or f"exit status {process.returncode}")
-
-
-def _failure(name: str, said: str) -> HpcdistError:
-    if "accounting storage is disabled" in said.lower() or "slurmdbd" in said.lower():
-        return AccountingOffError(f"{name}: {said}", "hpcdist status follows the job without accounting")
-    return HpcdistError(f"{name}: {said}", "see `hpcdist status`")
+            if "accounting storage is disabled" in said.lower() or "slurmdbd" in said.lower():
+                raise AccountingOffError(f"{name}: {said}", "hpcdist status follows the job without accounting")
+            raise HpcdistError(f"{name}: {said or f'exit status {process.returncode}'}", "see `hpcdist status`")
 
 
 COMMAND_TIMEOUT_S = 60.0
@@ -117,11 +109,7 @@ def run(
 
 
 def run_command(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """Runs one of Slurm's commands; returns its standard output.
-
-    Raises:
-        HpcdistError: It is missing, failed or did not answer; the message has its own words.
-    """
+    """Run one of Slurm's commands; return its standard output."""
     done = run(arguments, env)
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
@@ -130,20 +118,12 @@ def run_command(arguments: Sequence[str], env: Mapping[str, str] | None = None) 
 
 
 def list_queue(form: str, *options: str) -> str:
-    """The rows of squeue in a format, jobs in hidden partitions included.
-
-    Raises:
-        HpcdistError: Slurm does not answer, or knows none of the jobs.
-    """
+    """Return the rows of squeue in a format, jobs in hidden partitions included."""
     return run_command(["squeue", "-h", "-a", *options, "-o", form])
 
 
 def list_accounting(fields: str, *options: str, env: Mapping[str, str] | None = None) -> str:
-    """The rows of sacct with these fields, parted by `status_rows.SEPARATOR`.
-
-    Raises:
-        HpcdistError: Accounting is off, or does not answer.
-    """
+    """Return the rows of sacct with these fields, parted by `SEPARATOR`."""
     return run_command(["sacct", "-n", "-P", f"--delimiter={SEPARATOR}", *options, f"--format={fields}"], env)
 
 
@@ -155,47 +135,27 @@ def read_config() -> dict[str, str]:
 
 
 def show_job(job_id: str) -> str:
-    """What the controller says of a job, on one line.
-
-    Raises:
-        HpcdistError: It does not know the job, or does not answer.
-    """
+    """Return what the controller says of a job, on one line."""
     return run_command(["scontrol", "show", "job", "-o", job_id])
 
 
 def requeue(job_id: str) -> None:
-    """Puts a running job back into the queue.
-
-    Raises:
-        HpcdistError: Slurm refused; the message has its own words.
-    """
+    """Put a running job back into the queue."""
     run_command(["scontrol", "requeue", job_id])
 
 
 def release(job_id: str) -> None:
-    """Lets a held job start.
-
-    Raises:
-        HpcdistError: Slurm refused; the message has its own words.
-    """
+    """Let a held job start."""
     run_command(["scontrol", "release", job_id])
 
 
 def exclude_nodes(job_id: str, nodes: str) -> None:
-    """Keeps a pending job from nodes, which replace those it was kept from before; Slurm refuses it of a running one.
-
-    Raises:
-        HpcdistError: Slurm refused; the message has its own words.
-    """
+    """Keep a pending job from nodes, which replace those it was kept from before; Slurm refuses it of a running one."""
     run_command(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={nodes}"])
 
 
 def cancel(job_id: str) -> None:
-    """Ends a job.
-
-    Raises:
-        HpcdistError: Slurm refused; the message has its own words.
-    """
+    """End a job."""
     run_command(["scancel", job_id])
 
 

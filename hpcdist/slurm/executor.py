@@ -41,16 +41,12 @@ class RenderedSlurmExecutor(SlurmExecutor):
 
 
 def submit_slurm(folder: Path, script: str, sbatch: list[str], tasks: int) -> str:
-    """Sends a script to Slurm through submitit.
+    """Send a script's text to Slurm through submitit; return the Slurm job id.
 
     Args:
         folder: Where submitit keeps its copy and finds the tasks' logs.
-        script: The script's text.
         sbatch: The sbatch command with its options, without the script.
         tasks: Ranks in all.
-
-    Returns:
-        The Slurm job id.
 
     Raises:
         SubmitError: sbatch refused; the message has its own words.

@@ -29,48 +29,73 @@ _STATE = re.compile(r"[A-Z_]{1,40}")
 
 
 def parse_queue(listed: str) -> list[JobStatus]:
-    """Statuses from squeue's rows in `QUEUE_FORMAT`."""
+    """Parse statuses from squeue's rows in `QUEUE_FORMAT`."""
     return [
-        JobStatus(
-            job_id=job_id,
-            state=state,
-            reason=None if reason == "None" or state == "COMPLETED" else reason,
-            elapsed_s=_elapsed(elapsed),
-            nodes=nodes or None,
-            name=name,
-        )
+        _status(job_id, state, "" if state == "COMPLETED" else reason, _elapsed(elapsed), nodes, name=name)
         for job_id, state, reason, elapsed, nodes, name in _rows(listed, 6)
     ]
 
 
 def parse_accounting(listed: str) -> list[JobStatus]:
-    """Statuses from the rows of `sacct -X` with `ACCOUNTING_FIELDS`."""
-    return [
-        JobStatus(
-            job_id=job_id,
-            state=state.partition(" ")[0],  # "CANCELLED by 1000"
-            # Of a job that started, accounting keeps why it had waited.
-            reason=None if reason in ("None", "") or state in ("COMPLETED", "RUNNING") else reason,
-            elapsed_s=float(elapsed) if elapsed.isdigit() else None,
-            nodes=None if nodes == "None assigned" else nodes or None,
-            name=name,
-            exit_code=_exit_code(code, state),
-            signal=_exit_signal(code, state),
+    """Parse statuses from the rows of `sacct -X` with `ACCOUNTING_FIELDS`."""
+    found = []
+    for job_id, words, code, elapsed, nodes, reason, name in _rows(listed, 7):
+        state = words.partition(" ")[0]  # "CANCELLED by 1000"
+        # Of a job that started, accounting keeps why it had waited.
+        why = "" if state in ("COMPLETED", "RUNNING") else reason
+        elapsed_s = float(elapsed) if elapsed.isdigit() else None
+        found.append(_status(job_id, state, why, elapsed_s, nodes, name=name, code=code))
+    return found
+
+
+def parse_controller(listed: str, job_id: str) -> list[JobStatus]:
+    """Parse statuses from what scontrol says of the job that was asked for, one per task of an array."""
+    found = []
+    for record in re.split(r"\n(?=JobId=)", listed):
+        fields = parse_job_fields(record)
+        if not fields:
+            continue
+        task, array = fields.get("ArrayTaskId", ""), fields.get("ArrayJobId", "")
+        found.append(
+            _status(
+                f"{array}_{task}" if array and task.isdigit() else fields.get("JobId", job_id),
+                fields.get("JobState", "UNKNOWN"),
+                fields.get("Reason", ""),
+                _elapsed(fields.get("RunTime", "")),
+                fields.get("NodeList", ""),
+                name=fields.get("JobName"),
+                code=fields.get("ExitCode", "0:0"),
+            )
         )
-        for job_id, state, code, elapsed, nodes, reason, name in _rows(listed, 7)
-    ]
+    return found
+
+
+def _status(
+    job_id: str, state: str, reason: str, elapsed_s: float | None, nodes: str, *, name: str | None, code: str = ""
+) -> JobStatus:
+    exit_code, signal = _parse_exit(code, state)
+    return JobStatus(
+        job_id=job_id,
+        state=state,
+        reason=_known(reason),
+        elapsed_s=elapsed_s,
+        nodes=_known(nodes),
+        name=name,
+        exit_code=exit_code,
+        signal=signal,
+    )
 
 
 def parse_endings(listed: str) -> dict[str, list[Ending]]:
-    """How each attempt of each job ended, oldest first, from the rows of `sacct --duplicates` with `ENDING_FIELDS`.
+    """Parse how each attempt of each job ended, oldest first, from `sacct --duplicates` with `ENDING_FIELDS`.
 
     Of unrelated jobs that had one id, the last is kept.
     """
     found: dict[str, list[Ending]] = {}
-    for cells in _rows(listed, 8):
-        job_id, _, step = cells[0].partition(".")
-        state, _, by = cells[1].partition(" by ")
-        code, signal = _exit_code(cells[2], state), _exit_signal(cells[2], state)
+    for row_id, words, status, *times, node_list, reason in _rows(listed, 8):
+        job_id, _, step = row_id.partition(".")
+        state, _, by = words.partition(" by ")
+        code, signal = _parse_exit(status, state)
         attempts = found.setdefault(job_id, [])
         if step and attempts:
             steps = (*attempts[-1].steps, Step(name=step, state=state, exit_code=code, signal=signal))
@@ -78,46 +103,19 @@ def parse_endings(listed: str) -> dict[str, list[Ending]]:
             continue
         if attempts and attempts[-1].state not in CONTINUED_STATES:
             attempts.clear()
-        attempts.append(_ending(cells, state, code, signal, by))
-    return found
-
-
-def _ending(cells: list[str], state: str, code: int | None, signal: int | None, by: str) -> Ending:
-    submitted, started, ended = (float(cell) if cell.isdigit() else None for cell in cells[3:6])
-    nodes = None if cells[6] in ("", "None assigned") else cells[6]
-    return Ending(
-        state=state,
-        exit_code=code,
-        signal=signal,
-        reason=None if cells[7] in ("None", "") else cells[7],
-        cancelled_by=by or None,
-        nodes=nodes,
-        submitted_at_s=submitted,
-        started_at_s=started if nodes else None,
-        ended_at_s=ended,
-    )
-
-
-def parse_controller(listed: str, job_id: str) -> list[JobStatus]:
-    """Statuses from what scontrol says of the job that was asked for, one per task of an array."""
-    found = []
-    for record in re.split(r"\n(?=JobId=)", listed):
-        fields = parse_job_fields(record)
-        if not fields:
-            continue
-        task, array = fields.get("ArrayTaskId", ""), fields.get("ArrayJobId", "")
-        state, code = fields.get("JobState", "UNKNOWN"), fields.get("ExitCode", "0:0")
-        reason = fields.get("Reason", "None")
-        found.append(
-            JobStatus(
-                job_id=f"{array}_{task}" if array and task.isdigit() else fields.get("JobId", job_id),
+        submitted, started, ended = (float(cell) if cell.isdigit() else None for cell in times)
+        nodes = _known(node_list)
+        attempts.append(
+            Ending(
                 state=state,
-                reason=None if reason == "None" else reason,
-                elapsed_s=_elapsed(fields.get("RunTime", "")),
-                nodes=fields.get("NodeList", "").replace("(null)", "") or None,
-                name=fields.get("JobName"),
-                exit_code=_exit_code(code, state),
-                signal=_exit_signal(code, state),
+                exit_code=code,
+                signal=signal,
+                reason=_known(reason),
+                cancelled_by=by or None,
+                nodes=nodes,
+                submitted_at_s=submitted,
+                started_at_s=started if nodes else None,
+                ended_at_s=ended,
             )
         )
     return found
@@ -175,16 +173,19 @@ def _elapsed(text: str) -> float | None:
         return None  # "INVALID", or nothing
 
 
-def _exit_code(text: str, state: str) -> int | None:
-    """The exit status in Slurm's `status:signal`; None while there is none."""
-    status, _, number = text.partition(":")
-    return int(status) if status.isdigit() and number == "0" and state.partition(" ")[0] in ENDED_STATES else None
+def _known(text: str) -> str | None:
+    """Return a cell, or None for the words that squeue, sacct and scontrol have for nothing."""
+    return None if text in ("", "None", "None assigned", "(null)") else text
 
 
-def _exit_signal(text: str, state: str) -> int | None:
-    """The signal in Slurm's `status:signal`; None when there was none."""
-    number = text.partition(":")[2]
-    return int(number) if number.isdigit() and number != "0" and state.partition(" ")[0] in ENDED_STATES else None
+def _parse_exit(text: str, state: str) -> tuple[int | None, int | None]:
+    """Parse Slurm's `status:signal`: one of exit status and signal is None, and both are before a job's end."""
+    status, _, signal = text.partition(":")
+    if state.partition(" ")[0] not in ENDED_STATES:
+        return None, None
+    if signal.isdigit() and signal != "0":
+        return None, int(signal)
+    return int(status) if status.isdigit() and signal == "0" else None, None
 
 
 FORGOTTEN = "Slurm does not know it any more"
@@ -303,7 +304,7 @@ def is_forgotten(status: JobStatus) -> bool:
 
 
 def _as_lost(status: JobStatus) -> JobStatus:
-    """What accounting has of a job that the controller does not know, and that is not over: it never will be."""
+    """Return what accounting has of a job that the controller does not know, as lost: its end will never be known."""
     reason = f"the controller has forgotten it, and accounting has it as {status.state} for ever"
     return msgspec.structs.replace(status, state="LOST", reason=reason)
 
