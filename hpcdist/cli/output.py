@@ -168,7 +168,7 @@ def write_boards(job: Job, efficiency: Efficiency | None, record: JobRecord | No
     # Only here: TensorBoard's writer takes longer to import than everything else such a command does.
     from hpcdist.jobs import tensorboard
 
-    folder = tensorboard.find_folder(job.folder.path, job.run.path.parents[2])
+    folder = tensorboard.find_folder(job.folder.path, job.run.root)
     if folder is None:
         return
     record = record or job.join(efficiency)

@@ -167,7 +167,7 @@ def show_result(job: Job, record: JobRecord) -> None:
     if block := format_joined(record):
         click.echo(block, err=True)
     write_boards(job, record.efficiency, record)
-    click.echo(f"tensorboard --logdir {job.run.path.parents[2] / 'tb_logs'}", err=True)
+    click.echo(f"tensorboard --logdir {job.run.root / 'tb_logs'}", err=True)
 
 
 POLL_INTERVAL_S = 2.0

@@ -60,7 +60,7 @@ def rerun(
         changes = {**_advised(found), **changes}
     if resume:
         changes = {"resume_from": _checkpoints(found, record), **changes}
-    again = prepare_rerun(record, found.run.path.parents[2], changes, run)
+    again = prepare_rerun(record, found.run.root, changes, run)
     _show_differences(record, again)
     ctx.exit(send_and_show(again.prepared, dry_run=dry_run, wait=wait, as_json=as_json))
 

@@ -58,4 +58,4 @@ def rerun(job: Job, run: str | None = None, **changes: Any) -> Job:
         UsageError: An option can't be used.
         SubmitError: The scheduler refused.
     """
-    return Job(send(prepare_rerun(job.run.record(), job.run.path.parents[2], changes, run).prepared))
+    return Job(send(prepare_rerun(job.run.record(), job.run.root, changes, run).prepared))

@@ -15,6 +15,10 @@ Source = Literal["seff", "sacct", "sstat", "squeue", "ranks"]
 Gathered = Literal["sampled", "cgroup-peak", "nothing"]
 
 
+IMBALANCE = "The task which had the largest memory consumption"
+"""The name under which `Efficiency.extra` has seff's sentence about tasks of unlike size."""
+
+
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """What kind of number a figure is.
 

@@ -20,50 +20,40 @@ from hpcdist.records.usage_curve import UsageCurve
 
 
 class Counter:
-    """The last number that was given.
-
-    Args:
-        path: Its file.
-    """
+    """The last number that was given, in a file. Its methods raise OSError where the disk is full or not writable."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def take(self, find_last: Callable[[], int]) -> int:
-        """The next number, never given twice.
+        """Return the next number, never given twice.
 
         Args:
             find_last: Tells the last one given where the file is lost or damaged.
-
-        Raises:
-            OSError: The disk is full or not writable.
         """
-        with self._open() as file:
-            lock_file(file.fileno())
+        with self._locked() as file:
             last = _parse(file.read())
             number = (find_last() if last is None else last) + 1
             _write(file, number)
         return number
 
     def last(self) -> int | None:
-        """The last number given; None where nobody wrote a readable one down."""
+        """Return the last number given; None where nobody wrote a readable one down."""
         try:
             return _parse(self._path.read_text(errors="replace"))
         except OSError:
             return None
 
     def raise_to(self, number: int) -> None:
-        """Has the next number come after this one.
-
-        Raises:
-            OSError: The disk is full or not writable.
-        """
-        with self._open() as file:
-            lock_file(file.fileno())
+        """Have the next number come after this one."""
+        with self._locked() as file:
             _write(file, max(number, _parse(file.read()) or 0))
 
-    def _open(self) -> IO[str]:
-        return os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+", errors="replace")
+    @contextmanager
+    def _locked(self) -> Iterator[IO[str]]:
+        with os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600), "r+", errors="replace") as file:
+            lock_file(file.fileno())
+            yield file
 
 
 def _parse(text: str) -> int | None:
@@ -192,6 +182,11 @@ class Run:
         write_atomically(self.path / name, msgspec.json.format(msgspec.json.encode(value)) + b"\n")
 
     @property
+    def root(self) -> Path:
+        """The project's folder, which has the run's in `jobs/runs`."""
+        return self.path.parents[2]
+
+    @property
     def script(self) -> Path:
         """The exact bytes sent."""
         return self.path / "script.sbatch"
@@ -222,13 +217,8 @@ class Run:
 
     def ranks(self) -> list[RankUsage]:
         """What each rank wrote, by rank; those that wrote nothing readable are missing."""
-        found = []
-        for path in self.path.glob("ranks/*.json"):
-            if path.stem.isdigit():
-                usage = read_json(path, RankUsage)
-                if usage is not None:
-                    found.append(usage)
-        return sorted(found, key=lambda usage: usage.rank)
+        found = [read_json(path, RankUsage) for path in self.path.glob("ranks/*.json") if path.stem.isdigit()]
+        return sorted((usage for usage in found if usage is not None), key=lambda usage: usage.rank)
 
     def curves(self) -> list[UsageCurve]:
         """What each rank used over time, by rank; those that wrote nothing readable are missing."""
@@ -266,15 +256,11 @@ class Run:
         Raises:
             HpcdistError: The folder is not writable, or gone.
         """
-        try:
+        with _writing(self.path):
             descriptor = os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise _unwritable(error, self.path) from None
         try:
-            try:
+            with _writing(self.path):
                 held = lock_file(descriptor, wait=wait) is not False
-            except OSError as error:
-                raise _unwritable(error, self.path) from None
             yield held
         finally:
             os.close(descriptor)
@@ -310,11 +296,9 @@ class Store:
             HpcdistError: The disk is full or not writable.
         """
         run = self.run(name)
-        try:
+        with _writing(run.path):
             self.runs.mkdir(parents=True, exist_ok=True)
             run.path.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(error, run.path) from None
         return run
 
     def create(self, record: RunRecord, script: str) -> Run:
@@ -324,13 +308,11 @@ class Store:
             HpcdistError: The disk is full or not writable.
         """
         run = self.claim(record.run)
-        try:
+        with _writing(run.path):
             for folder in ("logs", "ranks"):
                 (run.path / folder).mkdir(exist_ok=True)
             write_atomically(run.script, script.encode())
             run.write_record(record)
-        except OSError as error:
-            raise _unwritable(error, run.path) from None
         return run
 
     def __iter__(self) -> Iterator[Run]:
@@ -374,11 +356,9 @@ class Store:
         Raises:
             HpcdistError: The disk is full or not writable.
         """
-        try:
+        with _writing(self.runs):
             self.runs.mkdir(parents=True, exist_ok=True)
             return f"local-{self.last_local.take(self.highest_local_number)}"
-        except OSError as error:
-            raise _unwritable(error, self.runs) from None
 
     def highest_local_number(self) -> int:
         """The highest N of the runs' `local-N`; 0 without any."""
@@ -386,10 +366,15 @@ class Store:
         return max((int(number) for number in ids if number.isdecimal()), default=0)
 
 
-def _unwritable(error: OSError, path: Path) -> HpcdistError:
-    return HpcdistError(
-        f"can't write {error.filename or path}: {error.strerror}", "free some space or change the folder"
-    )
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an OSError into one that a user can read."""
+    try:
+        yield
+    except OSError as error:
+        raise HpcdistError(
+            f"can't write {error.filename or path}: {error.strerror}", "free some space or change the folder"
+        ) from None
 
 
 def new_run_name(job: JobSpec) -> str:

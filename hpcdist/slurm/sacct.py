@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import msgspec
 
 from hpcdist.errors import ParseError
-from hpcdist.records.efficiency import Efficiency, Gathering, name_kinds
+from hpcdist.records.efficiency import IMBALANCE, Efficiency, Gathering, name_kinds
 from hpcdist.records.job import CONTINUED_STATES
 from hpcdist.slurm.sacct_query import DELIMITER
 from hpcdist.slurm.sacct_rows import (
@@ -31,7 +31,6 @@ from hpcdist.units import parse_elapsed, parse_size
 
 _USUAL_STATES = frozenset({"COMPLETED", "FAILED", "TIMEOUT", "RUNNING", "PENDING", "OUT_OF_MEMORY"})
 _SINGLE_TASK = (".batch", ".extern", ".interactive")
-_IMBALANCE = "The task which had the largest memory consumption"
 
 
 def fold_rows(
@@ -65,14 +64,7 @@ class _Job:
     """A job's row, and what its steps' rows come to."""
 
     __slots__ = (
-        "extra",
-        "gathered",
-        "gpu_memory_bytes",
-        "memory_bytes",
-        "memory_is_estimate",
-        "number",
-        "prefix",
-        "row",
+        *("extra", "gathered", "gpu_memory_bytes", "memory_bytes", "memory_is_estimate", "number", "prefix", "row"),
         "tasks_are_known",
     )
 
@@ -88,11 +80,7 @@ class _Job:
         self.extra: dict[str, str] = {}
 
     def add_step(self, row: Row) -> None:
-        """Keeps the largest step's memory: the sum of its tasks' peaks, or the largest task times their number.
-
-        Raises:
-            ParseError: A cell is not what sacct prints there.
-        """
+        """Keep the largest step's memory: the sum of its tasks' peaks, or the largest task times their number."""
         try:
             usage = row.usage
             total = parse_amount(usage, "mem")
@@ -108,7 +96,7 @@ class _Job:
                 self.gathered |= memory > 0
             if memory > self.memory_bytes:
                 self.memory_bytes, self.memory_is_estimate = memory, is_estimate
-                self.extra.pop(_IMBALANCE, None)
+                self.extra.pop(IMBALANCE, None)
                 if row.average_rss != row.max_rss:  # a single task's are the same
                     self._compare_tasks(row)
             if "gres/" in usage:
@@ -120,8 +108,8 @@ class _Job:
         largest = parse_size(row.max_rss) if row.max_rss else 0
         average = parse_size(row.average_rss) if row.average_rss and largest else 0
         if 0 < average < largest:
-            differs = f"differs by {largest / average:.2%} from the average task max memory consumption"
-            self.extra[_IMBALANCE] = differs
+            share = f"{largest / average:.2%}"
+            self.extra[IMBALANCE] = f"differs by {share} from the average task max memory consumption"
 
     def _add_gpu(self, usage: str) -> None:
         memory, peak = parse_amount(usage, "gres/gpumem"), parse_amount(usage, "gres/gpuutil")
@@ -132,17 +120,12 @@ class _Job:
             self.extra["gres/gpuutil"] = printable(peak)
 
     def finish(self, group_name: Callable[[str], str], gathering: Gathering | None) -> Efficiency:
-        """The record of the job.
-
-        Raises:
-            ParseError: A cell is not what sacct prints there.
-        """
+        """Build the job's record."""
         try:
             return self._finish(group_name, gathering)
         except ParseError as error:
-            raise ParseError(
-                f"job {self.row.job_id[:60]} at line {self.number} of sacct's output: {error.message}"
-            ) from None
+            place = f"job {self.row.job_id[:60]} at line {self.number} of sacct's output"
+            raise ParseError(f"{place}: {error.message}") from None
 
     def _finish(self, group_name: Callable[[str], str], gathering: Gathering | None) -> Efficiency:
         row = self.row
@@ -228,15 +211,13 @@ def _printable(*texts: str) -> Sequence[str]:
 def parse_sacct(
     rows: str | Iterable[str], delimiter: str = DELIMITER, group_name: Callable[[str], str] = printable
 ) -> list[Efficiency]:
-    """A record per job (array task, component), in order of submission, from what `sacct_arguments` asks for.
+    """Return a record per job (array task, component), in order of submission, from sacct's output or its lines.
 
     The runs of a requeued job are one record: the last run's, with the others as `earlier_runs`. Ids are used again
     once a cluster reached its highest; of unrelated jobs with one id the last is kept, as sacct does on its own.
     A first line with field names is understood too, in any order and with any delimiter, and so is `sacct --json`.
 
     Args:
-        rows: sacct's output, or its lines.
-        delimiter: What parts the fields.
         group_name: What to call the group in a row, a number where `sacct_arguments` asked.
 
     Raises:
@@ -257,14 +238,11 @@ def iter_sacct(
     group_name: Callable[[str], str] = printable,
     gathering: Gathering | None = None,
 ) -> Iterator[Efficiency]:
-    """As `parse_sacct`, as the rows come, for any number of jobs: only runs that were requeued are held back.
+    """Yield the records of `parse_sacct` as the rows come: only runs that were requeued are held back.
 
     Unrelated jobs with one id are all given out, and the rows must be in order of time, as sacct prints them.
 
     Args:
-        lines: sacct's lines.
-        delimiter: What parts the fields.
-        group_name: As in `parse_sacct`.
         gathering: How the cluster gathers usage, where it was asked.
 
     Raises:

@@ -14,31 +14,9 @@ DELIMITER = "\x1f"
 # Known to every release from 20.11 to 26.05 (`src/sacct/sacct.c`). The name comes last: all that follows the last
 # field's start is name.
 FIELDS = (
-    "JobID",
-    "JobIDRaw",
-    "Cluster",
-    "User",
-    "Group",
-    "Partition",
-    "State",
-    "ExitCode",
-    "Submit",
-    "Start",
-    "End",
-    "ElapsedRaw",
-    "TimelimitRaw",
-    "TotalCPU",
-    "AllocCPUS",
-    "NNodes",
-    "NTasks",
-    "ReqMem",
-    "ReqTRES",
-    "AllocTRES",
-    "MaxRSS",
-    "AveRSS",
-    "TRESUsageInTot",
-    "NodeList",
-    "JobName",
+    *("JobID", "JobIDRaw", "Cluster", "User", "Group", "Partition", "State", "ExitCode", "Submit", "Start", "End"),
+    *("ElapsedRaw", "TimelimitRaw", "TotalCPU", "AllocCPUS", "NNodes", "NTasks", "ReqMem", "ReqTRES", "AllocTRES"),
+    *("MaxRSS", "AveRSS", "TRESUsageInTot", "NodeList", "JobName"),
 )
 
 TIME_ENVIRONMENT = {"SLURM_TIME_FORMAT": "%s"}
@@ -86,13 +64,7 @@ def sacct_arguments(job_ids: Sequence[str], delimiter: str = DELIMITER) -> list[
 
 
 def sacct_period_arguments(since: str, users: Sequence[str] = (), delimiter: str = DELIMITER) -> list[str]:
-    """As `sacct_arguments`, for every job that ran or waited since a time, of some users or of whom sacct lists.
-
-    Args:
-        since: A time in sacct's words, from `selection.parse_since`.
-        users: User names, from `selection.parse_users`.
-        delimiter: What parts the fields.
-    """
+    """Return the arguments of one sacct call for every job that ran or waited since a time (in sacct's words)."""
     return [*_options(delimiter), f"--starttime={since}", *([f"--user={','.join(users)}"] if users else [])]
 
 
@@ -165,11 +137,9 @@ def ask_jobs(job_ids: Sequence[str]) -> Answer:
 
 
 def ask_period(since: str, users: Sequence[str] = ()) -> Answer:
-    """Asks for the jobs since a time.
+    """Ask for the jobs of some users since a time in sacct's words.
 
-    Args:
-        since: A time in sacct's words.
-        users: Whose; nobody in particular is the one who asks, and everybody for an administrator.
+    Without users they are those of the one who asks, and everybody's for an administrator.
 
     Raises:
         NotReadyError: There is no sacct; while reading, accounting is off.

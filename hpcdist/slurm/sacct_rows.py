@@ -1,8 +1,7 @@
 """The rows and cells of sacct's output.
 
-Source: sacct(1) and `src/sacct/print.c` of Slurm 20.11 to 26.05, run with 22.05.8.
-
-Source: sacct(1), `--parsable2`, `--delimiter`; Slurm prints job names raw, with whatever the owner put into them.
+Sources: sacct(1), `--parsable2` and `--delimiter`, and `src/sacct/print.c` of Slurm 20.11 to 26.05, run with 22.05.8.
+Slurm prints job names raw, with whatever the owner put into them.
 """
 
 import re
@@ -68,11 +67,7 @@ def _parse_memory(
 
 
 def _parse_size(text: str) -> int | None:
-    """Bytes; None for 0, and for what was not set.
-
-    Raises:
-        ParseError: The text is no size.
-    """
+    """Return bytes; None for 0, and for what was not set."""
     return None if text.startswith(UNSET) else parse_size(text) or None
 
 
@@ -248,11 +243,7 @@ def _row(cells: list[str], continued: list[str], shape: _Shape) -> Row:
 
 
 def _read_header(line: str, delimiter: str) -> _Shape:
-    """The shape a line of field names announces.
-
-    Raises:
-        ParseError: Fields that no record can do without are missing.
-    """
+    """Return the shape that a line of field names announces."""
     names = line.split(delimiter)
     known = {name: at for at, name in enumerate(names)}
     known |= {field: known[other] for field, other in _INSTEAD.items() if field not in known and other in known}

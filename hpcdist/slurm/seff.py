@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from hpcdist.errors import ParseError
-from hpcdist.records.efficiency import Efficiency, name_kinds
+from hpcdist.records.efficiency import IMBALANCE, Efficiency, name_kinds
 from hpcdist.text import printable
 from hpcdist.units import format_bytes, format_duration, parse_elapsed, parse_size
 
@@ -29,11 +29,7 @@ LONGEST_LINE = 2000
 _DECORATION = re.compile(r"(?:[ #>*•·\u2013\u2014|+_%;!~=-]|//|[0-9]{1,3}[.)] )+")
 _COMMENT = re.compile(r" (?:#|//|<|←|\*\().*")
 _NOISE = (
-    "perl:",
-    "Use of uninitialized value",
-    "are supported and installed on your system",
-    "LANGUAGE =",
-    "LANG =",
+    *("perl:", "Use of uninitialized value", "are supported and installed on your system", "LANGUAGE =", "LANG ="),
     "Slurm data:",  # seff -d
 )
 _LOCALE = re.compile(r"LC_[A-Z]+ = .*")
@@ -98,22 +94,6 @@ def normalize_label(label: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in label.lower().replace("-", " ").split())
 
 
-def strip_comment(value: str) -> str:
-    """The value without what someone wrote behind it ("<=== !!!", "# too much") and without leftover marks."""
-    return _COMMENT.sub("", " " + value).strip(" *")
-
-
-def read_value(label: str, value: str) -> Values | None:
-    """The fields a line gives; {} when it says "unknown"; None when the value has not the shape the label promises."""
-    # A user "n" of the group "a" prints as n/a.
-    if value.lower() in _MISSING and not (label == "user/group" and value == "n/a"):
-        return {}
-    try:
-        return LABELS[label](value)
-    except ParseError:
-        return None
-
-
 def _read_job_id(value: str) -> Values | None:
     if not _JOB_ID.fullmatch(value):
         return None
@@ -146,8 +126,8 @@ def _integer(field: str) -> Callable[[str], Values | None]:
     return lambda value: {field: int(value)} if _INTEGER.fullmatch(value) else None
 
 
-def _duration(field: str) -> Callable[[str], Values | None]:
-    return lambda value: {field: parse_elapsed(value)}
+def _read_time_limit(value: str) -> Values | None:
+    return {"time_limit_s": parse_elapsed(value)}
 
 
 def _read_cpu(value: str) -> Values | None:
@@ -254,7 +234,7 @@ LABELS: dict[str, Callable[[str], Values | None]] = GENUINE | {
     **dict.fromkeys(("job wall time", "wall time", "wall clock time", "elapsed time", "elapsed"), _read_wall_time),
     **dict.fromkeys(
         ("time limit", "job time limit", "wall time limit", "requested wall time", "wall time requested"),
-        _duration("time_limit_s"),
+        _read_time_limit,
     ),
     **dict.fromkeys(("time efficiency", "time limit efficiency", "wall time efficiency"), _read_time_efficiency),
     **dict.fromkeys(("gpus", "total gpus", "number of gpus", "allocated gpus", "gpus allocated"), _integer("gpus")),
@@ -278,18 +258,15 @@ HINT = "seff's output begins with a line 'Job ID: 123'; see docs/seff.md for wha
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9 ()/%._-]{0,59}")
 _CONSUMED = re.compile(r"(Job consumed) (.+)")
 # Sentences long enough to be wrapped where they are pasted: the name `extra` keeps them under, and the rest of them.
+_RUNNING = (
+    "Efficiency statistics can only be obtained after the job has ended as seff tool is based on the "
+    "accounting database data."
+)
 _SENTENCE_TEXTS = (
     ("WARNING", "Efficiency statistics may be misleading for RUNNING jobs."),
-    (
-        "WARNING",
-        "Efficiency statistics can only be obtained after the job has ended as seff tool is based on the "
-        "accounting database data.",
-    ),
+    ("WARNING", _RUNNING),
     ("Efficiency", "not available for jobs in the PENDING state."),
-    (
-        "The task which had the largest memory consumption",
-        "differs by % from the average task max memory consumption",
-    ),
+    (IMBALANCE, "differs by % from the average task max memory consumption"),
 )
 # A shorter start could be anything.
 _SHORTEST_START = 8
@@ -331,14 +308,12 @@ class Draft:
 
     def read(self, text: str) -> bool:
         """Takes a cleaned line in; False when it is nothing that seff prints."""
-        if self._read_sentence(text):
-            return True
-        if is_noise(text):
+        if self._read_sentence(text) or is_noise(text):
             return True
         label, colon, rest = text.partition(":")
         label = label.strip()
         if colon and normalize_label(label) in LABELS:
-            return self._read_field(label, strip_comment(rest))
+            return self._read_field(label, rest)
         if not self.labels:
             return False  # only a line of seff's own may begin a job
         if self._read_table(text) or is_prompt(text):
@@ -353,7 +328,15 @@ class Draft:
 
     def _read_field(self, label: str, value: str) -> bool:
         name = normalize_label(label)
-        fields = read_value(name, value)
+        # Without what someone wrote behind it ("<=== !!!", "# too much") and without leftover marks.
+        value = _COMMENT.sub("", " " + value).strip(" *")
+        try:
+            fields = LABELS[name](value)
+        except ParseError:
+            fields = None
+        # A user "n" of the group "a" prints as n/a.
+        if value.lower() in _MISSING and (name, value) != ("user/group", "n/a"):
+            fields = {}
         if fields is None and name in GENUINE:
             return False
         self.labels.add(name)
@@ -491,11 +474,6 @@ def _finish_memory(values: Values) -> None:
 
 
 _NEWLINE = re.compile(r"\r\n|\n|\r")
-_IMBALANCE = "The task which had the largest memory consumption"
-_RUNNING = (
-    "WARNING: Efficiency statistics can only be obtained after the job has ended as seff tool is based on the "
-    "accounting database data."
-)
 
 
 def parse_seff(text: str) -> list[Efficiency]:
@@ -517,7 +495,6 @@ def iter_seff(lines: Iterable[str]) -> Iterator[Efficiency]:
         ParseError: As `parse_seff`, once the jobs before the offending line were given out.
     """
     draft: Draft | None = None
-    found = False
     for number, line in enumerate(lines, 1):
         if len(line) > LONGEST_LINE:
             raise _unreadable(number, line)
@@ -526,16 +503,13 @@ def iter_seff(lines: Iterable[str]) -> Iterator[Efficiency]:
             if is_noise(text) or is_prompt(text):
                 continue
             if draft is not None:
-                found = True
                 yield draft.finish()
             draft = Draft(number)
         if not draft.read(text):
             raise _unreadable(number, text)
-    if draft is not None:
-        found = True
-        yield draft.finish()
-    if not found:
+    if draft is None:
         raise ParseError("there is no job in this text", HINT)
+    yield draft.finish()
 
 
 def _unreadable(number: int, text: str) -> ParseError:
@@ -561,10 +535,10 @@ def format_seff(efficiency: Efficiency) -> str:
     if one.state == "PENDING":
         return "\n".join([*lines, "Efficiency not available for jobs in the PENDING state.", ""])
     lines += [*_format_cpu(one), *_format_memory(one)]
-    if one.extra.get(_IMBALANCE, "").startswith("differs by "):
-        lines.append(f"{_IMBALANCE} {one.extra[_IMBALANCE]}")
+    if one.extra.get(IMBALANCE, "").startswith("differs by "):
+        lines.append(f"{IMBALANCE} {one.extra[IMBALANCE]}")
     if one.state == "RUNNING":
-        lines.append(_RUNNING)
+        lines.append(f"WARNING: {_RUNNING}")
     return "\n".join([*lines, ""])
 
 

@@ -62,11 +62,7 @@ def parse_sstat(lines: Iterable[str]) -> dict[str, LiveUsage]:
 
 
 def _read_step(tasks: str, max_rss: str, average_cpu: str, usage: str) -> LiveUsage:
-    """One step's row.
-
-    Raises:
-        ParseError: A cell is not what sstat prints there.
-    """
+    """Return the usage in one step's row."""
     count = int(tasks) if tasks.isdigit() and len(tasks) <= 9 else 1
     amounts = dict(part.partition("=")[::2] for part in usage.split(","))
     if "cpu" in amounts:
