@@ -1,4 +1,4 @@
-"""Datasets of the built-in training: the catalogue, and fetching them on the login node, verified. Needs no torch.
+"""Datasets of the built-in training: the catalogue, and fetching them on the login node, verified.
 
 Checksums of MNIST are SHA-256 of the files as torchvision reads them. Those of the others are the MD5 sums that
 torchvision 0.29.1 publishes in its classes: enough against damage, and against nothing else.
@@ -301,11 +301,9 @@ def _md5(path: Path) -> str:
 
 
 def fetch_archives(dataset: Dataset, data_dir: Path, report: Report, source: Path | None) -> None:
-    """Puts a dataset's files into `data_dir`, each whole, by renaming.
+    """Put a dataset's files into the folder of the datasets, each whole, by renaming.
 
     Args:
-        dataset: What to fetch.
-        data_dir: The folder of the datasets.
         report: Called with a line of text at each step, and every two seconds of a transfer.
         source: A folder that holds the archives, or the files themselves; None fetches from their sites.
 
@@ -366,8 +364,6 @@ def _read_url(url: str, report: Report, *, site: str, timeout_s: float, deadline
     """Fetch a file, and report every two seconds.
 
     Args:
-        url: Its address.
-        report: Called with a line of text.
         site: What errors call the source.
         timeout_s: For the connection, and for any read.
         deadline_s: For the whole file.
@@ -442,7 +438,6 @@ def is_present(name: str, data_dir: Path | str) -> bool:
 
     Args:
         name: A dataset, a folder of images, or `synthetic:...`, as `--data` has it.
-        data_dir: The folder of the datasets.
 
     Raises:
         NotFoundError: No dataset has this name.
@@ -512,12 +507,11 @@ def fetch(
     mirrors: Iterable[str] = MNIST_MIRRORS,
     source: Path | None = None,
 ) -> None:
-    """Puts a dataset into `data_dir`, from the first source that has it; an intact copy is left alone.
+    """Put a dataset into `data_dir`, from the first source that has it; an intact copy is left alone.
 
     Several processes may fetch into one folder at once: files appear whole, by renaming.
 
     Args:
-        name: The dataset.
         data_dir: torchvision's root folder; made if absent.
         report: Called with a line of text at each step, and while anything takes over two seconds.
         mirrors: MNIST's base addresses tried first, each ending in a slash.

@@ -11,11 +11,9 @@ _CANNOT_LOCK = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK})
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
-    """Writes a file under a temporary name beside it, then renames it into place.
+    """Write a file under a temporary name beside it, then rename it into place.
 
     Args:
-        path: The file.
-        data: Its whole content.
         durable: Whether to wait until it is on disk; False suits files that are rewritten every second.
 
     Raises:
@@ -34,10 +32,9 @@ def write_atomically(path: Path, data: bytes | memoryview, *, durable: bool = Tr
 
 
 def lock_file(descriptor: int, *, wait: bool = True) -> bool | None:
-    """Holds an open file against other processes until it is closed.
+    """Hold an open file against other processes until it is closed.
 
     Args:
-        descriptor: The file's.
         wait: Whether to wait while another process holds it.
 
     Returns:

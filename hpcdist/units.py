@@ -1,4 +1,4 @@
-"""Time, memory and other figures with units: parsed as Slurm writes them, and printed for people. Pure.
+"""Time, memory and other figures with units: parsed as Slurm writes them, and printed for people.
 
 Sizes are 1024-based as in Slurm, whether a unit is spelt `K`, `KB` or `KiB`; only what crosses a network is decimal.
 """
@@ -58,7 +58,7 @@ def parse_slurm_memory(text: str) -> int:
     match = _MEMORY.fullmatch(text)
     if match is None:
         raise UsageError(f"memory {_quote(text)} is not in Slurm's form", _MEMORY_HINT)
-    return int(match[1]) * _unit_bytes(match[2] or "M")
+    return int(match[1]) * _UNIT_BYTES[(match[2] or "M").upper()]
 
 
 def parse_elapsed(text: str) -> float:
@@ -108,7 +108,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ParseError(f"{_quote(text)} is not a size such as 503.18 MB")
-    unit_bytes = _unit_bytes(match[2]) if match[2] else 1
+    unit_bytes = _UNIT_BYTES[match[2].upper()] if match[2] else 1
     # A fraction of a byte is an artefact of the printed decimals, but a whole number must not pass through a float.
     size = int(match[1]) * unit_bytes if "." not in match[1] else round(float(match[1]) * unit_bytes)
     if size >= 2**63:
@@ -224,10 +224,6 @@ def format_factor(factor: float) -> str:
 def _significant(value: float, digits: int) -> str:
     """That many significant digits, also where they are zeros: what stands in a column has as many."""
     return f"{value:#.{digits}g}".rstrip(".")
-
-
-def _unit_bytes(letter: str) -> int:
-    return _UNIT_BYTES[letter.upper()]
 
 
 def _quote(text: str) -> str:

@@ -74,10 +74,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 )
         if self.mem is not None and self.mem_per_cpu is not None:
             raise UsageError("mem and mem_per_cpu exclude each other", "keep one of --mem and --mem-per-cpu")
-        if self.mem is not None:
-            parse_slurm_memory(self.mem)
-        if self.mem_per_cpu is not None:
-            parse_slurm_memory(self.mem_per_cpu)
+        for memory in (self.mem, self.mem_per_cpu):
+            if memory is not None:
+                parse_slurm_memory(memory)
         if self.time is not None:
             parse_slurm_time(self.time)
 
@@ -159,12 +158,9 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for key in (*self.env, *self.secret_env, *(name for env in self.task_env for name in env)):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
                 raise UsageError(f"env: {key!r} is not a variable name", "write --env NAME=VALUE")
-        for table in (self.sbatch, self.srun):
-            for key in table:
-                if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
-                    raise UsageError(
-                        f"{key!r} is not a long option of Slurm", "write --sbatch key=value without dashes"
-                    )
+        for key in (*self.sbatch, *self.srun):
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", key):
+                raise UsageError(f"{key!r} is not a long option of Slurm", "write --sbatch key=value without dashes")
         if self.array is not None and not re.fullmatch(r"[0-9,:-]+(%[0-9]+)?", self.array):
             raise UsageError(f"array: {self.array!r} is not a list of task ids", "write for example --array 0-9%3")
         if self.tasks or self.task_env:
@@ -252,12 +248,10 @@ def check_run_name(name: str) -> str:
 def check_keys(
     found: Iterable[str], where: str, known: Collection[str] = OPTION_KEYS, path: tuple[str, ...] = ()
 ) -> None:
-    """Refuses keys that nothing has.
+    """Refuse keys that nothing has.
 
     Args:
-        found: The keys found.
         where: The file or call they were found in, for the message.
-        known: The keys there are: those of options.
         path: The table in the file.
 
     Raises:

@@ -15,8 +15,7 @@ _KINDS = (Site, Layout, JobSpec, Training)
 
 def build_schema() -> dict[str, Any]:
     """The schema: every key with its type, default and description, and profiles under `sites`."""
-    schemas, components = msgspec.json.schema_components(_KINDS, ref_template="#/$defs/{name}")
-    del schemas
+    _, components = msgspec.json.schema_components(_KINDS, ref_template="#/$defs/{name}")
     keys: dict[str, Any] = {}
     for kind in _KINDS:
         described = _read_descriptions(kind)

@@ -19,11 +19,7 @@ _KEYS = OPTION_KEYS | SITE_KEYS
 
 
 def normalize(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings with every key known and spelt one way; `-` and `_` are the same.
-
-    Args:
-        values: What the file has.
-        where: Its name, for messages.
+    """Return a file's settings with every key known and spelt one way; `-` and `_` are the same.
 
     Raises:
         UsageError: A key that is none; the message has its path (`sites.alpha.container.imag`).
@@ -63,11 +59,9 @@ def _as_table(value: Any, where: str, path: tuple[str, ...]) -> Mapping[str, Any
 def choose_profile(
     options: Mapping[str, Any], where: str, *, asked: str | None, cluster: str | None
 ) -> tuple[str | None, dict[str, Any]]:
-    """The name of the profile that holds, and the settings with it: the file's own, and over them the profile's.
+    """Return the name of the profile that holds, and the file's normalized settings with the profile's over them.
 
     Args:
-        options: Normalized settings.
-        where: The file's name, for messages.
         asked: The profile asked for (`--site`); None chooses by the cluster's name.
         cluster: That name; None where nobody says, which chooses none.
 
@@ -79,9 +73,9 @@ def choose_profile(
     if asked is not None and asked not in profiles:
         have = f"it has: {', '.join(profiles)}" if profiles else "it has none: write [sites.NAME]"
         raise UsageError(f"{where}: there is no profile {asked!r}", have)
-    by_name = {name: one["cluster"] for name, one in profiles.items() if isinstance(one.get("cluster"), str)}
     name = asked
     if name is None and cluster is not None:
+        by_name = {name: one["cluster"] for name, one in profiles.items() if isinstance(one.get("cluster"), str)}
         name = next((one for one, pattern in by_name.items() if fnmatchcase(cluster, pattern)), None)
         if name is None and by_name:
             told = ", ".join(f"{one} ({pattern})" for one, pattern in by_name.items())
@@ -121,13 +115,11 @@ def find_project(
     profile: str | None = None,
     ask_cluster: Callable[[], str | None] = lambda: None,
 ) -> Project:
-    """The project around a folder.
+    """Return the project around a folder.
 
     `HPCDIST_CONFIG` names another file for the defaults (a cluster's own); the root stays the same.
 
     Args:
-        start: The folder.
-        env: The environment.
         profile: The profile to take; None takes that of `HPCDIST_SITE`, else by the cluster's name.
         ask_cluster: Says the cluster's name; asked only where the file has profiles to choose from.
 

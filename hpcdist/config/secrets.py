@@ -13,20 +13,7 @@ from hpcdist.config.job import JobSpec
 from hpcdist.errors import UsageError
 from hpcdist.text import underscored
 
-_WORDS = (
-    "TOKEN",
-    "SECRET",
-    "SECRETS",
-    "PASSWORD",
-    "PASSWD",
-    "PASSPHRASE",
-    "CREDENTIAL",
-    "CREDENTIALS",
-    "API_KEY",
-    "APIKEY",
-    "ACCESS_KEY",
-    "PRIVATE_KEY",
-)
+_WORDS = re.compile(r"_(TOKEN|SECRETS?|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|API_KEY|APIKEY|ACCESS_KEY|PRIVATE_KEY)_")
 # What ends the name of a secret in capitals alone (OPENAI_KEY, DB_PASS): an option such as --image-key takes none.
 _ENDINGS = ("KEY", "PAT", "PASS", "PWD")
 _NOT_BEFORE = frozenset(
@@ -39,8 +26,7 @@ MASK = "***"
 
 def is_secret(name: str, listed: Collection[str] = ()) -> bool:
     """Whether a variable holds a secret: its name has a word like TOKEN (`HF_TOKEN`), or the site lists it."""
-    words = f"_{name.upper()}_"
-    if name in listed or any(f"_{word}_" in words for word in _WORDS):
+    if name in listed or _WORDS.search(f"_{name.upper()}_"):
         return True
     before, _, last = name.rpartition("_")
     return bool(before) and last in _ENDINGS and before.rpartition("_")[2] not in _NOT_BEFORE

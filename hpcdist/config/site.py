@@ -27,10 +27,9 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     currency: str = "USD"
 
     def per_hour(self, *, nodes: int, gpus: int, node_type: str | None = None) -> float | None:
-        """What a job costs per hour; None where no price is known of anything it has.
+        """Return what a job costs per hour; None where no price is known of anything it has.
 
         Args:
-            nodes: Its nodes.
             gpus: Its GPUs, of all nodes.
             node_type: Its `constraint`: the price of a named type goes before that of any node.
         """

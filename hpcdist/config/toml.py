@@ -175,11 +175,7 @@ _OPTIONS = re.compile(r"\s*\[\s*options\s*\]")
 
 
 def check_writable(values: Mapping[str, Any], where: str) -> None:
-    """Finds out before anything is tried whether the file leaves the options to be set.
-
-    Args:
-        values: The file's content, as TOML has it.
-        where: Its name, for messages.
+    """Find out from a file's content, before anything is tried, whether it leaves the options to be set.
 
     Raises:
         UsageError: It sweeps them, gives them to single layouts, or runs a program of its own.
@@ -201,12 +197,7 @@ def check_writable(values: Mapping[str, Any], where: str) -> None:
 
 
 def set_options(text: str, settings: Mapping[str, int], where: str) -> str:
-    """The file's text with these options.
-
-    Args:
-        text: The file's text, which is TOML.
-        settings: Options by their names with underscores.
-        where: The file's name, for messages.
+    """Return a TOML file's text with these options, which are given by their names with underscores.
 
     Raises:
         UsageError: The file is written in a way that this can't change.
@@ -256,12 +247,13 @@ def _is_set(before: Mapping[str, Any], text: str, table: str | None, settings: M
         after = tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         return False
-    expected = with_underscores(before)
-    if table:
-        expected[table] = {**with_underscores(expected.get(table, {})), **settings}
-    else:
-        expected |= settings
-    found = with_underscores(after)
-    if table:
-        found[table] = with_underscores(found.get(table, {}))
+    expected, found = _normalize(before, table), _normalize(after, table)
+    (expected[table] if table else expected).update(settings)
     return found == expected
+
+
+def _normalize(values: Mapping[str, Any], table: str | None) -> dict[str, Any]:
+    options = with_underscores(values)
+    if table:
+        options[table] = with_underscores(options.get(table, {}))
+    return options

@@ -13,18 +13,8 @@ CONTINUED_STATES = frozenset({"REQUEUED", "PREEMPTED", "NODE_FAIL"})
 # has lost.
 ENDED_STATES = frozenset(
     {
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "LOST",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REFUSED",
-        "REVOKED",
-        "TIMEOUT",
+        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LOST", "NODE_FAIL", "OUT_OF_MEMORY"),
+        *("PREEMPTED", "REFUSED", "REVOKED", "TIMEOUT"),
     }
 )
 

@@ -96,11 +96,7 @@ FILE = ".probes.json"
 
 
 def read_probes(root: Path) -> list[Probe]:
-    """What was measured in a project, the newest first; nothing where it can't be read.
-
-    Args:
-        root: The project's folder.
-    """
+    """Return what was measured in a project (its folder), the newest first; nothing where it can't be read."""
     try:
         return msgspec.json.decode(_path(root).read_bytes(), type=list[Probe])
     except (OSError, msgspec.MsgspecError):

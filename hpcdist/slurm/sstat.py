@@ -102,16 +102,20 @@ def with_live_usage(efficiency: Efficiency, usage: LiveUsage | None) -> Efficien
 _MOST_JOBS = 50
 
 
-def complete(found: Sequence[Efficiency]) -> list[Efficiency]:
-    """The figures with how they were gathered, and for running jobs with those of now.
+def complete(found: Sequence[Efficiency], gathering: Gathering | None = None) -> list[Efficiency]:
+    """Return the figures with how they were gathered (asked for unless given), and for running jobs with those of now.
 
     Where sstat says nothing of a job, is not allowed to, or too many jobs run, theirs stay unknown.
     """
-    return _complete(found, read_gathering()) if found else []
+    if not found:
+        return []
+    gathering = gathering or read_gathering()
+    usage = _read_usage([one.job_id for one in found if one.live])
+    return [with_gathering(with_live_usage(one, usage.get(one.job_id)), gathering) for one in found]
 
 
 def iter_complete(found: Iterable[Efficiency], gathering: Gathering) -> Iterator[Efficiency]:
-    """As `complete`, as the figures come, which know already how they were gathered.
+    """Yield what `complete` returns, lazily, from figures that already carry how they were gathered.
 
     Jobs that still run are given out last, since sstat is asked once for all of them.
     """
@@ -121,12 +125,7 @@ def iter_complete(found: Iterable[Efficiency], gathering: Gathering) -> Iterator
             running.append(one)
         else:
             yield one
-    yield from _complete(running, gathering)
-
-
-def _complete(found: Sequence[Efficiency], gathering: Gathering) -> list[Efficiency]:
-    usage = _read_usage([one.job_id for one in found if one.live])
-    return [with_gathering(with_live_usage(one, usage.get(one.job_id)), gathering) for one in found]
+    yield from complete(running, gathering)
 
 
 def read_gathering() -> Gathering:
