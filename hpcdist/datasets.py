@@ -448,7 +448,7 @@ def is_present(name: str, data_dir: Path | str) -> bool:
     if name != "mnist":
         return is_complete(dataset, Path(data_dir))
     folder = Path(data_dir) / MNIST_FOLDER
-    return all(_size_bytes(folder / file.name) == file.size_bytes for file in MNIST_FILES)
+    return all(_has_size(folder / file.name, file) for file in MNIST_FILES)
 
 
 def verify(name: str, data_dir: Path | str) -> None:
@@ -601,15 +601,15 @@ def _decompress(packed: bytes, file: RawFile, site: str) -> bytes:
         raise FetchError(f"{site}: {error}") from None
 
 
-def _size_bytes(path: Path) -> int | None:
+def _has_size(path: Path, file: RawFile) -> bool:
     try:
-        return path.stat().st_size
+        return path.stat().st_size == file.size_bytes
     except OSError:
-        return None
+        return False
 
 
 def _has_checksum(path: Path, file: RawFile) -> bool:
-    if _size_bytes(path) != file.size_bytes:
+    if not _has_size(path, file):
         return False
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256

@@ -167,7 +167,14 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             counts = [len(values) for values in (self.tasks, self.task_env) if values]
             if self.array is None:
                 msgspec.structs.force_setattr(self, "array", f"0-{counts[0] - 1}")
-            _check_tasks(self.array, counts)
+            # "0-9:2%3": neither step nor limit is a task.
+            listed = (self.array or "").partition("%")[0].partition(":")[0]
+            numbers = [int(number) for number in re.findall(r"[0-9]+", listed)]
+            if len(set(counts)) != 1 or not numbers or max(numbers) >= counts[0]:
+                raise UsageError(
+                    f"array: {self.array!r} names tasks beside the {counts[0]} in tasks or task_env",
+                    f'write array = "0-{counts[0] - 1}"',
+                )
         require(self.max_requeues >= 0, "max_requeues", self.max_requeues, "0 or more")
         if self.replace_bad_node and (self.command or not self.training.preflight):
             raise UsageError(
@@ -190,16 +197,6 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def slug(self) -> str:
         """The name as a folder name: letters, digits, `.`, `_` and `-`, not starting with a dot."""
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name).strip(".-")[:60] or "job"
-
-
-def _check_tasks(array: str | None, counts: list[int]) -> None:
-    """Compares the tasks of an array with what each of them is to do."""
-    numbers = [int(number) for number in re.findall(r"[0-9]+", (array or "").partition("%")[0].partition(":")[0])]
-    if len(set(counts)) != 1 or not numbers or max(numbers) >= counts[0]:
-        raise UsageError(
-            f"array: {array!r} names tasks beside the {counts[0]} in tasks or task_env",
-            f'write array = "0-{counts[0] - 1}"',
-        )
 
 
 # Lightning takes a job of such a name for an interactive one and ignores Slurm.

@@ -30,14 +30,13 @@ def normalize(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         raise UsageError(f"{where}: {PROFILES} is no table of profiles", "write [sites.NAME] on a line of its own")
     if profiles:
         options[PROFILES] = {
-            name: _normalize_table(_as_table(profile, where, (PROFILES, name)), where, (PROFILES, name))
-            for name, profile in profiles.items()
+            name: _normalize_table(profile, where, (PROFILES, name)) for name, profile in profiles.items()
         }
     return options
 
 
-def _normalize_table(values: Mapping[str, Any], where: str, path: tuple[str, ...]) -> dict[str, Any]:
-    options = with_underscores(values)
+def _normalize_table(values: Any, where: str, path: tuple[str, ...]) -> dict[str, Any]:
+    options = with_underscores(_as_table(values, where, path))
     check_keys(options, where, _KEYS if path else _KEYS | {PROFILES}, path)
     for key, kind in _TABLES.items():
         if key not in options:

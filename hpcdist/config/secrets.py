@@ -122,18 +122,12 @@ def names_secret(name: str) -> bool:
 
 
 def find_exposed(job: JobSpec) -> str | None:
-    """The first thing in a job that gives away a secret, such as `the value of --token`, never the value itself."""
-    return next(_exposures(job), None)
-
-
-def _exposures(job: JobSpec) -> Iterator[str]:
-    for words in (job.command, *job.tasks):
-        yield from _in_words(words)
-    for line in job.setup:
-        yield from _in_words(_split(line))
-    for table in (job.sbatch, job.srun):
-        for option, value in table.items():
-            yield from _in_words((f"--{option}", *value.split(",")))
+    """Return the first thing in a job that gives a secret away, such as `the value of --token`, never the value."""
+    lines = (_split(line) for line in job.setup)
+    options = (
+        (f"--{option}", *value.split(",")) for table in (job.sbatch, job.srun) for option, value in table.items()
+    )
+    return next((told for words in (job.command, *job.tasks, *lines, *options) for told in _in_words(words)), None)
 
 
 def _in_words(words: Sequence[str]) -> Iterator[str]:

@@ -14,6 +14,7 @@ Path = tuple[str | int, ...]
 _SPACE = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _BLANKS = re.compile(r"[ \t]*")
 _KEY_PART = re.compile(r'[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'')
+_KEY = re.compile(rf"(?:{_KEY_PART.pattern})(?:[ \t]*\.[ \t]*(?:{_KEY_PART.pattern}))*")
 _STRING = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*"""(?:"{1,2}(?!"))?'
     r"|'''(?:[^']|'(?!''))*'''(?:'{1,2}(?!'))?"
@@ -68,11 +69,7 @@ def line_of(lines: dict[Path, int], path: Path) -> int | None:
 
 
 class _Scan:
-    """One walk over a text.
-
-    Attributes:
-        lines: What was found so far.
-    """
+    """One walk over a text; `lines` is what was found so far."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -116,18 +113,10 @@ class _Scan:
 
     def _key(self) -> Path:
         """A key's parts, dots between them."""
-        names: list[str] = []
-        while True:
-            self._skip(_BLANKS)
-            match = _KEY_PART.match(self.text, self.at)
-            if match is None:
-                return tuple(names)
-            self.at = match.end()
-            names.append(underscored(match[0].strip("\"'")))
-            self._skip(_BLANKS)
-            if not self.text.startswith(".", self.at):
-                return tuple(names)
-            self.at += 1
+        self._skip(_BLANKS)
+        start = self.at
+        self._skip(_KEY)
+        return tuple(underscored(part.strip("\"'")) for part in _KEY_PART.findall(self.text, start, self.at))
 
     def _pair(self, table: Path) -> None:
         """`key = value`."""
@@ -143,10 +132,8 @@ class _Scan:
 
     def _value(self, path: Path) -> None:
         opening = self.text[self.at : self.at + 1]
-        if opening == "[":
-            self._items(path, "]")
-        elif opening == "{":
-            self._items(path, "}")
+        if opening in ("[", "{"):
+            self._items(path, "]" if opening == "[" else "}")
         else:
             start = self.at
             self._skip(_STRING if opening in "\"'" else _SCALAR)
@@ -169,8 +156,6 @@ class _Scan:
         self.at += 1
 
 
-BATCHES = ("batch_size", "batch_size_per_rank")
-_HEADER = re.compile(r"\s*\[")
 _OPTIONS = re.compile(r"\s*\[\s*options\s*\]")
 
 
@@ -187,7 +172,7 @@ def check_writable(values: Mapping[str, Any], where: str) -> None:
             f"{where} has a command: tune tries the built-in training alone",
             "sweep its own option under [grid] args, and compare with hpcdist report",
         )
-    for key in (*BATCHES, "workers"):
+    for key in ("batch_size", "batch_size_per_rank", "workers"):
         for table in ("grid", "zip"):
             if key in with_underscores(values.get(table, {})):
                 raise UsageError(f"{where} sweeps {key} under [{table}]", "tune is for files that have one value of it")
@@ -234,7 +219,7 @@ def _set(lines: list[str], table: str | None, key: str, value: int) -> list[str]
 
 def _insert_at_top(lines: list[str], new: str) -> list[str]:
     """Puts a line after the last one that is in no table, before what is said of the first table."""
-    end = next((place for place, line in enumerate(lines) if _HEADER.match(line)), len(lines))
+    end = next((place for place, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
     while end and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
         end -= 1
     head = [line if line.endswith("\n") else f"{line}\n" for line in lines[:end]]

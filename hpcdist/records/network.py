@@ -92,13 +92,13 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     clock_skew_s: float | None = None
 
 
-FILE = ".probes.json"
+_FILE = Path("jobs", "runs", ".probes.json")
 
 
 def read_probes(root: Path) -> list[Probe]:
     """Return what was measured in a project (its folder), the newest first; nothing where it can't be read."""
     try:
-        return msgspec.json.decode(_path(root).read_bytes(), type=list[Probe])
+        return msgspec.json.decode((root / _FILE).read_bytes(), type=list[Probe])
     except (OSError, msgspec.MsgspecError):
         return []
 
@@ -116,12 +116,8 @@ def write_probe(root: Path, probe: Probe) -> None:
         OSError: The disk is full or not writable.
     """
     others = [one for one in read_probes(root) if _shape(one) != _shape(probe)]
-    write_atomically(_path(root), msgspec.json.format(msgspec.json.encode([probe, *others])) + b"\n")
+    write_atomically(root / _FILE, msgspec.json.format(msgspec.json.encode([probe, *others])) + b"\n")
 
 
 def _shape(probe: Probe) -> tuple[str | None, str | None, int, int, str]:
     return probe.cluster, probe.partition, probe.nodes, probe.gpus, probe.device
-
-
-def _path(root: Path) -> Path:
-    return root / "jobs" / "runs" / FILE

@@ -149,12 +149,7 @@ RANKS_LAG_S = 5.0
 
 
 class Run:
-    """One folder under `jobs/runs/`.
-
-    Attributes:
-        name: The run's name.
-        path: Its folder.
-    """
+    """The folder `path` under `jobs/runs/`, which has the run's name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -267,7 +262,7 @@ class Run:
 
 
 class Store:
-    """The runs of one project.
+    """The runs of one project. Methods that write raise HpcdistError where the disk is full or not writable.
 
     Attributes:
         root: The project's folder.
@@ -293,7 +288,6 @@ class Store:
 
         Raises:
             UsageError: The name can't be a folder's.
-            HpcdistError: The disk is full or not writable.
         """
         run = self.run(name)
         with _writing(run.path):
@@ -302,11 +296,7 @@ class Store:
         return run
 
     def create(self, record: RunRecord, script: str) -> Run:
-        """Makes a run's folder with everything that is known before submission.
-
-        Raises:
-            HpcdistError: The disk is full or not writable.
-        """
+        """Makes a run's folder with everything that is known before submission."""
         run = self.claim(record.run)
         with _writing(run.path):
             for folder in ("logs", "ranks"):
@@ -351,11 +341,7 @@ class Store:
         return matches[0], task
 
     def next_local_id(self) -> str:
-        """A new `local-N`, never given twice in this project, also when several processes ask at once.
-
-        Raises:
-            HpcdistError: The disk is full or not writable.
-        """
+        """A new `local-N`, never given twice in this project, also when several processes ask at once."""
         with _writing(self.runs):
             self.runs.mkdir(parents=True, exist_ok=True)
             return f"local-{self.last_local.take(self.highest_local_number)}"

@@ -7,7 +7,7 @@ ends a line, and a line that is no row is left out.
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -242,7 +242,9 @@ class _Answers:
         jobs = list(dict.fromkeys(map(_job_of, asked)))
         self.queued = _by_name(row for batch in batch_job_ids(jobs) for row in _query_queue(batch))
         arrays = {_job_of(name) for name in self.queued if "_" in name}
-        self.accounted = _query_accounting([job for job in jobs if job in arrays or not self._lives(job)])
+        unsure = [job for job in jobs if job in arrays or not self._lives(job)]
+        listed = _list_accounting(unsure, ACCOUNTING_FIELDS, "-X", WHOLE_TASK_LISTS)
+        self.accounted = None if listed is None else _by_name(parse_accounting(listed))
         self.told: dict[str, JobStatus] = {}
         self.silent: set[str] = set()
         self._tasks = self._sort_tasks()
@@ -331,24 +333,19 @@ def _query_queue(jobs: Sequence[str]) -> list[JobStatus]:
         raise
 
 
-def _query_accounting(jobs: Sequence[str]) -> dict[str, JobStatus] | None:
-    """What accounting has of jobs, by their ids and those of their tasks; None where it is off."""
-    found: dict[str, JobStatus] = {}
-    for batch in batch_job_ids(jobs):
+def _list_accounting(job_ids: Sequence[str], fields: str, option: str, env: Mapping[str, str]) -> str | None:
+    """Return accounting's rows of jobs; None where it is off."""
+    listed = []
+    for batch in batch_job_ids(job_ids):
         try:
-            listed = commands.list_accounting(ACCOUNTING_FIELDS, "-X", "-j", ",".join(batch), env=WHOLE_TASK_LISTS)
+            listed.append(commands.list_accounting(fields, option, "-j", ",".join(batch), env=env))
         except HpcdistError:
             return None
-        found |= _by_name(parse_accounting(listed))
-    return found
+    return "\n".join(listed)
 
 
 def _query_controller(job_id: str) -> list[JobStatus] | None:
-    """A job, or the tasks of an array, as the controller has them: none of a job it does not know.
-
-    Returns:
-        The statuses; None where the controller does not answer.
-    """
+    """Return a job, or an array's tasks, as the controller has them: none of an unknown job, None without an answer."""
     try:
         return parse_controller(commands.show_job(job_id), job_id)
     except HpcdistError as error:
@@ -356,12 +353,5 @@ def _query_controller(job_id: str) -> list[JobStatus] | None:
 
 
 def query_endings(job_ids: Sequence[str]) -> dict[str, list[Ending]]:
-    """How each attempt of jobs and array tasks ended, by their ids; nothing where accounting is off."""
-    found: dict[str, list[Ending]] = {}
-    for batch in batch_job_ids(job_ids):
-        try:
-            listed = commands.list_accounting(ENDING_FIELDS, "-D", "-j", ",".join(batch), env=TIME_ENVIRONMENT)
-        except HpcdistError:
-            return {}
-        found |= parse_endings(listed)
-    return found
+    """Return how each attempt of jobs and array tasks ended, by their ids; nothing where accounting is off."""
+    return parse_endings(_list_accounting(job_ids, ENDING_FIELDS, "-D", TIME_ENVIRONMENT) or "")

@@ -63,11 +63,6 @@ def fold_rows(
 class _Job:
     """A job's row, and what its steps' rows come to."""
 
-    __slots__ = (
-        *("extra", "gathered", "gpu_memory_bytes", "memory_bytes", "memory_is_estimate", "number", "prefix", "row"),
-        "tasks_are_known",
-    )
-
     def __init__(self, row: Row, number: int) -> None:
         self.row = row
         self.number = number
@@ -129,7 +124,9 @@ class _Job:
 
     def _finish(self, group_name: Callable[[str], str], gathering: Gathering | None) -> Efficiency:
         row = self.row
-        state = row.state if row.state in _USUAL_STATES else _read_state(row.state)
+        state: str | None = row.state
+        if state not in _USUAL_STATES:
+            state = printable(row.state).partition(" ")[0].rstrip("+") or None  # "CANCELLED by 1000", "CANCELLED+"
         # What was allocated; for a job that never got anything, what it asked for.
         tres = row.allocated_tres or row.requested_tres
         nodes, cores, gpus, requested, memory_per = parse_request(tres, row.requested_memory, row.nodes, row.cpus)
@@ -193,11 +190,6 @@ class _Job:
             live=state != "PENDING" and (row.end == "Unknown" or (not row.end and state == "RUNNING")),
             extra=self.extra,
         )
-
-
-def _read_state(text: str) -> str | None:
-    """`CANCELLED by 1000` and `CANCELLED+` are CANCELLED."""
-    return printable(text).partition(" ")[0].rstrip("+") or None
 
 
 def _printable(*texts: str) -> Sequence[str]:

@@ -1,7 +1,8 @@
 """The rows and cells of sacct's output.
 
 Sources: sacct(1), `--parsable2` and `--delimiter`, and `src/sacct/print.c` of Slurm 20.11 to 26.05, run with 22.05.8.
-Slurm prints job names raw, with whatever the owner put into them.
+Slurm prints job names raw, with whatever the owner put into them. What parses a cell raises ParseError where it is not
+what sacct prints there.
 """
 
 import re
@@ -36,11 +37,7 @@ class Allocation(NamedTuple):
 # A cluster's jobs ask for the same few things over and over; a memory of them is bounded, and changes no answer.
 @lru_cache(maxsize=256)
 def parse_request(tres: str, requested_memory: str, node_count: str, core_count: str) -> Allocation:
-    """What TRES strings, `ReqMem`, `NNodes` and `AllocCPUS` say together; the latter two may be empty.
-
-    Raises:
-        ParseError: A memory is no size.
-    """
+    """What TRES strings, `ReqMem`, `NNodes` and `AllocCPUS` say together; the latter two may be empty."""
     nodes = parse_count(node_count or parse_amount(tres, "node") or "") or None
     cores = parse_count(core_count or parse_amount(tres, "cpu") or "") or None
     return Allocation(nodes, cores, _parse_gpus(tres), *_parse_memory(requested_memory, tres, nodes, cores))
@@ -90,20 +87,12 @@ def _parse_gpus(tres: str) -> int | None:
 
 
 def parse_seconds(text: str) -> int | None:
-    """Seconds of `ElapsedRaw` or `Elapsed`.
-
-    Raises:
-        ParseError: The text is no duration.
-    """
+    """Seconds of `ElapsedRaw` or `Elapsed`."""
     return int(parse_elapsed(text)) if ":" in text else parse_count(text)
 
 
 def parse_time_limit(text: str) -> float | None:
-    """Seconds of `TimelimitRaw`, which are minutes, or of `Timelimit`; None without a limit.
-
-    Raises:
-        ParseError: The text is no duration.
-    """
+    """Seconds of `TimelimitRaw`, which are minutes, or of `Timelimit`; None without a limit."""
     if ":" in text:
         return parse_elapsed(text)
     minutes = parse_count(text)
@@ -116,11 +105,7 @@ def parse_count(text: str) -> int | None:
 
 
 def parse_time(text: str) -> float | None:
-    """Seconds since the epoch; a time without `TIME_ENVIRONMENT` is taken in this machine's time zone.
-
-    Raises:
-        ParseError: The text is no time.
-    """
+    """Seconds since the epoch; a time without `TIME_ENVIRONMENT` is taken in this machine's time zone."""
     if len(text) <= 15 and text.isascii() and text.isdigit():
         return float(text)
     if text in _NOT_YET:

@@ -110,7 +110,9 @@ def complete(found: Sequence[Efficiency], gathering: Gathering | None = None) ->
     if not found:
         return []
     gathering = gathering or read_gathering()
-    usage = _read_usage([one.job_id for one in found if one.live])
+    running = [one.job_id for one in found if one.live]
+    said = commands.read_live(sstat_arguments(running)) if 0 < len(running) <= _MOST_JOBS else ""
+    usage = parse_sstat(said.split("\n"))
     return [with_gathering(with_live_usage(one, usage.get(one.job_id)), gathering) for one in found]
 
 
@@ -134,9 +136,3 @@ def read_gathering() -> Gathering:
         return parse_gathering(commands.read_config())
     except HpcdistError:
         return Gathering()
-
-
-def _read_usage(job_ids: Sequence[str]) -> dict[str, LiveUsage]:
-    if not 0 < len(job_ids) <= _MOST_JOBS:
-        return {}
-    return parse_sstat(commands.read_live(sstat_arguments(job_ids)).split("\n"))
