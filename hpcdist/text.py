@@ -16,7 +16,7 @@ _BREAKS = "[\t-\r\x85\u2028\u2029]"
 
 
 def printable(text: str) -> str:
-    """The text on one line: no escape sequence, no control character, runs of white space as one space.
+    """Return the text on one line: no escape sequence, no control character, runs of white space as one space.
 
     Linear in the text, whatever it holds.
     """
@@ -27,12 +27,12 @@ def printable(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """The text with a question mark for everything that could move the cursor or start a line."""
+    """Return the text with a question mark for everything that could move the cursor or start a line."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def printable_line(text: str) -> str:
-    """The text on one line as `printable` has it, with its spaces and indentation kept.
+    """Return the text on one line as `printable` has it, with its spaces and indentation kept.
 
     Linear in the text, whatever it holds.
     """
@@ -46,22 +46,22 @@ def _strip(text: str) -> str:
 
 
 def underscored(name: str) -> str:
-    """An option's name as Python and JSON have it: `batch_size`."""
+    """Return an option's name as Python and JSON have it: `batch_size`."""
     return name.replace("-", "_")
 
 
 def dashed(name: str) -> str:
-    """An option's name as command lines have it: `batch-size`."""
+    """Return an option's name as command lines have it: `batch-size`."""
     return name.replace("_", "-")
 
 
 def with_underscores(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A table with one way to write its keys: TOML files may have either."""
+    """Return a table with one way to write its keys: TOML files may have either."""
     return {underscored(key): value for key, value in table.items()}
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The known word that is most like another one; None where none is like it (difflib.get_close_matches)."""
+    """Return the known word that is most like another one; None where none is like it (difflib.get_close_matches)."""
     import difflib  # only for errors
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
@@ -69,6 +69,6 @@ def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
 
 
 def suggest(word: str, known: Iterable[str], otherwise: str, *, cutoff: float = 0.6) -> str:
-    """The hint about a word that nothing has: the nearest one, or something else where none is near."""
+    """Return the hint about a word that nothing has: the nearest one, or something else where none is near."""
     near = nearest(word, known, cutoff=cutoff)
     return f"did you mean {near!r}?" if near else otherwise

@@ -25,7 +25,7 @@ _MEMORY_HINT = 'write a whole number with K, M, G or T ("16G", "1536M"); without
 
 
 def parse_slurm_time(text: str) -> int | None:
-    """Seconds of a `--time` limit; None is no limit.
+    """Return seconds of a `--time` limit; None is no limit.
 
     Source: sbatch(1), `--time`, and `time_str2secs` in Slurm's `src/common/parse_time.c`. A limit of zero
     "requests that no time limit be imposed", so it is None too.
@@ -47,7 +47,7 @@ def parse_slurm_time(text: str) -> int | None:
 
 
 def parse_slurm_memory(text: str) -> int:
-    """Bytes of a `--mem` or `--mem-per-cpu` size; 0 asks for all of a node's memory.
+    """Return bytes of a `--mem` or `--mem-per-cpu` size; 0 asks for all of a node's memory.
 
     Source: sbatch(1), `--mem`: a whole number, in megabytes unless K, M, G or T follows. sbatch also takes `16GB`,
     and refuses fractions, `GiB` and P [run with 22.05.8].
@@ -62,7 +62,7 @@ def parse_slurm_memory(text: str) -> int:
 
 
 def parse_elapsed(text: str) -> float:
-    """Seconds of a duration as sacct, squeue and seff print it: `[[DD-]HH:]MM:SS[.mmm]`.
+    """Return seconds of a duration as sacct, squeue and seff print it: `[[DD-]HH:]MM:SS[.mmm]`.
 
     Source: sacct(1), `Elapsed` and `TotalCPU`; `time2str` in seff.
 
@@ -80,7 +80,7 @@ def parse_elapsed(text: str) -> float:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of an interval in hpcdist's own options: `30s`, `5min`, `1.5h`.
+    """Return seconds of an interval in hpcdist's own options: `30s`, `5min`, `1.5h`.
 
     Raises:
         UsageError: The text is no such interval.
@@ -92,7 +92,7 @@ def parse_duration(text: str) -> float:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as sacct and seff print it: `62268K`, `3.03 GB`, `1.5GiB`; without a unit, bytes.
+    """Return bytes of a size as sacct and seff print it: `62268K`, `3.03 GB`, `1.5GiB`; without a unit, bytes.
 
     Source: sacct(1), `--units`; `kbytes2str` in seff. Rounded to a whole byte.
 
@@ -117,7 +117,7 @@ def parse_size(text: str) -> int:
 
 
 def format_duration(seconds: float) -> str:
-    """`00:00:13`, `1-02:03:04`: whole seconds as seff prints them, half a second rounded up.
+    """Format as `00:00:13`, `1-02:03:04`: whole seconds as seff prints them, half a second rounded up.
 
     Source: `time2str` in seff.
     """
@@ -128,7 +128,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """`503.18 MB`: two decimals and 1024-based units under the names seff gives them; 0 is `0.00 MB`.
+    """Format as `503.18 MB`: two decimals and 1024-based units under the names seff gives them; 0 is `0.00 MB`.
 
     Source: `kbytes2str` in seff.
     """
@@ -141,14 +141,14 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """`4.30 ms`, `12.3 s`, and from 100 s on `00:02:31`: a column's, with as many digits in each row."""
+    """Format as `4.30 ms`, `12.3 s`, and from 100 s on `00:02:31`: a column's, with as many digits in each row."""
     if abs(seconds) < 1:
         return f"{_significant(1e3 * seconds, 3)} ms" if seconds else "0 s"
     return f"{seconds:.1f} s" if abs(seconds) < 99.95 else format_duration(seconds)
 
 
 def format_time(seconds: float) -> str:
-    """`9.1 ms`, `91 ms`, `15.2 s`, `12.4 min`, `3.1 h`: a sentence's, where no reader counts digits."""
+    """Format as `9.1 ms`, `91 ms`, `15.2 s`, `12.4 min`, `3.1 h`: a sentence's, where no reader counts digits."""
     if seconds < 1:
         return f"{1e3 * seconds:.1f} ms" if seconds < 0.01 else f"{1e3 * seconds:.0f} ms"
     if seconds < 600:
@@ -157,29 +157,29 @@ def format_time(seconds: float) -> str:
 
 
 def format_hours(hours: float, of: str) -> str:
-    """`2.5 GPU-hours`, `4.2 GPU-minutes`, `16 GPU-seconds`."""
+    """Format as `2.5 GPU-hours`, `4.2 GPU-minutes`, `16 GPU-seconds`."""
     if hours >= 1:
         return f"{hours:.3g} {of}-hours"
     return f"{60 * hours:.3g} {of}-minutes" if 60 * hours >= 1 else f"{3600 * hours:.3g} {of}-seconds"
 
 
 def format_moment(seconds: float) -> str:
-    """`2026-03-01 12:10 UTC`: the same text in every time zone."""
+    """Format as `2026-03-01 12:10 UTC`: the same text in every time zone."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def format_local_moment(seconds: float) -> str:
-    """`2026-03-01T13:10:42`, in this machine's time zone, as `squeue` prints it."""
+    """Format as `2026-03-01T13:10:42`, in this machine's time zone, as `squeue` prints it."""
     return datetime.fromtimestamp(seconds).isoformat(timespec="seconds")
 
 
 def format_rate(bytes_per_s: float) -> str:
-    """`2.4 MB/s`, decimal units, as networks have them."""
+    """Format as `2.4 MB/s`, decimal units, as networks have them."""
     return f"{format_size(bytes_per_s)}/s"
 
 
 def format_size(size_bytes: float) -> str:
-    """`228 kB`, decimal units, as networks have them."""
+    """Format as `228 kB`, decimal units, as networks have them."""
     for unit, text in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size_bytes >= unit:
             return f"{size_bytes / unit:.3g} {text}"
@@ -187,45 +187,45 @@ def format_size(size_bytes: float) -> str:
 
 
 def format_percent(fraction: float) -> str:
-    """`84 %`; below a hundredth with a decimal."""
+    """Format as `84 %`; below a hundredth with a decimal."""
     return f"{100 * fraction:.0f} %" if fraction >= 0.01 else f"{100 * fraction:.1f} %"
 
 
 def format_share(fraction: float) -> str:
-    """`74.1 %`: a column's percentage."""
+    """Format as `74.1 %`: a column's percentage."""
     return f"{100 * fraction:.1f} %"
 
 
 def format_accuracy(fraction: float) -> str:
-    """`98.96 %`: an accuracy, of which hundredths matter."""
+    """Format as `98.96 %`: an accuracy, of which hundredths matter."""
     return f"{100 * fraction:.2f} %"
 
 
 def format_number(value: float) -> str:
-    """`24,300`, `0.2860`, `4`: four digits, and all of a whole number."""
+    """Format as `24,300`, `0.2860`, `4`: four digits, and all of a whole number."""
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else _significant(value, 4)
 
 
 def format_figure(value: float) -> str:
-    """`1,034.5`: a figure with the digits it was printed with, thousands apart."""
+    """Format as `1,034.5`: a figure with the digits it was printed with, thousands apart."""
     return f"{value:,g}" if abs(value) < 1e6 else f"{value:,.0f}"
 
 
 def format_money(amount: float) -> str:
-    """`12.50`, and under one unit `0.286`."""
+    """Format as `12.50`, and under one unit `0.286`."""
     return f"{amount:,.2f}" if abs(amount) >= 1 or not amount else _significant(amount, 3)
 
 
 def format_factor(factor: float) -> str:
-    """`2.96×`."""
+    """Format as `2.96×`."""
     return f"{factor:.2f}×"
 
 
 def _significant(value: float, digits: int) -> str:
-    """That many significant digits, also where they are zeros: what stands in a column has as many."""
+    """Return that many significant digits, also where they are zeros: what stands in a column has as many."""
     return f"{value:#.{digits}g}".rstrip(".")
 
 
 def _quote(text: str) -> str:
-    """The text as an error shows it: short, and with control characters escaped."""
+    """Return the text as an error shows it: short, and with control characters escaped."""
     return ascii(text if len(text) <= 60 else text[:57] + "...")

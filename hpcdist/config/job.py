@@ -18,7 +18,7 @@ EXCLUSIVE = (("mem", "mem_per_cpu"), ("batch_size", "batch_size_per_rank"))
 
 
 def merge_options(*sources: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of several sources, later ones winning: tables are merged by key, setup lines are added."""
+    """Return options of several sources, later ones winning: tables are merged by key, setup lines are added."""
     merged: dict[str, Any] = {}
     for source in sources:
         given = {key: value for key, value in source.items() if value is not None}
@@ -215,7 +215,7 @@ TABLES = ("env", "sbatch", "srun")
 
 
 def check_name(name: str) -> None:
-    """Refuses job names that Slurm, Lightning or a terminal would misread.
+    """Refuse job names that Slurm, Lightning or a terminal would misread.
 
     Raises:
         UsageError: The name is empty, over 200 characters, holds control characters, or makes Lightning
@@ -230,7 +230,7 @@ def check_name(name: str) -> None:
 
 
 def check_run_name(name: str) -> str:
-    """A run's name, which is a folder's name too.
+    """Return a run's name, which is a folder's name too.
 
     Raises:
         UsageError: It can't be.
@@ -262,18 +262,18 @@ def check_keys(
 
 @cache
 def option_types() -> dict[str, Any]:
-    """The type of each option, by its name."""
+    """Return the type of each option, by its name."""
     kinds = (Layout, Training, JobSpec)
     return {field.name: field.type for kind in kinds for field in msgspec.structs.fields(kind)}
 
 
 def build_site(options: Mapping[str, Any], where: str = "hpcdist.toml") -> Site:
-    """The site among `hpcdist.toml`'s keys."""
+    """Return the site among `hpcdist.toml`'s keys."""
     return _convert(_only(options, SITE_KEYS), Site, where)
 
 
 def build_job(options: Mapping[str, Any], where: str = "options") -> JobSpec:
-    """A job from flat options, by the options' names; the name defaults to what is run.
+    """Return a job from flat options, by the options' names; the name defaults to what is run.
 
     Raises:
         UsageError: A key or value can't be used; the message has its path.

@@ -14,7 +14,7 @@ _KINDS = (Site, Layout, JobSpec, Training)
 
 
 def build_schema() -> dict[str, Any]:
-    """The schema: every key with its type, default and description, and profiles under `sites`."""
+    """Return the schema: every key with its type, default and description, and profiles under `sites`."""
     _, components = msgspec.json.schema_components(_KINDS, ref_template="#/$defs/{name}")
     keys: dict[str, Any] = {}
     for kind in _KINDS:
@@ -39,7 +39,7 @@ def build_schema() -> dict[str, Any]:
 
 
 def _read_descriptions(kind: type) -> dict[str, str]:
-    """What a type's docstring says of each of its attributes."""
+    """Return what a type's docstring says of each of its attributes."""
     _, _, listed = (kind.__doc__ or "").partition("Attributes:\n")
     found = {}
     for names, text in _ATTRIBUTE.findall(listed + "\n"):

@@ -143,7 +143,7 @@ def find_project(
 
 
 def _with_absolute_paths(site: Site, folder: Path) -> Site:
-    """The site with its paths meant from the folder of its file."""
+    """Return the site with its paths meant from the folder of its file."""
     paths = {name: getattr(site, name) for name in ("templates", "venv", "uv")}
     site = msgspec.structs.replace(site, **{name: str(folder / path) for name, path in paths.items() if path})
     box = site.container
@@ -153,12 +153,12 @@ def _with_absolute_paths(site: Site, folder: Path) -> Site:
 
 
 def find_nearest(start: Path) -> Path | None:
-    """The nearest folder upward that has a `hpcdist.toml`; None where there is none."""
+    """Return the nearest folder upward that has a `hpcdist.toml`; None where there is none."""
     return next((folder for folder in (start, *start.parents) if (folder / CONFIG_NAME).is_file()), None)
 
 
 def read_options(path: Path, *, site: bool) -> dict[str, Any]:
-    """The options in a TOML file, with `-` and `_` in keys taken as the same.
+    """Return the options in a TOML file, with `-` and `_` in keys taken as the same.
 
     Raises:
         UsageError: The file can't be read, isn't TOML, or has a key that no option has.

@@ -25,7 +25,7 @@ MASK = "***"
 
 
 def is_secret(name: str, listed: Collection[str] = ()) -> bool:
-    """Whether a variable holds a secret: its name has a word like TOKEN (`HF_TOKEN`), or the site lists it."""
+    """Return whether a variable holds a secret: its name has a word like TOKEN (`HF_TOKEN`), or the site lists it."""
     if name in listed or _WORDS.search(f"_{name.upper()}_"):
         return True
     before, _, last = name.rpartition("_")
@@ -33,7 +33,7 @@ def is_secret(name: str, listed: Collection[str] = ()) -> bool:
 
 
 def part_secrets(job: JobSpec, listed: Collection[str]) -> tuple[JobSpec, dict[str, str]]:
-    """The job with its secrets by name only, and their values as far as they were given with it.
+    """Return the job with its secrets by name only, and their values as far as they were given with it.
 
     Raises:
         UsageError: An array's task has a secret of its own, which would have to stand in the script.
@@ -48,7 +48,7 @@ def part_secrets(job: JobSpec, listed: Collection[str]) -> tuple[JobSpec, dict[s
 
 
 def require_secrets(names: Iterable[str], values: Mapping[str, str]) -> None:
-    """Checks that a job will find its secrets.
+    """Check that a job will find its secrets.
 
     Raises:
         UsageError: One was neither given nor is in the environment.
@@ -63,7 +63,7 @@ def require_secrets(names: Iterable[str], values: Mapping[str, str]) -> None:
 
 @contextmanager
 def exported(values: Mapping[str, str]) -> Iterator[None]:
-    """Has the secrets in this process's environment, which Slurm and the local backend hand on to the job.
+    """Export the secrets into this process's environment, which Slurm and the local backend hand on to the job.
 
     Not on a command line, which every user of the machine can see.
     """
@@ -80,13 +80,13 @@ def exported(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def known_secrets(env: Mapping[str, str], listed: Collection[str] = ()) -> list[str]:
-    """The values to mask that an environment knows, the longest first."""
+    """Return the values to mask that an environment knows, the longest first."""
     values = {value for name, value in env.items() if is_secret(name, listed) and len(value) >= SHORTEST_MASKED}
     return sorted(values, key=len, reverse=True)
 
 
 def mask(text: str, values: Iterable[str]) -> str:
-    """The text with `***` in place of each value."""
+    """Return the text with `***` in place of each value."""
     for value in values:
         text = text.replace(value, MASK)
     return text
@@ -111,12 +111,12 @@ _SHELL = re.compile(r"(.*/)?(ba|da|k|z)?sh")
 
 
 def is_value(text: str) -> bool:
-    """Whether a text may be a secret: it is no placeholder, switch or path, and not taken from elsewhere (`$NAME`)."""
+    """Return whether a text may be a secret: no placeholder, switch or path, and not from elsewhere (`$NAME`)."""
     return _NO_VALUE.fullmatch(text) is None and not text.startswith(("$", "`"))
 
 
 def names_secret(name: str) -> bool:
-    """Whether an option or variable such as `--api-key` is for a secret; `--eos-token` and `--token-file` are not."""
+    """Return whether an option or variable is for a secret: `--api-key` is; `--eos-token`, `--token-file` are not."""
     plain = underscored(name.lstrip("-")).replace(".", "_")
     return _NAME.fullmatch(name) is not None and is_secret(plain) and _NO_SECRET.search(plain) is None
 
@@ -147,7 +147,7 @@ def _in_words(words: Sequence[str]) -> Iterator[str]:
 
 
 def _split(line: str) -> list[str]:
-    """The words of a shell line; of one that is none, what its blanks part."""
+    """Return the words of a shell line; of one that is none, what its blanks part."""
     try:
         return shlex.split(line, comments=True)
     except ValueError:

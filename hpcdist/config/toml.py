@@ -26,7 +26,7 @@ _SCALAR = re.compile(r"[^,\]}\n#]+")
 
 
 def read_text(file: pathlib.Path) -> str:
-    """A file's text.
+    """Return a file's text.
 
     Raises:
         UsageError: It can't be read, or is no UTF-8.
@@ -40,7 +40,7 @@ def read_text(file: pathlib.Path) -> str:
 
 
 def parse_toml(text: str, where: str) -> dict[str, Any]:
-    """What a text says.
+    """Return what a text says.
 
     Raises:
         UsageError: It is no TOML.
@@ -52,7 +52,7 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 
 
 def find_lines(text: str) -> dict[Path, int]:
-    """The line, from 1, of every key and array element, by its path: `("layouts", 1, "gpus")`.
+    """Return the line, from 1, of every key and array element, by its path: `("layouts", 1, "gpus")`.
 
     Keys are given with `_` for `-`. Of a table that is written in parts, the first counts. The text must be TOML that
     `parse_toml` has read; nothing is checked again.
@@ -61,7 +61,7 @@ def find_lines(text: str) -> dict[Path, int]:
 
 
 def line_of(lines: dict[Path, int], path: Path) -> int | None:
-    """The line of a path, or of the nearest thing around it; None of an empty text."""
+    """Return the line of a path, or of the nearest thing around it; None of an empty text."""
     for length in range(len(path), 0, -1):
         if path[:length] in lines:
             return lines[path[:length]]
@@ -218,7 +218,7 @@ def _set(lines: list[str], table: str | None, key: str, value: int) -> list[str]
 
 
 def _insert_at_top(lines: list[str], new: str) -> list[str]:
-    """Puts a line after the last one that is in no table, before what is said of the first table."""
+    """Put a line after the last one that is in no table, before what is said of the first table."""
     end = next((place for place, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
     while end and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
         end -= 1
@@ -227,7 +227,7 @@ def _insert_at_top(lines: list[str], new: str) -> list[str]:
 
 
 def _is_set(before: Mapping[str, Any], text: str, table: str | None, settings: Mapping[str, int]) -> bool:
-    """Whether a text has these options, and nothing else is another."""
+    """Return whether a text has these options, and nothing else is another."""
     try:
         after = tomllib.loads(text)
     except tomllib.TOMLDecodeError:

@@ -20,7 +20,7 @@ DEFAULT_BATCH_SIZE = 512  # over all ranks
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:  # noqa: FBT001
-    """Refuses an option's value.
+    """Refuse an option's value.
 
     Raises:
         UsageError: It does not hold.
@@ -125,7 +125,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         self._check_strategy()
 
     def _check_strategy(self) -> None:
-        """Compares the strategy with what it can't go with."""
+        """Compare the strategy with what it can't go with."""
         if self.ps_mode == "async" and self.strategy != "parameter-server":
             strategy = self.strategy or "ddp"
             raise UsageError(
@@ -148,7 +148,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             )
 
     def _check_own(self) -> None:
-        """Compares what says which module and data module of one's own to train with."""
+        """Compare what says which module and data module of one's own to train with."""
         for name in ("module", "datamodule"):
             value = getattr(self, name)
             if value is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
@@ -167,7 +167,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 )
 
     def global_batch_size(self, ranks: int) -> int:
-        """Samples per optimizer step over all ranks."""
+        """Return samples per optimizer step over all ranks."""
         if self.batch_size_per_rank is not None:
             return self.batch_size_per_rank * ranks
         return self.batch_size or DEFAULT_BATCH_SIZE

@@ -157,7 +157,7 @@ def name_kinds(
     gpu_memory: float | None = None,
     gathering: Gathering | None = None,
 ) -> dict[str, Kind]:
-    """The kind of each figure that is known, by the name of its field."""
+    """Return the kind of each figure that is known, by the name of its field."""
     known: dict[str, Kind] = {}
     gathered, every_s = (gathering.gathered, gathering.every_s) if gathering else (None, None)
     on_gpu: Gathered | None = "sampled" if gathering else None
@@ -175,7 +175,7 @@ def name_kinds(
 
 
 def parse_gathering(config: Mapping[str, str]) -> Gathering:
-    """How a cluster gathers usage, from its settings as `scontrol show config` has them.
+    """Return how a cluster gathers usage, from its settings as `scontrol show config` has them.
 
     A job may have asked for another interval (`sbatch --acctg-freq`), which accounting does not keep.
     """
@@ -192,7 +192,7 @@ def parse_gathering(config: Mapping[str, str]) -> Gathering:
 
 
 def with_gathering(efficiency: Efficiency, gathering: Gathering) -> Efficiency:
-    """The figures with how their cluster gathers them."""
+    """Return the figures with how their cluster gathers them."""
     kinds = dict(efficiency.kinds)
     for name, kind in efficiency.kinds.items():
         # CPU time is the kernel's own count; what ranks measured of themselves, they gathered themselves.
@@ -205,7 +205,7 @@ def with_gathering(efficiency: Efficiency, gathering: Gathering) -> Efficiency:
 
 
 def footnotes(efficiency: Efficiency) -> list[str]:
-    """What a reader has to know to take the figures for what they are; nothing where they are as they look."""
+    """Return what a reader has to know to take the figures for what they are; nothing where they are as they look."""
     notes = [*_cpu_notes(efficiency), *_memory_notes(efficiency), *_run_notes(efficiency)]
     if "gres/gpuutil" in efficiency.extra and efficiency.gpu_efficiency is None:
         notes.append("Slurm's GPU figure (gres/gpuutil) is the highest moment, summed over the tasks: no efficiency.")

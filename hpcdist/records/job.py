@@ -20,12 +20,12 @@ ENDED_STATES = frozenset(
 
 
 def join_task(job_id: str | None, task: str | None) -> str | None:
-    """The id of an array's task, `123_4`; of no task the job's own, and None of no job."""
+    """Return the id of an array's task, `123_4`; of no task the job's own, and None of no job."""
     return f"{job_id}_{task}" if job_id and task else job_id
 
 
 def split_task(job_id: str | None) -> tuple[str, str | None]:
-    """The array's id and the task of `123_4`; of `123`, and of a local job, itself and None."""
+    """Return the array's id and the task of `123_4`; of `123`, and of a local job, itself and None."""
     job, _, task = (job_id or "").partition("_")
     return job, task or None
 

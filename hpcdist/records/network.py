@@ -104,13 +104,13 @@ def read_probes(root: Path) -> list[Probe]:
 
 
 def find_probe(probes: Sequence[Probe], *, cluster: str | None, partition: str | None, device: str) -> Probe | None:
-    """The newest measurement between nodes of a partition."""
+    """Return the newest measurement between nodes of a partition."""
     fitting = (one for one in probes if (one.cluster, one.partition, one.device) == (cluster, partition, device))
     return next((one for one in fitting if one.nodes > 1 and one.all_reduce), None)
 
 
 def write_probe(root: Path, probe: Probe) -> None:
-    """Keeps a measurement, in place of an older one of the same shape there.
+    """Keep a measurement, in place of an older one of the same shape there.
 
     Raises:
         OSError: The disk is full or not writable.

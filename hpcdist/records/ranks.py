@@ -176,7 +176,7 @@ class RankUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sum_known(values: Sequence[float | None]) -> float | None:
-    """The sum; None when any part is unknown, because a sum of the rest would be too small."""
+    """Return the sum; None when any part is unknown, because a sum of the rest would be too small."""
     known = [value for value in values if value is not None]
     return sum(known) if known and len(known) == len(values) else None
 
@@ -186,12 +186,12 @@ PARTS = ("data_s", "compute_s", "communication_s", "other_s")
 
 
 def mean_split(ranks: Sequence[RankUsage]) -> StepSplit | None:
-    """The mean of the ranks' splits, its `steps` the fewest of any; None where no rank has one."""
+    """Return the mean of the ranks' splits, its `steps` the fewest of any; None where no rank has one."""
     return _combine([split for _, split in _measured(ranks)], statistics.fmean)
 
 
 def median_split(splits: Sequence[StepSplit]) -> StepSplit | None:
-    """The median of each part over several jobs, its `steps` the fewest of any; None where no job has one."""
+    """Return the median of each part over several jobs, its `steps` the fewest of any; None where no job has one."""
     return _combine(splits, statistics.median)
 
 
@@ -203,7 +203,7 @@ def _combine(splits: Sequence[StepSplit], middle: Callable[[Iterable[float]], fl
 
 
 def waiting_s(ranks: Sequence[RankUsage]) -> float | None:
-    """The part of the mean exposed communication that is waiting for slower ranks, in seconds.
+    """Return the part of the mean exposed communication that is waiting for slower ranks, in seconds.
 
     The rank that comes last waits for nobody: what it spends is the all-reduce itself, what the others spend beyond
     that is waiting for it. None where fewer than two ranks have a split.
@@ -213,7 +213,7 @@ def waiting_s(ranks: Sequence[RankUsage]) -> float | None:
 
 
 def find_straggler(ranks: Sequence[RankUsage]) -> Straggler | None:
-    """The rank with the most work of its own per step, by how much more than the median of the others.
+    """Return the rank with the most work of its own per step, by how much more than the median of the others.
 
     It is the slowest also where it is hardly slower: whether that matters is for the reader of `slowdown`. The rank
     itself is left out of the median: of two ranks the median of both would hide half of the difference. None where

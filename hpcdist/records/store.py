@@ -111,7 +111,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def state_file(node_rank: int) -> str:
-    """Name of the file with the state of a node of a local run: each machine on a shared folder has one."""
+    """Return the name of the file with the state of a node of a local run: each machine on a shared folder has one."""
     return f"local.{node_rank}.json" if node_rank else "local.json"
 
 
@@ -156,7 +156,7 @@ class Run:
         self.name = path.name
 
     def record(self) -> RunRecord:
-        """The run's `job.json`.
+        """Return the run's `job.json`.
 
         Raises:
             NotFoundError: There is none (the script was submitted by hand, or the folder is damaged).
@@ -169,11 +169,11 @@ class Run:
             raise HpcdistError(f"{self.path / 'job.json'}: {error}", "move the folder away") from None
 
     def write_record(self, record: RunRecord) -> None:
-        """Replaces `job.json`."""
+        """Replace `job.json`."""
         self.write("job.json", record)
 
     def write(self, name: str, value: msgspec.Struct) -> None:
-        """Writes a value as JSON into the run's folder."""
+        """Write a value as JSON into the run's folder."""
         write_atomically(self.path / name, msgspec.json.format(msgspec.json.encode(value)) + b"\n")
 
     @property
@@ -192,7 +192,7 @@ class Run:
         return self.path / "logs"
 
     def task(self, array_task: str | None) -> "Run":
-        """The folder of an array's task, or the run itself."""
+        """Return the folder of an array's task, or the run itself."""
         return Run(self.path / array_task) if array_task is not None else self
 
     @property
@@ -211,21 +211,21 @@ class Run:
         return record is not None and record.backend == "local"
 
     def ranks(self) -> list[RankUsage]:
-        """What each rank wrote, by rank; those that wrote nothing readable are missing."""
+        """Return what each rank wrote, by rank; those that wrote nothing readable are missing."""
         found = [read_json(path, RankUsage) for path in self.path.glob("ranks/*.json") if path.stem.isdigit()]
         return sorted((usage for usage in found if usage is not None), key=lambda usage: usage.rank)
 
     def curves(self) -> list[UsageCurve]:
-        """What each rank used over time, by rank; those that wrote nothing readable are missing."""
+        """Return what each rank used over time, by rank; those that wrote nothing readable are missing."""
         found = [read_json(path, UsageCurve) for path in self.path.glob("curves/*.json")]
         return sorted((curve for curve in found if curve is not None), key=lambda curve: curve.rank)
 
     def progress(self) -> Progress | None:
-        """How far the training is, as rank 0 last wrote it."""
+        """Return how far the training is, as rank 0 last wrote it."""
         return read_json(self.path / "progress.json", Progress)
 
     def local_state(self) -> LocalState | None:
-        """The supervising process of a local run: of several machines' that of the first node that is here."""
+        """Return the supervising process of a local run: of several machines' that of the first node that is here."""
         state = read_json(self.path / state_file(0), LocalState)
         if state is not None:
             return state
@@ -233,14 +233,14 @@ class Run:
         return next((state for path in others if (state := read_json(path, LocalState))), None)
 
     def wait_for_ranks(self, count: int, timeout_s: float | None = None) -> None:
-        """Waits until that many ranks have written how they ended: a shared disk may show a node's file late."""
+        """Wait until that many ranks have written how they ended: a shared disk may show a node's file late."""
         deadline = time.monotonic() + (RANKS_LAG_S if timeout_s is None else timeout_s)
         while sum(usage.ended_at_s is not None for usage in self.ranks()) < count and time.monotonic() < deadline:
             time.sleep(VISIBLE_INTERVAL_S)
 
     @contextmanager
     def locked(self, *, wait: bool = True) -> Iterator[bool]:
-        """Holds the run against another process that submits or repairs it.
+        """Hold the run against another process that submits or repairs it.
 
         Args:
             wait: Whether to wait for such a process.
@@ -276,7 +276,7 @@ class Store:
         self.last_local = Counter(self.runs / ".last-local-id")
 
     def run(self, name: str) -> Run:
-        """The run of that name, whether it exists or not.
+        """Return the run of that name, whether it exists or not.
 
         Raises:
             UsageError: The name can't be a folder's.
@@ -284,7 +284,7 @@ class Store:
         return Run(self.runs / check_run_name(name))
 
     def claim(self, name: str) -> Run:
-        """Makes a run's folder, empty; one that is there is left as it is.
+        """Make a run's folder, empty; one that is there is left as it is.
 
         Raises:
             UsageError: The name can't be a folder's.
@@ -296,7 +296,7 @@ class Store:
         return run
 
     def create(self, record: RunRecord, script: str) -> Run:
-        """Makes a run's folder with everything that is known before submission."""
+        """Make a run's folder with everything that is known before submission."""
         run = self.claim(record.run)
         with _writing(run.path):
             for folder in ("logs", "ranks"):
@@ -306,7 +306,7 @@ class Store:
         return run
 
     def __iter__(self) -> Iterator[Run]:
-        """All runs, newest first."""
+        """Return all runs, newest first."""
         found = []
         for path in self.runs.glob("*"):
             try:
@@ -318,7 +318,7 @@ class Store:
         return iter([Run(path) for _, path in found])
 
     def find(self, token: str) -> tuple[Run, str | None]:
-        """The run a person means, and the array task (`4` of `123_4`) if they named one.
+        """Find the run a person means, and the array task (`4` of `123_4`) if they named one.
 
         Args:
             token: A run's name, a Slurm job id, an array task's id, or `local-N`.
@@ -341,13 +341,13 @@ class Store:
         return matches[0], task
 
     def next_local_id(self) -> str:
-        """A new `local-N`, never given twice in this project, also when several processes ask at once."""
+        """Return a new `local-N`, never given twice in this project, also when several processes ask at once."""
         with _writing(self.runs):
             self.runs.mkdir(parents=True, exist_ok=True)
             return f"local-{self.last_local.take(self.highest_local_number)}"
 
     def highest_local_number(self) -> int:
-        """The highest N of the runs' `local-N`; 0 without any."""
+        """Return the highest N of the runs' `local-N`; 0 without any."""
         ids = [(run.job_id or "").removeprefix("local-") for run in self if run.is_local]
         return max((int(number) for number in ids if number.isdecimal()), default=0)
 
@@ -364,12 +364,12 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def new_run_name(job: JobSpec) -> str:
-    """`<name>-<layout>-<random>`."""
+    """Return `<name>-<layout>-<random>`."""
     return f"{job.slug}-{job.layout.name}-{secrets.token_hex(3)}"
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:
-    """A JSON file as a value; None when it is missing or half-written."""
+    """Return a JSON file as a value; None when it is missing or half-written."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError):

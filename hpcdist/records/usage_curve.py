@@ -75,7 +75,7 @@ class UsageCurve(msgspec.Struct, frozen=True, kw_only=True):
     network_sent_bytes_per_s: tuple[float | None, ...] = ()
 
     def mean(self, figure: str, begin_s: float, end_s: float) -> float | None:
-        """A figure's mean over the points that lie between two times since the start; None where there are none."""
+        """Return a figure's mean over the points between two times since the start; None where there are none."""
         starts = (0.0, *self.at_s)
         values: Sequence[float | None] = getattr(self, figure)
         known = [
@@ -102,7 +102,7 @@ class CurveBuilder:
         self._open: Moment | None = None
 
     def add(self, sample: Moment) -> None:
-        """Takes a sample in; samples follow each other without gaps."""
+        """Take a sample in; samples follow each other without gaps."""
         self._open = merge(self._open, sample) if self._open else sample
         if self._open.span_s < _NEARLY * self.every_s:
             return
@@ -115,12 +115,12 @@ class CurveBuilder:
             self.every_s *= 2
 
     def moments(self) -> list[Moment]:
-        """All points so far, an unfinished one included."""
+        """Return all points so far, an unfinished one included."""
         return [*self._done, *([self._open] if self._open else [])]
 
 
 def merge(one: Moment, other: Moment) -> Moment:
-    """Two moments that follow each other as one."""
+    """Return two moments that follow each other as one."""
     figures: dict[str, float | None] = {}
     for name in FIGURES:
         parts = ((getattr(one, name), one.span_s), (getattr(other, name), other.span_s))
@@ -136,7 +136,7 @@ def merge(one: Moment, other: Moment) -> Moment:
 
 
 def build_curve(builder: CurveBuilder, *, rank: int, host: str, started_at_s: float) -> UsageCurve:
-    """The curve so far, with as many digits as mean anything."""
+    """Return the curve so far, with as many digits as mean anything."""
     moments = builder.moments()
     columns = {
         name: tuple(_round(getattr(moment, name), 0 if "bytes" in name else 3) for moment in moments)

@@ -97,7 +97,7 @@ class Partition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def parse_sinfo(text: str) -> tuple[Partition, ...]:
-    """The partitions in what `SINFO` or `SINFO_WITH_STATES` printed.
+    """Return the partitions in what `SINFO` or `SINFO_WITH_STATES` printed.
 
     Raises:
         ParseError: It is something else.
@@ -133,23 +133,23 @@ def parse_sinfo(text: str) -> tuple[Partition, ...]:
 
 
 def parse_gres(text: str) -> tuple[int, str | None]:
-    """GPUs in a node's `gpu:a100:4(S:0-1),nvme:1`, and their type where one is named."""
+    """Parse the GPUs in a node's `gpu:a100:4(S:0-1),nvme:1`, and their type where one is named."""
     found = _SINFO_GPUS.findall(text)
     return sum(int(count or 1) for _, count in found), next((kind for kind, _ in found if kind), None)
 
 
 def as_memory_bytes(mebibytes: int) -> int | None:
-    """A node's memory; None for the 1 MiB that stands for one that Slurm was not told."""
+    """Return a node's memory; None for the 1 MiB that stands for one that Slurm was not told."""
     return mebibytes * 1024**2 if mebibytes > 1 else None
 
 
 def is_usable(state: str) -> bool:
-    """Whether a node in a state such as `mixed`, `drained*` or `IDLE+DRAIN` takes jobs."""
+    """Return whether a node in a state such as `mixed`, `drained*` or `IDLE+DRAIN` takes jobs."""
     return not any(word.startswith(UNUSABLE) for word in state.lower().split("+"))
 
 
 def parse_limit_s(text: str) -> int | None:
-    """Seconds of a partition's time limit; None without one, and for `n/a` and `NONE`."""
+    """Parse seconds of a partition's time limit; None without one, and for `n/a` and `NONE`."""
     try:
         return parse_slurm_time(text)
     except UsageError:
@@ -177,13 +177,13 @@ class Association(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_fields(line: str) -> dict[str, str]:
-    """`Key=value` pairs of one line of `scontrol --oneliner`; a value may hold spaces (`OS=Linux 5.14 #1 SMP`)."""
+    """Parse `Key=value` pairs of a line of `scontrol --oneliner`; a value may hold spaces (`OS=Linux 5.14 #1 SMP`)."""
     _, *parts = _FIELD.split(line)
     return {key: value.strip() for key, value in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def parse_scontrol(partitions: str, nodes: str) -> tuple[Partition, ...]:
-    """The partitions with their usable nodes, the most frequent kind of node first.
+    """Return the partitions with their usable nodes, the most frequent kind of node first.
 
     Args:
         partitions: `scontrol --oneliner show partition`.
@@ -233,7 +233,7 @@ def _read_node(fields: Mapping[str, str]) -> Node:
 
 
 def parse_associations(listed: str) -> list[Association]:
-    """The user's accounts in sacctmgr's rows `Account|Partition|QOS|DefaultQOS`."""
+    """Return the user's accounts in sacctmgr's rows `Account|Partition|QOS|DefaultQOS`."""
     rows = (line.strip().split("|") for line in listed.splitlines())
     return [
         Association(
@@ -248,7 +248,7 @@ def parse_associations(listed: str) -> list[Association]:
 
 
 def parse_qos_limits(listed: str) -> dict[str, str]:
-    """What QOS limit, in words, from sacctmgr's rows `Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU`; empty without."""
+    """Parse what QOS limit, in words, of rows `Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU`; empty without."""
     names = ("time", "per job", "per user", "jobs per user")
     found = {}
     for line in listed.splitlines():
@@ -259,7 +259,7 @@ def parse_qos_limits(listed: str) -> dict[str, str]:
 
 
 def parse_modules(listed: str) -> list[str]:
-    """Names that `module --terse avail` prints: no folders' headings, no marks such as `(default)`."""
+    """Parse the names that `module --terse avail` prints: no folders' headings, no marks such as `(default)`."""
     found = []
     for line in listed.splitlines():
         name = re.sub(r"\([^)]*\)", "", line).strip()
@@ -271,7 +271,7 @@ def parse_modules(listed: str) -> list[str]:
 def order_partitions(
     partitions: Sequence[Partition], mine: Association | None = None, *, gpus: bool
 ) -> list[Partition]:
-    """Partitions that are up and have what is wanted, the likeliest first: the default one, then the largest.
+    """Return partitions that are up and have what is wanted, the likeliest first: the default one, then the largest.
 
     Those that seem closed to the user go last, and are not left out: in later releases an account that is listed
     stands for those below it too (scontrol(1), AllowAccounts).
@@ -293,7 +293,7 @@ def order_partitions(
 
 
 def is_closed(partition: Partition, mine: Association | None) -> bool:
-    """Whether a partition's own lists leave the user out.
+    """Return whether a partition's own lists leave the user out.
 
     `sbatch --test-only` does not tell where EnforcePartLimits is NO, the default: it takes the job, which would wait
     for ever (slurm.conf(5); seen with Slurm 22.05.8).
@@ -306,7 +306,7 @@ def is_closed(partition: Partition, mine: Association | None) -> bool:
 
 
 def list_qos_to_try(partition: Partition, mine: Association | None) -> list[str | None]:
-    """QOS to ask for there, the likeliest first; None is what Slurm takes by itself."""
+    """Return the QOS to ask for there, the likeliest first; None is what Slurm takes by itself."""
     if mine is None:
         return [None]
     fitting: list[str | None] = [one for one in mine.qos if not partition.qos or one in partition.qos]
@@ -323,7 +323,7 @@ def _number(text: str | None) -> int:
 
 
 def list_partitions() -> tuple[Partition, ...]:
-    """All partitions of the cluster; none where it does not say."""
+    """Return all partitions of the cluster; none where it does not say."""
     try:
         return parse_sinfo(commands.run_command([*SINFO_WITH_STATES, "-a"]))
     except HpcdistError:
@@ -361,7 +361,7 @@ def list_living_runs() -> list[RunMarker]:
 
 
 def find_closed_door(job_id: str) -> str | None:
-    """Why a job that Slurm took will never start, in its words; None unless its partition is closed to it."""
+    """Return why a job that Slurm took will never start, in its words; None unless its partition is closed to it."""
     try:
         listed = commands.list_queue("%r", "-j", job_id)
     except HpcdistError:
@@ -370,7 +370,7 @@ def find_closed_door(job_id: str) -> str | None:
 
 
 def find_cluster_name(config: Mapping[str, str] | None) -> str | None:
-    """The cluster's name, from its settings or asked for; None where nobody says."""
+    """Return the cluster's name, from its settings or asked for; None where nobody says."""
     try:
         return (commands.read_config() if config is None else config).get("ClusterName")
     except HpcdistError:

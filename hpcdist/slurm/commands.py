@@ -20,7 +20,7 @@ KEPT_BYTES = 4096
 
 
 def missing_command(name: str) -> NotReadyError:
-    """The error about a command of Slurm's that is not here."""
+    """Return the error about a command of Slurm's that is not here."""
     return NotReadyError(f"{name} is not on PATH", "load Slurm's module (module load slurm)")
 
 
@@ -68,7 +68,7 @@ LIVE_TIMEOUT_S = 15.0
 
 
 def is_available(env: Mapping[str, str] = os.environ) -> bool:
-    """Whether this machine submits to Slurm.
+    """Return whether this machine submits to Slurm.
 
     Raises:
         NotReadyError: Something hints at Slurm, but its commands are missing.
@@ -88,7 +88,7 @@ def is_available(env: Mapping[str, str] = os.environ) -> bool:
 def run(
     arguments: Sequence[str], env: Mapping[str, str] | None = None, *, timeout_s: float = COMMAND_TIMEOUT_S
 ) -> subprocess.CompletedProcess[bytes]:
-    """Runs one of Slurm's commands to its end, whatever its exit status.
+    """Run one of Slurm's commands to its end, whatever its exit status.
 
     Raises:
         NotReadyError: It is missing, or did not answer.
@@ -128,7 +128,7 @@ def list_accounting(fields: str, *options: str, env: Mapping[str, str] | None = 
 
 
 def read_config() -> dict[str, str]:
-    """The cluster's settings (`scontrol show config`), among them ClusterName and SLURM_VERSION."""
+    """Return the cluster's settings (`scontrol show config`), among them ClusterName and SLURM_VERSION."""
     lines = run_command(["scontrol", "show", "config"]).splitlines()
     pairs = (line.partition("=") for line in lines if "=" in line)
     return {key.strip(): value.strip() for key, _, value in pairs}
@@ -160,7 +160,7 @@ def cancel(job_id: str) -> None:
 
 
 def read_live(arguments: Sequence[str]) -> str:
-    """What `sstat` prints; nothing where it may not, or cannot reach a node.
+    """Return what `sstat` prints; nothing where it may not, or cannot reach a node.
 
     It complains about one step (another user's, one that just ended) and still prints the others.
     """
@@ -171,7 +171,7 @@ def read_live(arguments: Sequence[str]) -> str:
 
 
 def read_seff(job_id: str) -> str:
-    """What the site's own `seff` prints about a job; it may end with a status and still have printed.
+    """Return what the site's own `seff` prints about a job; it may end with a status and still have printed.
 
     Raises:
         UsageError: There is no seff on PATH.

@@ -63,7 +63,7 @@ def submit_slurm(folder: Path, script: str, sbatch: list[str], tasks: int) -> st
 
 
 def start_local(run_dir: Path) -> None:
-    """Starts a run's supervisor through submitit's local executor. The caller's process should end soon after."""
+    """Start a run's supervisor through submitit's local executor. The caller's process should end soon after."""
     executor = LocalExecutor(run_dir / "submitit")
     executor.update_parameters(tasks_per_node=1, timeout_min=_NEVER_MIN, stderr_to_stdout=True)
     executor._submit_command(shlex.join([sys.executable, "-m", "hpcdist.launcher.local", str(run_dir)]))

@@ -122,7 +122,7 @@ def parse_endings(listed: str) -> dict[str, list[Ending]]:
 
 
 def parse_job_fields(record: str) -> dict[str, str]:
-    """The fields of one job as `scontrol show job --oneliner` prints them, each up to its first blank."""
+    """Return the fields of one job as `scontrol show job --oneliner` prints them, each up to its first blank."""
     return dict(re.findall(r"(?:^| )(\w+)=(\S*)", record))
 
 
@@ -141,7 +141,7 @@ class RunMarker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_marks(listed: str) -> list[RunMarker]:
-    """The jobs of runs among rows in `MARK_FORMAT` or `MARK_FIELDS`."""
+    """Return the jobs of runs among rows in `MARK_FORMAT` or `MARK_FIELDS`."""
     found = []
     for line in listed.split("\n"):
         columns = line.split(SEPARATOR, 2)
@@ -153,13 +153,13 @@ def parse_marks(listed: str) -> list[RunMarker]:
 
 
 def find_marked(listed: str, run: str, workdir: str) -> str | None:
-    """The id of the job in `MARK_FORMAT` or `MARK_FIELDS` whose comment names a run of this folder."""
+    """Return the id of the job in `MARK_FORMAT` or `MARK_FIELDS` whose comment names a run of this folder."""
     marks = parse_marks(listed)
     return next((mark.job_id for mark in marks if mark.workdir == workdir and mark.run == run), None)
 
 
 def _rows(listed: str, width: int) -> Iterator[list[str]]:
-    """The cells of each row; the last takes what is left of its line."""
+    """Yield the cells of each row; the last takes what is left of its line."""
     for line in listed.split("\n"):
         cells = line.split(SEPARATOR, width - 1)
         if len(cells) == width and ROW_ID.fullmatch(cells[0]) and _STATE.match(cells[1]):
@@ -199,7 +199,7 @@ ACCOUNTING_POLL_S = 0.2
 
 
 def query(job_ids: Iterable[str], *, settled: bool = False) -> dict[str, list[JobStatus]]:
-    """Where jobs and array tasks are, by the id asked for; of an array one status per task, in their order.
+    """Ask where jobs and array tasks are, by the id asked for; of an array one status per task, in their order.
 
     The queue knows best about what lives; accounting knows the rest, also the tasks of an array that left the queue
     before the others (MinJobAge after their end), and how jobs ended. Where it is off or lags behind, the controller
@@ -261,11 +261,11 @@ class _Answers:
         self._tasks = self._sort_tasks()
 
     def names(self, one: str) -> list[str]:
-        """The ids that one stands for: itself, or the tasks that are known of an array."""
+        """Return the ids that one stands for: itself, or the tasks that are known of an array."""
         return expand_job_id(one) if "_" in one else self._tasks.get(one, [one])
 
     def settle(self, name: str) -> JobStatus:
-        """What to believe of a job or task: the queue while it lives, then accounting, which knows how it ended."""
+        """Return what to believe of a job or task: the queue while it lives, then accounting, which knows its end."""
         if self._lives(name):
             return self.queued[name]
         accounted = (self.accounted or {}).get(name)
@@ -277,7 +277,7 @@ class _Answers:
         return _as_lost(accounted) if accounted else JobStatus(job_id=name, state="UNKNOWN", reason=FORGOTTEN)
 
     def is_behind(self, one: str) -> bool:
-        """Whether accounting will yet learn that a job, or a task of it, is over."""
+        """Return whether accounting will yet learn that a job, or a task of it, is over."""
         names = self.names(one)
         return self.accounted is not None and any(self.settle(it).is_over and not self._ended(it) for it in names)
 
@@ -301,7 +301,7 @@ def _job_of(name: str) -> str:
 
 
 def is_forgotten(status: JobStatus) -> bool:
-    """Whether neither the controller nor accounting knows the job."""
+    """Return whether neither the controller nor accounting knows the job."""
     return (status.state, status.reason) == ("UNKNOWN", FORGOTTEN)
 
 
@@ -312,7 +312,7 @@ def _as_lost(status: JobStatus) -> JobStatus:
 
 
 def _by_name(statuses: Iterable[JobStatus]) -> dict[str, JobStatus]:
-    """Statuses by the ids of their jobs or tasks; tasks that never ran are one row, `123_[4-9]`."""
+    """Return statuses by the ids of their jobs or tasks; tasks that never ran are one row, `123_[4-9]`."""
     found = {}
     for status in statuses:
         try:

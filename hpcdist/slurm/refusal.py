@@ -19,5 +19,5 @@ CLOSED_DOOR = "not permitted to use this partition"
 
 
 def find_hint(words: str) -> str:
-    """The next command to type; empty where Slurm's words are not known."""
+    """Return the next command to type; empty where Slurm's words are not known."""
     return next((hint for sign, hint in HINTS if sign in words.lower()), "")

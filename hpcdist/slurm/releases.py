@@ -80,7 +80,7 @@ DIFFERENCES = (
 
 
 def parse_release(text: str) -> Release:
-    """Year and month of `slurm 22.05.8`, `22.05.8`, `23.11` or `slurm-wlm 22.05.8` (`sbatch -V`).
+    """Parse year and month of `slurm 22.05.8`, `22.05.8`, `23.11` or `slurm-wlm 22.05.8` (`sbatch -V`).
 
     Raises:
         ParseError: There is no release in the text.
@@ -92,7 +92,7 @@ def parse_release(text: str) -> Release:
 
 
 def holds(name: str, slurm_version: str | None) -> bool:
-    """Whether a row of the table holds of a release; of an unknown one, whether it does of the assumed one.
+    """Return whether a row of the table holds of a release; of an unknown one, whether it does of the assumed one.
 
     Raises:
         ParseError: The version is none.
@@ -104,17 +104,13 @@ def holds(name: str, slurm_version: str | None) -> bool:
 
 # Where Slurm's settings are on a machine that submits: by packages, by its own make install, handed out by sackd.
 PLACES = (
-    "/etc/slurm",
-    "/etc/slurm-llnl",
-    "/run/slurm/conf",
-    "/opt/slurm/etc",
-    "/usr/local/etc",
-    "/usr/local/slurm/etc",
+    *("/etc/slurm", "/etc/slurm-llnl", "/run/slurm/conf"),
+    *("/opt/slurm/etc", "/usr/local/etc", "/usr/local/slurm/etc"),
 )
 
 
 def find_release() -> str | None:
-    """The release that `sbatch -V` names (`22.05`); None where there is no Slurm, or it does not say.
+    """Return the release that `sbatch -V` names (`22.05`); None where there is no Slurm, or it does not say.
 
     It is only asked where Slurm is set up: elsewhere it would look for its settings in the network, and fail.
     """

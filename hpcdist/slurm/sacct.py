@@ -38,7 +38,7 @@ def fold_rows(
     group_name: Callable[[str], str] = printable,
     gathering: Gathering | None = None,
 ) -> Iterator[Efficiency]:
-    """Every run in sacct's numbered rows: a job's row and the rows of its steps, which follow it.
+    """Yield every run in sacct's numbered rows: a job's row and the rows of its steps, which follow it.
 
     Raises:
         ParseError: A cell is not what sacct prints there, or a step has no job.
@@ -193,7 +193,7 @@ class _Job:
 
 
 def _printable(*texts: str) -> Sequence[str]:
-    """Each text made printable; one look at all of them where they are, as they are nearly always."""
+    """Return each text made printable; one look at all of them where they are, as they are nearly always."""
     together = "".join(texts)
     if together.isascii() and together.isprintable() and " " not in together:
         return texts
@@ -246,7 +246,7 @@ def iter_sacct(
 def _iter_runs(
     lines: Iterable[str], delimiter: str, group_name: Callable[[str], str], gathering: Gathering | None = None
 ) -> Iterator[Efficiency]:
-    """Every run, whether the lines are rows or `sacct --json`."""
+    """Yield every run, whether the lines are rows or `sacct --json`."""
     rest = iter(lines)
     first = next(rest, "")
     if not first.lstrip().startswith("{"):
@@ -260,7 +260,7 @@ def _iter_runs(
 
 
 def _chain(runs: Iterable[Efficiency]) -> Iterator[Efficiency]:
-    """Puts the runs of a requeued job together: one user's, each but the last ended by a requeue."""
+    """Put the runs of a requeued job together: one user's, each but the last ended by a requeue."""
     open_runs: dict[tuple[str | None, str], list[Efficiency]] = {}
     for run in runs:
         if not open_runs and run.state not in CONTINUED_STATES:

@@ -184,7 +184,7 @@ def _step_row(job: Row, step_id: str, step: _Step) -> Row:
 
 
 def _value(number: _Number) -> int | None:
-    """A number that is set."""
+    """Return a number that is set."""
     if isinstance(number, _Setting):
         return int(number.number) if number.set else None
     return number
@@ -196,7 +196,7 @@ def _cell(number: _Number) -> str:
 
 
 def _moment(number: _Number) -> str:
-    """A time; the JSON writes 0 where the text says that there is none."""
+    """Return a time; the JSON writes 0 where the text says that there is none."""
     return _cell(number) if _value(number) else "Unknown"
 
 
@@ -218,7 +218,7 @@ def _job_id(job: _Job) -> str:
 
 
 def _exit_code(code: _ExitCode, state: str) -> str:
-    """`status:signal`, empty where it cannot be known."""
+    """Return `status:signal`, empty where it cannot be known."""
     signal = _value(code.signal.id) or _value(code.signal.signal_id) or 0
     if signal:
         return f"0:{signal}"
@@ -243,7 +243,7 @@ def _requested_memory(required: Mapping[str, _Number]) -> str:
 
 
 def _tres(amounts: list[_Tres], *, is_usage: bool = False) -> str:
-    """`cpu=4,gres/gpu=2,mem=1600M`; used memory is in bytes, allocated memory in MB."""
+    """Return `cpu=4,gres/gpu=2,mem=1600M`; used memory is in bytes, allocated memory in MB."""
     unit = "" if is_usage else "M"
     # INFINITE64 and NO_VAL64, a number that was not set, are dumped as -1 and -2 (INT64).
     known = [tres for tres in amounts if _value(tres.count) not in {None, -1, -2}]

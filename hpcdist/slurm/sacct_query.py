@@ -35,7 +35,7 @@ _LONGEST_ARGUMENT = 100_000
 
 
 def check_job_id(text: str) -> str:
-    """The job id itself: `123`, `123_4`, `123_[2-5]` or `123+1`. Nothing else may reach a command line.
+    """Check a job id and return it: `123`, `123_4`, `123_[2-5]` or `123+1`. Nothing else may reach a command line.
 
     Raises:
         UsageError: The text is something else, a step such as `123.0` included.
@@ -49,7 +49,7 @@ def check_job_id(text: str) -> str:
 
 
 def sacct_arguments(job_ids: Sequence[str], delimiter: str = DELIMITER) -> list[str]:
-    """The arguments of one sacct call for these jobs, without the program's name; run it with `TIME_ENVIRONMENT`.
+    """Return the arguments of one sacct call for these jobs, without the name; run it with `TIME_ENVIRONMENT`.
 
     A job's owner may put anything into its name, the delimiter and line ends included. For jobs of other people give
     a delimiter nobody can guess (`secrets.token_hex()`) here and to `parse_sacct`, so that no name can pass for a row.
@@ -75,7 +75,7 @@ def _options(delimiter: str) -> list[str]:
 
 
 def batch_job_ids(job_ids: Iterable[str]) -> Iterator[list[str]]:
-    """The ids in batches that fit into one `--jobs` argument each.
+    """Yield the ids in batches that fit into one `--jobs` argument each.
 
     Raises:
         UsageError: An id is not one.
@@ -94,7 +94,7 @@ def batch_job_ids(job_ids: Iterable[str]) -> Iterator[list[str]]:
 
 
 def expand_job_id(job_id: str) -> list[str]:
-    """`123_[2-3]` as `123_2` and `123_3`: sacct 22.05 ends with "Bad job array element specified" otherwise.
+    """Expand `123_[2-3]` into `123_2` and `123_3`: sacct 22.05 ends with "Bad job array element specified" otherwise.
 
     Raises:
         UsageError: The brackets hold no tasks, or far too many.
@@ -126,7 +126,7 @@ class Answer(NamedTuple):
 
 
 def ask_jobs(job_ids: Sequence[str]) -> Answer:
-    """Asks for jobs by their ids, as many as fit into one call.
+    """Ask for jobs by their ids, as many as fit into one call.
 
     Raises:
         UsageError: An id is not one.
@@ -150,7 +150,7 @@ def ask_period(since: str, users: Sequence[str] = ()) -> Answer:
 
 
 def new_delimiter() -> str:
-    """What parts sacct's fields in one call: nobody can have put it into a job's name before.
+    """Return what parts sacct's fields in one call: nobody can have put it into a job's name before.
 
     40 bits, and short: it is in every row two dozen times.
     """

@@ -37,7 +37,7 @@ class Allocation(NamedTuple):
 # A cluster's jobs ask for the same few things over and over; a memory of them is bounded, and changes no answer.
 @lru_cache(maxsize=256)
 def parse_request(tres: str, requested_memory: str, node_count: str, core_count: str) -> Allocation:
-    """What TRES strings, `ReqMem`, `NNodes` and `AllocCPUS` say together; the latter two may be empty."""
+    """Return what TRES strings, `ReqMem`, `NNodes` and `AllocCPUS` say together; the latter two may be empty."""
     nodes = parse_count(node_count or parse_amount(tres, "node") or "") or None
     cores = parse_count(core_count or parse_amount(tres, "cpu") or "") or None
     return Allocation(nodes, cores, _parse_gpus(tres), *_parse_memory(requested_memory, tres, nodes, cores))
@@ -46,7 +46,7 @@ def parse_request(tres: str, requested_memory: str, node_count: str, core_count:
 def _parse_memory(
     requested_memory: str, tres: str, nodes: int | None, cores: int | None
 ) -> tuple[int | None, Literal["node", "core"] | None]:
-    """Memory of the whole job in bytes, and per what it was asked for, which sacct says only before Slurm 21.08.
+    """Return memory of the whole job in bytes, and per what it was asked for, which sacct says only before Slurm 21.08.
 
     What was allocated counts, as in seff since 23.02: `--mem=0` asks for 0 and gets all of a node's.
     """
@@ -69,13 +69,13 @@ def _parse_size(text: str) -> int | None:
 
 
 def parse_amount(tres: str, name: str) -> str | None:
-    """How much of a resource there is in `cpu=4,gres/gpu=2,mem=1600M`; None when it is not named."""
+    """Return how much of a resource there is in `cpu=4,gres/gpu=2,mem=1600M`; None when it is not named."""
     _, found, rest = f",{tres}".partition(f",{name}=")
     return rest.partition(",")[0] if found else None
 
 
 def _parse_gpus(tres: str) -> int | None:
-    """GPUs of all types; None without any, since a cluster need not track them."""
+    """Return GPUs of all types; None without any, since a cluster need not track them."""
     if "gres/gpu" not in tres:
         return None
     total = parse_amount(tres, "gres/gpu")
@@ -87,12 +87,12 @@ def _parse_gpus(tres: str) -> int | None:
 
 
 def parse_seconds(text: str) -> int | None:
-    """Seconds of `ElapsedRaw` or `Elapsed`."""
+    """Return seconds of `ElapsedRaw` or `Elapsed`."""
     return int(parse_elapsed(text)) if ":" in text else parse_count(text)
 
 
 def parse_time_limit(text: str) -> float | None:
-    """Seconds of `TimelimitRaw`, which are minutes, or of `Timelimit`; None without a limit."""
+    """Return seconds of `TimelimitRaw`, which are minutes, or of `Timelimit`; None without a limit."""
     if ":" in text:
         return parse_elapsed(text)
     minutes = parse_count(text)
@@ -100,12 +100,12 @@ def parse_time_limit(text: str) -> float | None:
 
 
 def parse_count(text: str) -> int | None:
-    """A number of at most 15 digits; None for anything else."""
+    """Return a number of at most 15 digits; None for anything else."""
     return int(text) if len(text) <= 15 and text.isascii() and text.isdigit() else None
 
 
 def parse_time(text: str) -> float | None:
-    """Seconds since the epoch; a time without `TIME_ENVIRONMENT` is taken in this machine's time zone."""
+    """Return seconds since the epoch; a time without `TIME_ENVIRONMENT` is taken in this machine's time zone."""
     if len(text) <= 15 and text.isascii() and text.isdigit():
         return float(text)
     if text in _NOT_YET:
@@ -176,7 +176,7 @@ class _Shape(NamedTuple):
 
 
 def iter_rows(lines: Iterable[str], delimiter: str = DELIMITER) -> Iterator[tuple[int, Row]]:
-    """The rows, each with the number of its first line. A first line with field names is understood.
+    """Yield the rows, each with the number of its first line. A first line with field names is understood.
 
     Raises:
         ParseError: A line is no row, or a row is cut short.

@@ -1,4 +1,4 @@
-"""Sends scripts to Slurm, and finds the job of a submission that was cut off."""
+"""Sending scripts to Slurm, and finding the job of a submission that was cut off."""
 
 import getpass
 import os
@@ -19,7 +19,7 @@ USERS_OWN = frozenset(["SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_
 
 
 def nested_variables(env: Mapping[str, str]) -> list[str]:
-    """Variables to drop before submitting from inside a job: those that Slurm set for that job.
+    """Return the variables to drop before submitting from inside a job: those that Slurm set for that job.
 
     They would shape the new job ("cpus-per-task set by two different environment variables"); what the user
     set stays.
@@ -33,13 +33,13 @@ def nested_variables(env: Mapping[str, str]) -> list[str]:
 
 
 def outside_of_a_job(env: Mapping[str, str]) -> list[str]:
-    """What stands before a command so that it runs as outside of any job; nothing where we are."""
+    """Return an `env -u ...` prefix that removes the enclosing job's Slurm variables; empty outside a job."""
     drop = [word for name in nested_variables(env) for word in ("-u", name)]
     return ["env", *drop] if drop else []
 
 
 def sbatch_command(run_dir: Path, env: Mapping[str, str], *, array: bool, after: Sequence[str] = ()) -> list[str]:
-    """Sbatch with the options that submission adds to the script: where the batch log goes, what to wait for.
+    """Return sbatch with the options that submission adds to the script: where the batch log goes, what to wait for.
 
     The jobs to wait for are no part of the script, which stays the same when they are other ones.
     """
@@ -53,7 +53,7 @@ def sbatch_command(run_dir: Path, env: Mapping[str, str], *, array: bool, after:
 def submit(
     run: str, run_dir: Path, workdir: str, script: str, *, tasks: int, array: bool, after: Sequence[str] = ()
 ) -> str:
-    """Sends a run's script; returns the job id.
+    """Send a run's script; return the job id.
 
     A submission that got no answer may have succeeded: the job is then looked for by the run's name.
 
@@ -85,7 +85,7 @@ def submit(
 
 
 def find_by_run(run: str, workdir: str) -> str | None:
-    """The id of the job that was submitted from a folder and whose comment carries the run's name; None without one."""
+    """Return the id of the job that was sent from a folder with the run's name in its comment; None without one."""
     user = getpass.getuser()
     found = find_marked(commands.list_queue(MARK_FORMAT, "-t", "all", "-u", user), run, workdir)
     if found:
@@ -98,7 +98,7 @@ def find_by_run(run: str, workdir: str) -> str | None:
 
 
 def check_srun(options: Mapping[str, str]) -> None:
-    """Has srun read options that a script hands it; the job would wait in the queue and fail at them only then.
+    """Have srun read options that a script hands it; the job would wait in the queue and fail at them only then.
 
     srun takes its options in turn, and ends at `--version`, which comes last. Where that alone fails, or there is no
     srun here, nothing is known.
@@ -118,7 +118,7 @@ def check_srun(options: Mapping[str, str]) -> None:
 
 
 def _ask_srun(options: Sequence[str]) -> str:
-    """The first line of its complaint; empty without one."""
+    """Return the first line of its complaint; empty without one."""
     try:
         done = commands.run([*outside_of_a_job(os.environ), "srun", *options, "--version"])
     except (NotReadyError, OSError):
@@ -128,7 +128,7 @@ def _ask_srun(options: Sequence[str]) -> str:
 
 
 def test_only(script: str) -> str:
-    """Slurm's estimate of when and where a script's text would start, in sbatch's words (it writes them on stderr).
+    """Return Slurm's estimate of when and where a script would start, in sbatch's words (it writes them on stderr).
 
     Raises:
         SubmitError: sbatch would refuse the script.

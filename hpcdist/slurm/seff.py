@@ -60,7 +60,7 @@ _WORDS = {
 
 
 def clean_line(line: str) -> str:
-    """The line without controls, escapes, indentation, comment signs, bullets, bold marks and fences."""
+    """Return the line without controls, escapes, indentation, comment signs, bullets, bold marks and fences."""
     text = printable(line)
     if text.startswith(("```", "~~~")):
         return ""
@@ -71,7 +71,7 @@ def clean_line(line: str) -> str:
 
 
 def is_noise(text: str) -> bool:
-    """Whether a cleaned line is what perl, the locale, `seff -d` or a shell prints around the output."""
+    """Return whether a cleaned line is what perl, the locale, `seff -d` or a shell prints around the output."""
     if not text or text.startswith(_NOISE) or "setlocale:" in text or _LOCALE.fullmatch(text):
         return True
     words = text.split(" ")
@@ -83,14 +83,14 @@ def is_noise(text: str) -> bool:
 
 
 def is_prompt(text: str) -> bool:
-    """Whether a cleaned line is an empty shell prompt such as `[user@login ~]$`."""
+    """Return whether a cleaned line is an empty shell prompt such as `[user@login ~]$`."""
     if ": " in text or text.count(" ") > 2:  # "Cost: 12 $" is a site's line
         return False
     return text.endswith("$") or ("@" in text and text.endswith(("]#", "%")))
 
 
 def normalize_label(label: str) -> str:
-    """The label as `LABELS` has it: lower case, one spelling per word."""
+    """Return the label as `LABELS` has it: lower case, one spelling per word."""
     return " ".join(_WORDS.get(word, word) for word in label.lower().replace("-", " ").split())
 
 
@@ -274,7 +274,7 @@ _DIFFERS = re.compile(r"differsby([0-9.]*)%?")
 
 
 def _squeeze(text: str) -> str:
-    """The text without white space and without its percentage: what stays the same wherever it was wrapped."""
+    """Return the text without white space and without its percentage: what stays the same wherever it was wrapped."""
     return _DIFFERS.sub("differsby%", re.sub(r"\s", "", text))
 
 
@@ -301,13 +301,13 @@ class Draft:
         self.gpu_peaks: list[float] = []
 
     def is_another_job(self, text: str) -> bool:
-        """Whether another job begins with this line: it repeats a label, or it is a heading after the figures."""
+        """Return whether another job begins here: the line repeats a label, or is a heading after the figures."""
         label, colon, _ = text.partition(":")
         name = normalize_label(label) if colon else ""
         return name in self.labels or (name in HEADER and not FIGURES.isdisjoint(self.labels))
 
     def read(self, text: str) -> bool:
-        """Takes a cleaned line in; False when it is nothing that seff prints."""
+        """Take a cleaned line in; False when it is nothing that seff prints."""
         if self._read_sentence(text) or is_noise(text):
             return True
         label, colon, rest = text.partition(":")
@@ -350,7 +350,7 @@ class Draft:
         return True
 
     def _read_sentence(self, text: str) -> bool:
-        """Takes a known sentence in, whole or the next piece of a wrapped one."""
+        """Take a known sentence in, whole or the next piece of a wrapped one."""
         if not self.labels or not text:
             return False
         for sentence in (f"{self.sentence} {text}", text) if self.sentence else (text,):
@@ -369,7 +369,7 @@ class Draft:
         return False
 
     def _end_sentence(self) -> None:
-        """Keeps the start of a sentence that was cut off."""
+        """Keep the start of a sentence that was cut off."""
         if self.sentence:
             self._keep("...", self.sentence)
         self.sentence = ""
@@ -397,7 +397,7 @@ class Draft:
         self.extra[name] = f"{self.extra[name]}; {value}" if name in self.extra else value
 
     def finish(self) -> Efficiency:
-        """The job, complete.
+        """Build the complete job.
 
         Raises:
             ParseError: Its id or its figures are missing, so that it would be half a record.
@@ -419,7 +419,7 @@ class Draft:
 
 
 def _finish(values: Values, extra: dict[str, str]) -> Efficiency:
-    """The record of one job's printed values, with what seff only seems to say taken out."""
+    """Return the record of one job's printed values, with what seff only seems to say taken out."""
     _finish_cores(values)
     _finish_memory(values)
     if not values.get("core_walltime_s"):
@@ -477,7 +477,7 @@ _NEWLINE = re.compile(r"\r\n|\n|\r")
 
 
 def parse_seff(text: str) -> list[Efficiency]:
-    """Every job in a text of seff's output, in order.
+    """Return every job in a text of seff's output, in order.
 
     The text may have been pasted: comment signs, bullets, bold, indentation, escape sequences, shell prompts, locale
     warnings and wrapped warnings are seen through.
@@ -489,7 +489,7 @@ def parse_seff(text: str) -> list[Efficiency]:
 
 
 def iter_seff(lines: Iterable[str]) -> Iterator[Efficiency]:
-    """As `parse_seff`, a job at a time, from lines with or without their ends.
+    """Yield what `parse_seff` returns, a job at a time, from lines with or without their ends.
 
     Raises:
         ParseError: As `parse_seff`, once the jobs before the offending line were given out.
@@ -518,7 +518,7 @@ def _unreadable(number: int, text: str) -> ParseError:
 
 
 def format_seff(efficiency: Efficiency) -> str:
-    """The job as seff of Slurm 24.11 and later prints it, each line with its end.
+    """Return the job as seff of Slurm 24.11 and later prints it, each line with its end.
 
     Where seff prints a zero for something nobody measured, there is a dash; `parse_seff` reads it back as None.
     """

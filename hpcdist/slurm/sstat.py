@@ -33,14 +33,14 @@ class LiveUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def sstat_arguments(job_ids: Sequence[str]) -> list[str]:
-    """The arguments of one sstat call for all steps of these jobs, by their own ids (`123`, not `123_4`)."""
+    """Return the arguments of one sstat call for all steps of these jobs, by their own ids (`123`, not `123_4`)."""
     # sstat 22.05 knows no --delimiter; no field here is free text.
     options = ["--allsteps", "--parsable2", "--noheader", "--noconvert"]
     return [*options, f"--format={','.join(FIELDS)}", f"--jobs={','.join(job_ids)}"]
 
 
 def parse_sstat(lines: Iterable[str]) -> dict[str, LiveUsage]:
-    """Usage by job id; a job of which sstat says nothing is not there.
+    """Return usage by job id; a job of which sstat says nothing is not there.
 
     A row that is cut short is left out: sstat prints errors about some steps among the rows of others.
     """
@@ -74,7 +74,7 @@ def _read_step(tasks: str, max_rss: str, average_cpu: str, usage: str) -> LiveUs
 
 
 def with_live_usage(efficiency: Efficiency, usage: LiveUsage | None) -> Efficiency:
-    """A running job's figures with what its running steps used so far added to what its ended ones did.
+    """Return a running job's figures with what its running steps used so far added to what its ended ones did.
 
     Without such usage they stay as they are: unknown, not zero.
     """
@@ -131,7 +131,7 @@ def iter_complete(found: Iterable[Efficiency], gathering: Gathering) -> Iterator
 
 
 def read_gathering() -> Gathering:
-    """How the cluster gathers usage; nothing is known where it does not answer."""
+    """Return how the cluster gathers usage; nothing is known where it does not answer."""
     try:
         return parse_gathering(commands.read_config())
     except HpcdistError:
