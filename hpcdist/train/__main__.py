@@ -34,12 +34,12 @@ def main(arguments: list[str]) -> int:
             print(f"error: {error.message}\nhint: {error.hint}", file=sys.stderr)
             return error.exit_code
     outcome = Outcome(rank.metrics, Clock(rank.started_at_s))
-    last_words = FailureReporter(rank, outcome)
-    last_words.watch()
+    reporter = FailureReporter(rank, outcome)
+    reporter.watch()
     try:
-        _run(arguments, rank, outcome, last_words)
+        _run(arguments, rank, outcome, reporter)
     except HpcdistError as error:
-        last_words.end(error)
+        reporter.end(error)
     return 0
 
 
@@ -76,14 +76,14 @@ def layout_arguments(nodes: int, ranks_per_node: int, *, has_gpus: bool) -> list
     return ["--nodes", str(nodes), *shape]
 
 
-def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_words: FailureReporter) -> None:
+def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, reporter: FailureReporter) -> None:
     # What can be wrong is found before the imports, which take seconds.
     options = parse_options(arguments)
     check_layout(options.layout, rank, os.environ)
     if options.preflight_only:
         from hpcdist.train.preflight.checks import try_nodes
 
-        try_nodes(options, rank, outcome, last_words)
+        try_nodes(options, rank, outcome, reporter)
         _write(outcome)
         return
     check_logger(options.training.logger)
@@ -92,7 +92,7 @@ def _run(arguments: list[str], rank: RankEnvironment, outcome: Outcome, last_wor
         datasets.verify(options.training.data_name, data_dir)
     from hpcdist.train.fit import train
 
-    train(options, rank, data_dir, outcome, last_words)
+    train(options, rank, data_dir, outcome, reporter)
     _write(outcome)
 
 

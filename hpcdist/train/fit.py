@@ -40,7 +40,7 @@ from hpcdist.train.user_module import fit_own
 from hpcdist.train.watchdog import Watchdog, watching
 
 
-def share_out(
+def build_async_server(
     module: Classifier,
     data: ImageData,
     device: torch.device,
@@ -49,7 +49,7 @@ def share_out(
     rank: RankEnvironment,
     steps: int,
     checkpoints: Checkpoints,
-    last_words: FailureReporter,
+    reporter: FailureReporter,
     content: dict[str, Any] | None,
 ) -> AsyncServer:
     """Build the strategy of a rank that the server tells what to train, and give it the batches for it.
@@ -62,7 +62,7 @@ def share_out(
         rank: This rank.
         steps: Batches in all.
         checkpoints: What knows when one is due.
-        last_words: What ends this process when another rank is lost.
+        reporter: What ends this process when another rank is lost.
         content: The checkpoint to go on from; None begins anew.
     """
     steps_per_epoch, ranks = data.train_batches.steps_per_epoch, rank.world_size
@@ -80,7 +80,7 @@ def share_out(
             module,
             WorkQueue(ranks=ranks, batches_per_epoch=steps_per_epoch, batches=steps, done=parts_done),
             lambda: checkpoints.is_due(options.checkpoint_interval_s),
-            last_words,
+            reporter,
             optimizer_state=optimizer_state,
             parts_done=parts_done,
         )
@@ -101,9 +101,7 @@ STARVED = 0.2
 READING_S = 60.0
 
 
-def train(
-    options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outcome, last_words: FailureReporter
-) -> None:
+def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outcome, reporter: FailureReporter) -> None:
     """Trains to the end.
 
     Raises:
@@ -113,7 +111,7 @@ def train(
     clock = outcome.clock
     clock.enter("process_group")
     if options.training.preflight:
-        device = preflight(options, rank, outcome, last_words)
+        device = preflight(options, rank, outcome, reporter)
     else:
         device = choose_device(options, rank)
         join_process_group(rank, device, open_store(rank))
@@ -121,17 +119,17 @@ def train(
     use_threads(threads)
     outcome.learn(world_size=rank.world_size)
     if options.training.module:
-        fit_own(options, rank, device=device, outcome=outcome, last_words=last_words)
+        fit_own(options, rank, device=device, outcome=outcome, reporter=reporter)
     else:
         clock.enter("data")
-        with watching(max(options.hang_timeout_s, READING_S), rank, last_words):
+        with watching(max(options.hang_timeout_s, READING_S), rank, reporter):
             data = read_data(options, rank, data_dir, device, threads)
         clock.enter("other")
         outcome.learn(global_batch_size=options.batch_size)
         if rank.rank == 0:
             _introduce(options, device, threads, count_steps(options, data.train_batches.steps_per_epoch))
             print("".join(f"{sentence}\n" for sentence in rank.slowdown.sentences()), end="", flush=True)
-        fit(options, rank, data, device=device, outcome=outcome, last_words=last_words)
+        fit(options, rank, data, device=device, outcome=outcome, reporter=reporter)
     if dist.is_initialized():
         dist.destroy_process_group()
     if rank.rank == 0:
@@ -145,7 +143,7 @@ def fit(
     *,
     device: torch.device,
     outcome: Outcome,
-    last_words: FailureReporter,
+    reporter: FailureReporter,
 ) -> None:
     """Trains and tests on data that is there, in a process group that stands.
 
@@ -154,8 +152,8 @@ def fit(
         StoppedError: It was asked to stop.
         UsageError: The checkpoint to go on from is of another training.
     """
-    with watching(options.hang_timeout_s, rank, last_words) as watchdog:
-        _fit(options, rank, data, device=device, outcome=outcome, last_words=last_words, watchdog=watchdog)
+    with watching(options.hang_timeout_s, rank, reporter) as watchdog:
+        _fit(options, rank, data, device=device, outcome=outcome, reporter=reporter, watchdog=watchdog)
 
 
 def _fit(
@@ -165,7 +163,7 @@ def _fit(
     *,
     device: torch.device,
     outcome: Outcome,
-    last_words: FailureReporter,
+    reporter: FailureReporter,
     watchdog: Watchdog,
 ) -> None:
     steps = count_steps(options, data.train_batches.steps_per_epoch)
@@ -181,21 +179,21 @@ def _fit(
         if before not in (None, steps) and module.rates.schedule != "constant":
             print(f"the learning rate goes on as in a training of {steps} steps; that one had {before}", flush=True)
     logger = open_loggers(options, rank, done + 1)
-    recorder = Recorder(outcome, last_words, logger, options.training.log_every)
-    goal = StopAtAccuracy(options.training.target_accuracy, outcome, rank.started_at_s)
-    callbacks: list[pl.Callback] = [ResumeCallback(checkpoints, content), recorder, goal, watchdog]
+    recorder = Recorder(outcome, reporter, logger, options.training.log_every)
+    stop_at = StopAtAccuracy(options.training.target_accuracy, outcome, rank.started_at_s)
+    callbacks: list[pl.Callback] = [ResumeCallback(checkpoints, content), recorder, stop_at, watchdog]
     if rank.rank == 0:
         progress = rank.run_dir / "progress.json" if rank.run_dir else None
         epochs = options.training.epochs
         callbacks.append(ConsoleProgress(recorder, outcome, progress, epochs=epochs, steps=steps))
-    splitter = StepProfiler(outcome, device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown)
-    data.train_batches.watch = splitter.watch
+    profiler = StepProfiler(outcome, device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown)
+    data.train_batches.watch = profiler.watch
     trial_s = options.speed_trial_s
-    pauses = SyncPoints(checkpoints, rank, options.checkpoint_interval_s, steps)
-    callbacks += [pauses if trial_s is None else SpeedTrial(trial_s, rank.world_size), splitter]
+    sync_points = SyncPoints(checkpoints, rank, options.checkpoint_interval_s, steps)
+    callbacks += [sync_points if trial_s is None else SpeedTrial(trial_s, rank.world_size), profiler]
     strategy: RankStrategy
     if options.is_async:
-        strategy = share_out(
+        strategy = build_async_server(
             module,
             data,
             device,
@@ -203,19 +201,19 @@ def _fit(
             rank=rank,
             steps=steps,
             checkpoints=checkpoints,
-            last_words=last_words,
+            reporter=reporter,
             content=content,
         )
         begin = None
     else:
         strategy = build_strategy(options, rank, device)
-    strategy.lap = splitter.lap
+    strategy.end_part = profiler.end_part
     trainer = build_trainer(options, rank, callbacks, logger, strategy=strategy, device=device)
     if logger:
         logger.log_options(options)
     trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
     reached = strategy.steps_done
-    if reached < steps and not goal.is_reached and trial_s is None:
+    if reached < steps and not stop_at.is_reached and trial_s is None:
         raise RuntimeError(f"the training ended at step {reached} of {steps}")
     if module.tested_at_step != reached and trial_s is None:
         # `max_steps` ended within an epoch, where Lightning does not validate.

@@ -20,15 +20,13 @@ class Recorder(Callback):
 
     Args:
         outcome: Where figures go; its clock is set to the phase that runs.
-        last_words: What ends the rank when the training raises.
+        reporter: What ends the rank when the training raises.
         logger: Where the curves go; None logs nothing.
         log_every: Steps between logged points.
     """
 
-    def __init__(
-        self, outcome: Outcome, last_words: FailureReporter, logger: RunLoggers | None, log_every: int
-    ) -> None:
-        self._outcome, self._clock, self._last_words = outcome, outcome.clock, last_words
+    def __init__(self, outcome: Outcome, reporter: FailureReporter, logger: RunLoggers | None, log_every: int) -> None:
+        self._outcome, self._clock, self._reporter = outcome, outcome.clock, reporter
         self._logger, self._log_every = logger, log_every
         self._step_times = StepTimes()
         self._is_first = True
@@ -124,7 +122,7 @@ class Recorder(Callback):
         """Ends the rank before Lightning cleans up, which can wait for ranks that are gone."""
         if self._logger and isinstance(exception, StoppedError):
             self._logger.close()
-        self._last_words.end(exception)
+        self._reporter.end(exception)
 
     def images_per_s(self) -> float | None:
         """Training throughput over all ranks since the first step; None before the second."""

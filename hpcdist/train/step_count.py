@@ -13,7 +13,7 @@ from hpcdist.train.data.batches import Batch
 from hpcdist.train.step_timer import Part
 
 
-def no_lap(part: Part) -> None:
+def ignore_part(part: Part) -> None:
     """Measure nothing."""
 
 
@@ -21,13 +21,13 @@ class RankStrategy(Strategy):
     """What the training asks of each of its strategies; the answers here are those of ranks that go in step.
 
     Attributes:
-        lap: Told what was done until now, for the split of a step.
+        end_part: Told what was done until now, for the split of a step.
         is_process_of_its_own: Whether Lightning takes this rank for all there is.
         own_epochs: Epochs of this rank, where its own steps say nothing of the training; None where they do.
         is_paused: Whether a server has called all ranks together in this step; None where they agree by themselves.
     """
 
-    lap: Callable[[Part], None] = staticmethod(no_lap)
+    end_part: Callable[[Part], None] = staticmethod(ignore_part)
     is_process_of_its_own = False
     own_epochs: int | None = None
     is_paused: bool | None = None

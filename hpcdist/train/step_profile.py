@@ -40,7 +40,7 @@ class StepProfiler(Callback):
         self, outcome: Outcome, device: torch.device, *, rank: int, world_size: int, slowdown: Slowdown
     ) -> None:
         self._outcome, self._clock = outcome, outcome.clock
-        self._laps: StepTimer = CudaTimer() if device.type == "cuda" else HostTimer()
+        self._timer: StepTimer = CudaTimer() if device.type == "cuda" else HostTimer()
         self._is_alone = world_size == 1
         self._data_delay_s, self._compute_delay_s = slowdown.data_s, slowdown.compute_s_of(rank)
         self._changes = -1  # of the clock's phase when the step began
@@ -52,11 +52,11 @@ class StepProfiler(Callback):
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The loader's batches; what making each of them takes is booked to the data."""
         while True:
-            self._laps.lap("other")
+            self._timer.end_part("other")
             if self._data_delay_s:
                 time.sleep(self._data_delay_s)
             batch = next(batches, None)
-            self._laps.lap("data")
+            self._timer.end_part("data")
             if batch is None:
                 return
             yield batch
@@ -73,7 +73,7 @@ class StepProfiler(Callback):
             self._search = [_hook(one, self._note_last) for one in trained]
 
     def _begin_computing(self, network: nn.Module, _: object) -> None:
-        self._laps.lap("other")
+        self._timer.end_part("other")
         if self._compute_delay_s and network.training:
             time.sleep(self._compute_delay_s)
 
@@ -82,28 +82,28 @@ class StepProfiler(Callback):
 
     def _end_computing(self, _: Tensor) -> None:
         # Before DDP's own hook for this parameter, which starts the last all-reduce.
-        self._laps.lap("compute")
+        self._timer.end_part("compute")
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """The backward pass has returned; the first one showed which gradient comes last, the same in every step."""
         if self._is_alone:
-            self._laps.lap("compute")
+            self._timer.end_part("compute")
             return
-        self._laps.lap("communication")
+        self._timer.end_part("communication")
         if self._search and self._last is not None:
             _remove(self._search)
             self._hooks.append(_hook(self._last, self._end_computing))
 
-    def lap(self, part: Part) -> None:
+    def end_part(self, part: Part) -> None:
         """For a strategy that communicates after the backward pass."""
-        self._laps.lap(part)
+        self._timer.end_part(part)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
         """Ends the step, unless it was only a part of one."""
         if not ends_step(trainer):
-            self._laps.lap("other")
+            self._timer.end_part("other")
             return
-        self._laps.end_step(steady=self._changes == self._clock.changes)
+        self._timer.end_step(steady=self._changes == self._clock.changes)
         self._changes = self._clock.changes
         self._steps += 1
         if self._steps % LEARNED_EVERY == 0:
@@ -120,7 +120,7 @@ class StepProfiler(Callback):
         _remove(self._hooks)
 
     def _learn(self) -> None:
-        self._outcome.learn(split=self._laps.split())
+        self._outcome.learn(split=self._timer.split())
 
 
 def _hook(parameter: Tensor, hear: Callable[[Tensor], None]) -> RemovableHandle:

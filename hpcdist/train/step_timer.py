@@ -17,13 +17,13 @@ SAMPLED_EVERY = 10
 
 
 class StepTimer(Protocol):
-    """Cuts steps into laps that follow each other without gaps, each booked to a part of the step."""
+    """Cut steps into parts that follow each other without gaps."""
 
-    def lap(self, part: Part) -> None:
-        """What was done since the last lap belongs to this part."""
+    def end_part(self, part: Part) -> None:
+        """Book what was done since the last call to this part."""
 
     def end_step(self, *, steady: bool) -> None:
-        """Ends a step, the lap since the last one being "other"; one that is not steady is not counted."""
+        """End a step, what is left of it being "other"; one that is not steady is not counted."""
 
     def split(self) -> StepSplit | None:
         """The means so far; None before there are enough steps."""
@@ -60,7 +60,7 @@ class HostTimer:
         self._parts_s: dict[Part, float] = {}
         self._since = self._began = time.perf_counter()
 
-    def lap(self, part: Part) -> None:
+    def end_part(self, part: Part) -> None:
         """Reads the clock."""
         now = time.perf_counter()
         self._parts_s[part] = self._parts_s.get(part, 0.0) + now - self._since
@@ -68,7 +68,7 @@ class HostTimer:
 
     def end_step(self, *, steady: bool) -> None:
         """Adds the step to the sums."""
-        self.lap("other")
+        self.end_part("other")
         if steady:
             self._totals.add(self._parts_s, self._since - self._began)
         self._parts_s = {}
@@ -91,17 +91,17 @@ class CudaTimer:
     def __init__(self) -> None:
         self._totals = _Totals()
         self._steps = 0
-        self._marks: list[tuple[Part, torch.cuda.Event]] = []  # the step's begin, then the end of each lap
+        self._marks: list[tuple[Part, torch.cuda.Event]] = []  # the step's begin, then the end of each part
         self._waiting: deque[list[tuple[Part, torch.cuda.Event]]] = deque()
 
-    def lap(self, part: Part) -> None:
+    def end_part(self, part: Part) -> None:
         """Queues an event, in the steps that are measured."""
         if self._marks:
             self._mark(part)
 
     def end_step(self, *, steady: bool) -> None:
         """Keeps the events for later, and begins the next step's."""
-        self.lap("other")
+        self.end_part("other")
         if self._marks and steady:
             self._waiting.append(self._marks)
         self._marks = []

@@ -118,7 +118,7 @@ def _find(trainer: Trainer, names: tuple[str, ...]) -> float | None:
 
 
 def fit_own(
-    options: Options, rank: RankEnvironment, *, device: torch.device, outcome: Outcome, last_words: FailureReporter
+    options: Options, rank: RankEnvironment, *, device: torch.device, outcome: Outcome, reporter: FailureReporter
 ) -> None:
     """Trains the module that `--module` names on the data of `--datamodule`.
 
@@ -139,9 +139,9 @@ def fit_own(
     begin = checkpoints.find()
     done = read_step(begin) if begin else 0
     logger = open_loggers(options, rank, done + 1)
-    recorder = OwnRecorder(outcome, last_words, logger, training.log_every)
+    recorder = OwnRecorder(outcome, reporter, logger, training.log_every)
     # It watches from the first step on: what a data module prepares may take its time.
-    watchdog = Watchdog(options.hang_timeout_s, rank, last_words)
+    watchdog = Watchdog(options.hang_timeout_s, rank, reporter)
     callbacks: list[pl.Callback] = [
         ResumeCallback(checkpoints, checkpoints.load(begin) if begin else None),
         recorder,

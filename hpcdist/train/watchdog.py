@@ -30,13 +30,13 @@ class Watchdog(Callback):
     Args:
         timeout_s: The while, in seconds.
         rank: This rank.
-        last_words: What ends it.
+        reporter: What ends it.
     """
 
-    def __init__(self, timeout_s: float, rank: RankEnvironment, last_words: FailureReporter) -> None:
+    def __init__(self, timeout_s: float, rank: RankEnvironment, reporter: FailureReporter) -> None:
         self._timeout_s = timeout_s
         self._rank = rank
-        self._last_words = last_words
+        self._reporter = reporter
         self._alive_at = time.monotonic()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -86,7 +86,7 @@ class Watchdog(Callback):
                 # Twice what two ranks may look at their clocks apart.
                 if self._over.wait(2 * pause_s) or self._idle_s() <= self._timeout_s:
                     continue
-            self._last_words.end(
+            self._reporter.end(
                 HangError(
                     f"hang: no step for {idle_s:.0f} s on {name}; its stack is above",
                     "look for the rank whose stack is not in an all-reduce, or raise --hang-timeout",
@@ -109,9 +109,9 @@ def _waits_for_others() -> bool:
 
 
 @contextmanager
-def watching(timeout_s: float, rank: RankEnvironment, last_words: FailureReporter) -> Iterator[Watchdog]:
+def watching(timeout_s: float, rank: RankEnvironment, reporter: FailureReporter) -> Iterator[Watchdog]:
     """A watchdog that watches inside of `with`."""
-    watchdog = Watchdog(timeout_s, rank, last_words)
+    watchdog = Watchdog(timeout_s, rank, reporter)
     watchdog.start()
     try:
         yield watchdog

@@ -60,7 +60,7 @@ def train(rank: int, world_size: int, port: int, optimizer: str, folder: Path) -
 
     Classifier.__init__ = build_and_keep
     with contextlib.redirect_stdout(io.StringIO()):
-        fit(options, environment, data, device=CPU, outcome=outcome, last_words=FailureReporter(environment, outcome))
+        fit(options, environment, data, device=CPU, outcome=outcome, reporter=FailureReporter(environment, outcome))
     weights = torch.cat([parameter.detach().flatten() for parameter in kept[0].parameters()])
     metrics = outcome.metrics()
     (folder / f"{rank}.json").write_text(

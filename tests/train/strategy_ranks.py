@@ -86,7 +86,7 @@ def train(rank: int, case: dict, port: int, folder: Path) -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         data = bring_data(case, options, environment)
-        fit(options, environment, data, device=CPU, outcome=outcome, last_words=FailureReporter(environment, outcome))
+        fit(options, environment, data, device=CPU, outcome=outcome, reporter=FailureReporter(environment, outcome))
     weights = torch.cat([parameter.detach().flatten() for parameter in kept[0].parameters()])
     outcome.write()
     (folder / f"{rank}.json").write_text(json.dumps({"weights": weights.tolist(), "out": out.getvalue()}))

@@ -50,13 +50,13 @@ class Trained:
         self.outcome = Outcome(None, Clock(time.time()))
         words = RaisingWords(self.rank, self.outcome)
         if training.module:
-            fit_own(self.options, self.rank, device=CPU, outcome=self.outcome, last_words=words)
+            fit_own(self.options, self.rank, device=CPU, outcome=self.outcome, reporter=words)
             return
         data = ImageData(
             make_split(made, CPU, train=True), make_split(made, CPU, train=False), seed=1, rank=0, world_size=1,
             batch_size=self.options.batch_size, accumulate=self.options.accumulate, class_count=4,
         )  # fmt: skip
-        fit(self.options, self.rank, data, device=CPU, outcome=self.outcome, last_words=words)
+        fit(self.options, self.rank, data, device=CPU, outcome=self.outcome, reporter=words)
 
     @property
     def content(self):

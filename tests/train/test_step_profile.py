@@ -220,16 +220,16 @@ class Step:
     def __init__(self, *, is_measured: bool) -> None:
         self.network = torch.nn.Linear(4, 4)
         clock = Clock(time.time())
-        splitter = StepProfiler(Outcome(None, clock), CPU, rank=0, world_size=2, slowdown=Slowdown())
-        callbacks = [pl.Callback(), *([splitter] if is_measured else [])]
+        profiler = StepProfiler(Outcome(None, clock), CPU, rank=0, world_size=2, slowdown=Slowdown())
+        callbacks = [pl.Callback(), *([profiler] if is_measured else [])]
         self.trainer = pl.Trainer(
             accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=callbacks, strategy=LoneRank(CPU),
         )  # fmt: skip
         self.batches = iter(lambda: torch.ones(2, 4), None)
         if is_measured:
-            self.batches = splitter.watch(self.batches)
-            splitter.on_train_start(self.trainer, SimpleNamespace(network=self.network))
+            self.batches = profiler.watch(self.batches)
+            profiler.on_train_start(self.trainer, SimpleNamespace(network=self.network))
         self.run()
 
     def run(self) -> float:
@@ -270,42 +270,42 @@ class TestOnGpu:
     """With events that are not a GPU's: what is booked where."""
 
     @pytest.fixture
-    def laps(self, monkeypatch):
+    def timer(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
         for name in ("now_ms", "lag", "recorded"):
             monkeypatch.setattr(FakeEvent, name, 0)
         return CudaTimer()
 
-    def run_step(self, laps, *, steady=True):
+    def run_step(self, timer, *, steady=True):
         for part, ms in (("other", 1), ("data", 2), ("other", 3), ("compute", 10), ("communication", 5)):
             FakeEvent.now_ms += ms
-            laps.lap(part)
+            timer.end_part(part)
         FakeEvent.now_ms += 4
-        laps.end_step(steady=steady)
+        timer.end_step(steady=steady)
 
-    def test_every_tenth_step_is_measured(self, laps):
+    def test_every_tenth_step_is_measured(self, timer):
         for _ in range(SAMPLED_EVERY * ENOUGH_STEPS):
-            self.run_step(laps)
-        assert laps.split() is None
-        self.run_step(laps)
-        split = laps.split()
+            self.run_step(timer)
+        assert timer.split() is None
+        self.run_step(timer)
+        split = timer.split()
         assert split.steps == ENOUGH_STEPS
         assert [getattr(split, part) for part in PARTS] == pytest.approx([0.002, 0.010, 0.005, 0.008])
         assert split.step_s == pytest.approx(0.025)
         assert FakeEvent.recorded == 7 * ENOUGH_STEPS
 
-    def test_steps_the_gpu_is_not_done_with_are_left_for_later(self, laps):
+    def test_steps_the_gpu_is_not_done_with_are_left_for_later(self, timer):
         FakeEvent.lag = 1
         for _ in range(SAMPLED_EVERY * ENOUGH_STEPS + 1):
-            self.run_step(laps)
-        assert laps.split() is None
+            self.run_step(timer)
+        assert timer.split() is None
         FakeEvent.recorded += 1
-        assert laps.split().steps == ENOUGH_STEPS
+        assert timer.split().steps == ENOUGH_STEPS
 
-    def test_steps_that_are_not_steady_are_not_counted(self, laps):
+    def test_steps_that_are_not_steady_are_not_counted(self, timer):
         for _ in range(SAMPLED_EVERY * ENOUGH_STEPS + 1):
-            self.run_step(laps, steady=False)
-        assert laps.split() is None
+            self.run_step(timer, steady=False)
+        assert timer.split() is None
 
 
 class TestProbe:

@@ -205,26 +205,26 @@ def test_a_server_that_waits_goes_on_bit_for_bit(waiting):
 class TestTickets:
     def test_parts_are_given_once_each_and_every_rank_gets_one_when_all_met(self):
         # 2 ranks, epochs of 3 batches: parts 0 to 5, then 6 to 9 of the 5 batches in all.
-        tickets = WorkQueue(ranks=2, batches_per_epoch=3, batches=5)
-        assert tickets.deal() == 0
-        assert [tickets.draw() for _ in range(5)] == [2, 3, 4, 5, None]
-        assert tickets.is_epoch_over
-        assert tickets.deal() == 6
-        assert [tickets.draw() for _ in range(3)] == [8, 9, None]
-        assert tickets.deal() is None
+        queue = WorkQueue(ranks=2, batches_per_epoch=3, batches=5)
+        assert queue.deal() == 0
+        assert [queue.draw() for _ in range(5)] == [2, 3, 4, 5, None]
+        assert queue.is_epoch_over
+        assert queue.deal() == 6
+        assert [queue.draw() for _ in range(3)] == [8, 9, None]
+        assert queue.deal() is None
 
     def test_a_pause_leaves_a_part_for_each_rank(self):
-        tickets = WorkQueue(ranks=2, batches_per_epoch=3, batches=3)
-        tickets.deal()
-        assert tickets.can_pause  # 2, 3, 4 and 5 are left
-        assert tickets.deal() == 2
-        tickets.draw()
-        assert not tickets.can_pause  # 5 is left, for two ranks
+        queue = WorkQueue(ranks=2, batches_per_epoch=3, batches=3)
+        queue.deal()
+        assert queue.can_pause  # 2, 3, 4 and 5 are left
+        assert queue.deal() == 2
+        queue.draw()
+        assert not queue.can_pause  # 5 is left, for two ranks
 
     def test_it_goes_on_in_the_middle_of_an_epoch(self):
-        tickets = WorkQueue(ranks=2, batches_per_epoch=3, batches=6, done=8)
-        assert tickets.deal() == 8
-        assert [tickets.draw() for _ in range(3)] == [10, 11, None]
+        queue = WorkQueue(ranks=2, batches_per_epoch=3, batches=6, done=8)
+        assert queue.deal() == 8
+        assert [queue.draw() for _ in range(3)] == [10, 11, None]
 
 
 @pytest.mark.parametrize(

@@ -38,21 +38,21 @@ class CropFlip(NamedTuple):
 
 
 def draw_crop_flips(kind: Augmentation, count: int, seed: int, epoch: int, batch: int) -> CropFlip:
-    """The moves of a batch of `count` images over all ranks."""
+    """The crops and flips of a batch of `count` images over all ranks."""
     generator = torch.Generator().manual_seed(((seed * 1_000_003 + epoch) * 1_000_003 + batch) % (1 << 63))
     offsets_2B = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
     mirrored_B = torch.rand(count, generator=generator) < 0.5
     return CropFlip(offsets_2B[0], offsets_2B[1], mirrored_B if kind == "crop-flip" else torch.zeros_like(mirrored_B))
 
 
-def crop_and_flip(images_BCHW: Tensor, moves: CropFlip) -> Tensor:
+def crop_and_flip(images_BCHW: Tensor, crop_flips: CropFlip) -> Tensor:
     """Crops of the images with a black border of 4 pixels around them, some mirrored; one indexing does it all."""
     _, _, height, width = images_BCHW.shape
     device = images_BCHW.device
     padded = functional.pad(images_BCHW, (PADDING,) * 4)
-    rows_BH = moves.down_B[:, None] + torch.arange(height, device=device)
+    rows_BH = crop_flips.down_B[:, None] + torch.arange(height, device=device)
     columns_W = torch.arange(width, device=device)
-    columns_BW = torch.where(moves.mirrored_B[:, None], columns_W.flip(0), columns_W) + moves.right_B[:, None]
+    columns_BW = torch.where(crop_flips.mirrored_B[:, None], columns_W.flip(0), columns_W) + crop_flips.right_B[:, None]
     image_B = torch.arange(len(images_BCHW), device=device)
     # Index tensors on both sides of a slice: their dimensions come first, so this is B H W C.
     moved_BHWC = padded[image_B[:, None, None], :, rows_BH[:, :, None], columns_BW[:, None, :]]
@@ -120,12 +120,12 @@ class Split(NamedTuple):
         channels, height, width = (1, *self.images_NHW.shape[1:])[-3:]
         return channels, height, width
 
-    def select(self, indices_B: Tensor, global_count: int, moves: CropFlip | None = None) -> Batch:
+    def select(self, indices_B: Tensor, global_count: int, crop_flips: CropFlip | None = None) -> Batch:
         """The samples at these indices, normalised."""
         pixels = self.images_NHW.index_select(0, indices_B)
         pixels_BCHW = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
-        if moves is not None:
-            pixels_BCHW = crop_and_flip(pixels_BCHW, moves)
+        if crop_flips is not None:
+            pixels_BCHW = crop_and_flip(pixels_BCHW, crop_flips)
         images_BCHW = self.normalisation.apply(pixels_BCHW)
         return Batch(images_BCHW, self.labels_N.index_select(0, indices_B), global_count)
 
@@ -194,8 +194,8 @@ class TrainBatches:
     def __len__(self) -> int:
         return self.steps_per_epoch * self._accumulate
 
-    def shares(self, begin: int) -> Iterator[RankSlice]:
-        """This rank's shares of the epoch, a batch cut into as many parts as are accumulated.
+    def slices(self, begin: int) -> Iterator[RankSlice]:
+        """This rank's slices of the epoch, a batch cut into as many parts as are accumulated.
 
         Args:
             begin: How many of them to leave out.
@@ -217,15 +217,15 @@ class TrainBatches:
         mine = part_begin + first
         return RankSlice(self._order_N[begin + mine : begin + part_begin + last], mine, batch, count)
 
-    def load(self, shares: Iterator[RankSlice]) -> Iterator[Batch]:
-        """The samples of the shares."""
+    def load(self, slices: Iterator[RankSlice]) -> Iterator[Batch]:
+        """The samples of the slices."""
         kind = self.split.augmentation
-        for share in shares:
-            moves = None
+        for part in slices:
+            crop_flips = None
             if kind is not None:
-                whole = draw_crop_flips(kind, share.global_count, self.seed, self.epoch, share.batch)
-                moves = whole.cut(share.begin, share.begin + len(share.indices_B), share.indices_B.device)
-            yield self.split.select(share.indices_B, share.global_count, moves)
+                whole = draw_crop_flips(kind, part.global_count, self.seed, self.epoch, part.batch)
+                crop_flips = whole.cut(part.begin, part.begin + len(part.indices_B), part.indices_B.device)
+            yield self.split.select(part.indices_B, part.global_count, crop_flips)
 
     def nothing(self) -> Batch:
         """A batch without samples."""
@@ -238,7 +238,7 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         self._given, self._skipped = self._skipped, 0
-        return self.watch(self._count(self.load(self.shares(self._given))))
+        return self.watch(self._count(self.load(self.slices(self._given))))
 
 
 class EvalBatches:

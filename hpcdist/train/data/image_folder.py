@@ -344,12 +344,12 @@ class FolderTrainBatches(TrainBatches):
         super().__init__(_index(images, side), **cut)
         self._workers = workers
 
-    def load(self, shares: Iterator[RankSlice]) -> Iterator[Batch]:
-        """The shares' images, decoded by the workers."""
-        plan = list(shares)
-        asked = [[Sample(index, self._draw(index)) for index in share.indices_B.tolist()] for share in plan]
-        for share, (images_BCHW, labels_B) in zip(plan, self._workers.decode(asked), strict=True):
-            yield Batch(images_BCHW, labels_B, share.global_count)
+    def load(self, slices: Iterator[RankSlice]) -> Iterator[Batch]:
+        """The slices' images, decoded by the workers."""
+        plan = list(slices)
+        asked = [[Sample(index, self._draw(index)) for index in part.indices_B.tolist()] for part in plan]
+        for part, (images_BCHW, labels_B) in zip(plan, self._workers.decode(asked), strict=True):
+            yield Batch(images_BCHW, labels_B, part.global_count)
 
     def _draw(self, index: int) -> str:
         return f"{self.seed} {self.epoch} {index}"

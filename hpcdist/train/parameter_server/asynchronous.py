@@ -48,7 +48,7 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
         parts_done: Parts that they have trained before.
 
     Attributes:
-        is_paused: Whether this step ended in a meeting in the middle of an epoch.
+        is_paused: Whether this step ended in a pause in the middle of an epoch.
     """
 
     is_process_of_its_own = True
@@ -70,7 +70,7 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
         self._answer: Message | None = None
         self._asked_at = 0.0
         self._is_asked = False
-        self._ticket: int | None = None
+        self._part: int | None = None
         self._part_images = 0
         self._images = 0  # that all ranks trained since they started, as of the server's last answer
         self.is_paused = False
@@ -118,7 +118,7 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
     ) -> Any:
-        """A step: backward pass, gradients to the server, its weights back, and a meeting when it says so."""
+        """A step: backward pass, gradients to the server, its weights back, and a pause when it says so."""
         self.is_paused = False
 
         def train_and_exchange() -> Any:
@@ -128,13 +128,13 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
 
         # It finds no gradients: the server has taken them.
         result = super().optimizer_step(optimizer, train_and_exchange, model, **kwargs)
-        if self._ticket is None:
+        if self._part is None:
             is_epoch_over = self._meet()
             self.is_paused = not is_epoch_over
             self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = is_epoch_over
         for group in optimizer.param_groups:
             group["lr"] = self._messages()[1].numbers[3].item()  # to be logged
-        self.lap("communication")
+        self.end_part("communication")
         return result
 
     def _exchange(self) -> None:
@@ -169,14 +169,14 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
         return bool(told[0])
 
     def _take(self, answer: Message, offset: int) -> None:
-        ticket, self._parts_done, self._images = (int(number) for number in answer.numbers[:3].tolist())
-        self._ticket = ticket + offset if ticket >= 0 else None
+        part, self._parts_done, self._images = (int(number) for number in answer.numbers[:3].tolist())
+        self._part = part + offset if part >= 0 else None
         spread(answer.floats, self._weights())
 
     def parts(self) -> Iterator[int]:
         """The parts that this rank trains, one after the other, until the epoch is over."""
-        while self._ticket is not None:
-            yield self._ticket
+        while self._part is not None:
+            yield self._part
 
     def note_images(self, count: int) -> None:
         """Of the part that is trained next."""

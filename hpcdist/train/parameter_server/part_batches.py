@@ -30,13 +30,13 @@ class PartBatches(TrainBatches):
         return self.watch(self._load_parts())
 
     def _load_parts(self) -> Iterator[Batch]:
-        for ticket in self._strategy.parts():
-            number, part = divmod(ticket, self._parts)
+        for item in self._strategy.parts():
+            number, own = divmod(item, self._parts)
             self._whole.epoch, batch = divmod(number, self.steps_per_epoch)
-            shares = [self._whole.cut(batch, piece, self._pieces, part, self._parts) for piece in range(self._pieces)]
-            count = sum(len(share.indices_B) for share in shares)
+            slices = [self._whole.cut(batch, piece, self._pieces, own, self._parts) for piece in range(self._pieces)]
+            count = sum(len(part.indices_B) for part in slices)
             self._strategy.note_images(count)
-            for loaded in self._whole.load(iter(shares)):
+            for loaded in self._whole.load(iter(slices)):
                 # Its gradient is applied by itself: a mean over the part's samples and not over the batch's.
                 yield loaded._replace(global_count=max(1, count))
 

@@ -19,9 +19,9 @@ from hpcdist.train.parameter_server.flat import flatten, give_gradients, list_we
 
 # Before the gradients: images of the part, whether the rank was asked to stop, whether it goes.
 QUESTION_NUMBERS = 3
-# Before the weights: the next part (NO_TICKET for none), parts done, images of all ranks, learning rate.
+# Before the weights: the next part (NO_PART for none), parts done, images of all ranks, learning rate.
 ANSWER_NUMBERS = 4
-NO_TICKET = -1
+NO_PART = -1
 _DOUBLE_BYTES = 8
 
 
@@ -99,9 +99,9 @@ class Server:
 
     Args:
         module: What is trained; the server has weights and optimizer of its own.
-        tickets: Who trains what.
+        queue: Who trains what.
         is_due: Whether all should meet for a checkpoint.
-        last_words: What ends this process when a client is lost.
+        reporter: What ends this process when a client is lost.
         optimizer_state: The optimizer's, from a checkpoint; None begins anew.
         parts_done: Parts whose gradients it has got.
     """
@@ -109,9 +109,9 @@ class Server:
     def __init__(
         self,
         module: Classifier,
-        tickets: WorkQueue,
+        queue: WorkQueue,
         is_due: Callable[[], bool],
-        last_words: FailureReporter,
+        reporter: FailureReporter,
         *,
         optimizer_state: dict[str, Any] | None,
         parts_done: int,
@@ -127,7 +127,7 @@ class Server:
         configured = master.configure_optimizers()
         self._optimizer: torch.optim.Optimizer = configured["optimizer"]
         self._schedule = configured["lr_scheduler"]["scheduler"]
-        self._tickets, self._is_due, self._last_words = tickets, is_due, last_words
+        self._queue, self._is_due, self._reporter = queue, is_due, reporter
         self._lock = threading.Lock()
         self._is_closed = False
         self._wants_pause = False
@@ -161,7 +161,7 @@ class Server:
                 dist.send(answer.data, client, group)
         except RuntimeError as error:
             if not self._is_closed:
-                self._last_words.end(error)
+                self._reporter.end(error)
 
     def learn(self, question: Message, answer: Message) -> None:
         """Applies a rank's gradients, and fills in what it gets back."""
@@ -173,13 +173,13 @@ class Server:
             self._schedule.step()
             self._parts_done += 1
             self._images += int(images)
-            # Once a rank was sent to the meeting, all are.
-            self._wants_pause |= (bool(asked) or self._is_due()) and self._tickets.can_pause
-            ticket = None if self._wants_pause else self._tickets.draw()
-            self._fill(answer, NO_TICKET if ticket is None else ticket)
+            # Once a rank was sent to pause, all are.
+            self._wants_pause |= (bool(asked) or self._is_due()) and self._queue.can_pause
+            part = None if self._wants_pause else self._queue.draw()
+            self._fill(answer, NO_PART if part is None else part)
 
-    def _fill(self, answer: Message, ticket: int) -> None:
-        answer.numbers[:] = torch.tensor([ticket, self._parts_done, self._images, self._lr()], dtype=torch.float64)
+    def _fill(self, answer: Message, part: int) -> None:
+        answer.numbers[:] = torch.tensor([part, self._parts_done, self._images, self._lr()], dtype=torch.float64)
         answer.floats.copy_(flatten(self._weights))
 
     def _lr(self) -> float:
@@ -187,12 +187,12 @@ class Server:
         return rate
 
     def deal(self, answer: Message) -> bool:
-        """Fills in what all get when they have met, with rank 0's ticket; returns whether the epoch is over."""
+        """Fills in what all get when they have met, with rank 0's part; returns whether the epoch is over."""
         with self._lock:
             self._wants_pause = False
-            is_epoch_over = self._tickets.is_epoch_over
-            first = self._tickets.deal()
-            self._fill(answer, NO_TICKET if first is None else first)
+            is_epoch_over = self._queue.is_epoch_over
+            first = self._queue.deal()
+            self._fill(answer, NO_PART if first is None else first)
             return is_epoch_over
 
     def held(self) -> AbstractContextManager[Any]:

@@ -56,13 +56,13 @@ class SyncServer(RankStrategy, SingleDeviceStrategy):
         def train_and_send() -> Any:
             loss = closure()
             self._send_gradients()
-            self.lap("communication")
+            self.end_part("communication")
             return loss
 
         result = super().optimizer_step(optimizer, train_and_send, model, **kwargs)
-        self.lap("other")
+        self.end_part("other")
         self._fetch_weights()
-        self.lap("communication")
+        self.end_part("communication")
         return result
 
     def bytes_per_step(self, network: nn.Module) -> int:

@@ -37,7 +37,7 @@ VISIBLE_TIMEOUT_S = 30.0  # a shared folder may show a new file late
 WARN_SKEW_S = 1.0
 
 
-def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, last_words: FailureReporter) -> torch.device:
+def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, reporter: FailureReporter) -> torch.device:
     """Meets the other ranks, checks the nodes, joins the process group, and measures it; returns the rank's device.
 
     Raises:
@@ -47,20 +47,20 @@ def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, last_wo
     clock = outcome.clock
     store = _reach_rank_0(rank, outcome)
     me = Member(rank=rank.rank, node_rank=rank.node_rank, host=os.environ.get("SLURMD_NODENAME", socket.gethostname()))
-    with Rendezvous(store, me, rank, outcome, last_words) as meeting:
-        meeting.gather()
+    with Rendezvous(store, me, rank, outcome, reporter) as rendezvous:
+        rendezvous.gather()
         clock.enter("preflight")
         device = _try_device(options, rank)
-        facts = _check_nodes(meeting, rank.run_dir, device.message if isinstance(device, HpcdistError) else "")
+        facts = _check_nodes(rendezvous, rank.run_dir, device.message if isinstance(device, HpcdistError) else "")
         if isinstance(device, HpcdistError):
             raise device
         clock.enter("process_group")
-        meeting.come_to("the start of the process group")
+        rendezvous.come_to("the start of the process group")
         join_process_group(rank, device, store)
         clock.enter("preflight")
         if rank.world_size > 1:
-            skew_s = _check_clocks(meeting, facts, device)
-            outcome.learn(clock_skew_s=skew_s, probe=_probe(meeting, device))
+            skew_s = _check_clocks(rendezvous, facts, device)
+            outcome.learn(clock_skew_s=skew_s, probe=_probe(rendezvous, device))
             if rank.rank == 0:
                 _report(facts, outcome)
     return device
@@ -93,10 +93,10 @@ def _try_device(options: Options, rank: RankEnvironment) -> torch.device | Hpcdi
         return error
 
 
-def _check_nodes(meeting: Rendezvous, folder: Path | None, gpu_trouble: str) -> list[Facts]:
+def _check_nodes(rendezvous: Rendezvous, folder: Path | None, gpu_trouble: str) -> list[Facts]:
     """Compares what the ranks are; returns that on rank 0."""
-    token = _share_token(meeting, folder)
-    me = meeting.me
+    token = _share_token(rendezvous, folder)
+    me = rendezvous.me
     mine = Facts(
         rank=me.rank,
         node_rank=me.node_rank,
@@ -109,19 +109,19 @@ def _check_nodes(meeting: Rendezvous, folder: Path | None, gpu_trouble: str) -> 
         lightning=lightning_version,
     )
     facts: list[Facts] = []
-    meeting.come_to(CHECKS, msgspec.json.encode(mine).decode())
+    rendezvous.come_to(CHECKS, msgspec.json.encode(mine).decode())
     if me.rank == 0:
-        facts = [msgspec.json.decode(word, type=Facts) for word in meeting.words(CHECKS)]
+        facts = [msgspec.json.decode(word, type=Facts) for word in rendezvous.words(CHECKS)]
         if folder and token:
             (folder / token).unlink(missing_ok=True)
-    meeting.agree("nodes", lambda: find_fault(facts))
+    rendezvous.agree("nodes", lambda: find_fault(facts))
     return facts
 
 
-def _share_token(meeting: Rendezvous, folder: Path | None) -> str:
+def _share_token(rendezvous: Rendezvous, folder: Path | None) -> str:
     """The name of a file that rank 0 left in the folder; empty when it could not."""
-    if meeting.me.rank != 0:
-        return meeting.board.get("token").decode()
+    if rendezvous.me.rank != 0:
+        return rendezvous.board.get("token").decode()
     # A name nobody has asked for: what a file system remembers not to have would stay invisible for longer.
     token = f".preflight-{secrets.token_hex(8)}"
     try:
@@ -129,7 +129,7 @@ def _share_token(meeting: Rendezvous, folder: Path | None) -> str:
             (folder / token).touch(mode=0o600)
     except OSError:
         token = ""  # that it can't be written to is found once more, and told then
-    meeting.board.set("token", token)
+    rendezvous.board.set("token", token)
     return token
 
 
@@ -156,24 +156,24 @@ def hash_code(package: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _check_clocks(meeting: Rendezvous, facts: Sequence[Facts], device: torch.device) -> float:
+def _check_clocks(rendezvous: Rendezvous, facts: Sequence[Facts], device: torch.device) -> float:
     """Compares the ranks' clocks right after an all-reduce, which all leave together; returns their spread."""
-    meeting.come_to("the first all-reduce")
+    rendezvous.come_to("the first all-reduce")
     dist.all_reduce(torch.zeros(1, device=device))
     settle(device)
-    clocks = torch.zeros(meeting.size, dtype=torch.float64, device=device)
-    clocks[meeting.me.rank] = time.time()
+    clocks = torch.zeros(rendezvous.size, dtype=torch.float64, device=device)
+    clocks[rendezvous.me.rank] = time.time()
     dist.all_reduce(clocks)
     clocks_s = clocks.tolist()
-    meeting.agree("clocks", lambda: find_skew(facts, clocks_s))
+    rendezvous.agree("clocks", lambda: find_skew(facts, clocks_s))
     skew_s: float = max(clocks_s) - min(clocks_s)
-    if skew_s > WARN_SKEW_S and meeting.me.rank == 0:
+    if skew_s > WARN_SKEW_S and rendezvous.me.rank == 0:
         print(f"warning: preflight: the nodes' clocks are {skew_s:.1f} s apart", file=sys.stderr, flush=True)
     return skew_s
 
 
-def _probe(meeting: Rendezvous, device: torch.device) -> tuple[AllReduce, ...]:
-    return measure_all_reduces(device, lambda size: meeting.come_to(f"the all-reduce of {format_size(size)}"))
+def _probe(rendezvous: Rendezvous, device: torch.device) -> tuple[AllReduce, ...]:
+    return measure_all_reduces(device, lambda size: rendezvous.come_to(f"the all-reduce of {format_size(size)}"))
 
 
 def _report(facts: Sequence[Facts], outcome: Outcome) -> None:
@@ -184,7 +184,7 @@ def _report(facts: Sequence[Facts], outcome: Outcome) -> None:
     print(f"preflight: {nodes} node(s) alike; all-reduce {speeds} ({fastest:,.0f} MB/s)", flush=True)
 
 
-def try_nodes(options: Options, rank: RankEnvironment, outcome: Outcome, last_words: FailureReporter) -> None:
+def try_nodes(options: Options, rank: RankEnvironment, outcome: Outcome, reporter: FailureReporter) -> None:
     """Says what is on this node, checks it with the others and measures the network between them.
 
     Raises:
@@ -193,7 +193,7 @@ def try_nodes(options: Options, rank: RankEnvironment, outcome: Outcome, last_wo
     # First: it is told also of a node that turns out unfit.
     outcome.learn(node=read_node(rank.node_rank), world_size=rank.world_size)
     outcome.clock.enter("process_group")
-    device = preflight(options, rank, outcome, last_words)
+    device = preflight(options, rank, outcome, reporter)
     if dist.is_initialized():
         # All are done with the measuring before the first one leaves.
         dist.barrier()

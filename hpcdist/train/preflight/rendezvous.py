@@ -186,11 +186,11 @@ class Rendezvous:
         me: This rank.
         rank: Its surroundings.
         outcome: Where a fault is noted.
-        last_words: What ends the rank.
+        reporter: What ends the rank.
     """
 
     def __init__(
-        self, store: Store, me: Member, rank: RankEnvironment, outcome: Outcome, last_words: FailureReporter
+        self, store: Store, me: Member, rank: RankEnvironment, outcome: Outcome, reporter: FailureReporter
     ) -> None:
         self.me = me
         self.size = rank.world_size
@@ -200,7 +200,7 @@ class Rendezvous:
         self._side = PrefixStore("preflight", store.clone())
         self._side.set_timeout(timedelta(seconds=HEAR_TIMEOUT_S))
         self._outcome = outcome
-        self._last_words = last_words
+        self._reporter = reporter
         self._stage = START
         self._allowed_s = rank.arrival_s
         self._deadline = time.monotonic() + self._allowed_s
@@ -266,7 +266,7 @@ class Rendezvous:
             fault = self._hear_late()
         if not self._over.is_set():
             self._outcome.learn(fault=fault)
-            self._last_words.end(BadNodeError(fault))
+            self._reporter.end(BadNodeError(fault))
 
     def _find_late(self) -> Fault:
         ranks = range(self.size)

@@ -121,16 +121,16 @@ class TestSynthetic:
 class TestMoves:
     def test_each_image_is_cropped_and_mirrored_as_a_loop_would(self):
         images = torch.randint(0, 256, (20, 3, 6, 7), dtype=torch.uint8)
-        moves = draw_crop_flips("crop-flip", 20, seed=1, epoch=2, batch=3)
-        moved = crop_and_flip(images, moves)
-        assert {0, 8} <= set(moves.down_B.tolist()) | set(moves.right_B.tolist())
-        assert set(moves.mirrored_B.tolist()) == {True, False}
+        crop_flips = draw_crop_flips("crop-flip", 20, seed=1, epoch=2, batch=3)
+        moved = crop_and_flip(images, crop_flips)
+        assert {0, 8} <= set(crop_flips.down_B.tolist()) | set(crop_flips.right_B.tolist())
+        assert set(crop_flips.mirrored_B.tolist()) == {True, False}
         for number in range(20):
             padded = torch.zeros(3, 14, 15, dtype=torch.uint8)
             padded[:, 4:10, 4:11] = images[number]
-            down, right = moves.down_B[number], moves.right_B[number]
+            down, right = crop_flips.down_B[number], crop_flips.right_B[number]
             expected = padded[:, down : down + 6, right : right + 7]
-            assert torch.equal(moved[number], expected.flip(2) if moves.mirrored_B[number] else expected)
+            assert torch.equal(moved[number], expected.flip(2) if crop_flips.mirrored_B[number] else expected)
 
     def test_a_move_to_the_middle_changes_nothing(self):
         images = torch.randint(0, 256, (1, 3, 5, 5), dtype=torch.uint8)

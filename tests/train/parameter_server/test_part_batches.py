@@ -10,11 +10,11 @@ from hpcdist.train.parameter_server.part_batches import PartBatches
 class Told:
     """Says which parts to train, in the strategy's place."""
 
-    def __init__(self, tickets):
-        self.tickets, self.images = tickets, []
+    def __init__(self, parts):
+        self.queue, self.images = parts, []
 
     def parts(self):
-        return iter(self.tickets)
+        return iter(self.queue)
 
     def note_images(self, count):
         self.images.append(count)
@@ -34,9 +34,9 @@ def test_parts_have_the_images_and_moves_that_ranks_in_step_have(accumulate):
         for epoch in range(2):
             ranks.epoch = epoch
             expected[rank] += list(ranks)
-    for at, ticket in enumerate(told.tickets):
+    for at, part in enumerate(told.queue):
         pieces = found[at * accumulate : (at + 1) * accumulate]
-        number, rank = divmod(ticket, 3)
+        number, rank = divmod(part, 3)
         same = expected[rank][number * accumulate : (number + 1) * accumulate]
         for piece, one in zip(pieces, same, strict=True):
             assert torch.equal(piece.images_BCHW, one.images_BCHW)
