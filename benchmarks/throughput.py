@@ -75,9 +75,7 @@ class Contest:
             rank = RankEnvironment(started_at_s=now_s, run_dir=Path(folder), tensorboard=Path(folder, "events"))
             outcome = Outcome(None, Clock(now_s))
             options = Options(layout=Layout(gpus=int(self.device.type == "cuda")), training=self.training)
-            fit(
-                options, rank, self.data, device=self.device, outcome=outcome, last_words=FailureReporter(rank, outcome)
-            )
+            fit(options, rank, self.data, device=self.device, outcome=outcome, reporter=FailureReporter(rank, outcome))
         return turns.images_per_s()
 
     def _raw_steps(self) -> Iterator[int]:

@@ -94,7 +94,6 @@ def build_trainer(
     *,
     strategy: RankStrategy,
     device: torch.device,
-    cuts_data: bool = False,
 ) -> pl.Trainer:
     """Build a Lightning trainer without what acts behind our back.
 
@@ -105,7 +104,6 @@ def build_trainer(
         logger: Where the curves go.
         strategy: How it shares with the other ranks.
         device: Of this rank.
-        cuts_data: Whether Lightning gives each rank its share of the data.
     """
     # Set by Lightning's import: on a machine without a GPU each step of Adam would look for the driver's library again.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
@@ -129,7 +127,7 @@ def build_trainer(
         log_every_n_steps=options.training.log_every,
         num_sanity_val_steps=0,
         limit_val_batches=None if options.speed_trial_s is None else 0,
-        use_distributed_sampler=cuts_data,
+        use_distributed_sampler=options.training.module is not None,  # the built-in data cut themselves
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -25,16 +25,15 @@ class ConsoleProgress(Callback):
         outcome: Source of the accuracy.
         path: `progress.json`; None writes none.
         epochs: Epochs in all.
-        steps: Optimizer steps in all.
-
-    Attributes:
-        steps: Likewise, for who learns it late.
+        steps: Optimizer steps in all; None where Lightning counts them.
     """
 
-    def __init__(self, recorder: Recorder, outcome: Outcome, path: Path | None, *, epochs: int, steps: int) -> None:
+    def __init__(
+        self, recorder: Recorder, outcome: Outcome, path: Path | None, *, epochs: int, steps: int | None
+    ) -> None:
         self._recorder, self._outcome = recorder, outcome
         self._path = path
-        self._epochs, self.steps = epochs, steps
+        self._epochs, self._steps = epochs, steps
         self._file_at = self._line_at = self._epoch_at = time.monotonic()
         self._tested_at: int | None = None
 
@@ -73,7 +72,7 @@ class ConsoleProgress(Callback):
             epoch=strategy.epoch,
             epochs=self._epochs,
             step=strategy.steps_done,
-            steps=self.steps,
+            steps=int(trainer.estimated_stepping_batches) if self._steps is None else self._steps,
             loss=self._recorder.train_loss,
             accuracy=self._outcome.metrics().accuracy,
             images_per_s=self._recorder.images_per_s(),

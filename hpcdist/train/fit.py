@@ -1,6 +1,7 @@
 """Put the parts together and train."""
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,64 +37,8 @@ from hpcdist.train.resume import ResumeCallback, SyncPoints
 from hpcdist.train.step_count import RankStrategy
 from hpcdist.train.step_profile import StepProfiler
 from hpcdist.train.strategies import build_strategy
-from hpcdist.train.user_module import fit_own
-from hpcdist.train.watchdog import Watchdog, watching
-
-
-def build_async_server(
-    module: Classifier,
-    data: ImageData,
-    device: torch.device,
-    *,
-    options: Options,
-    rank: RankEnvironment,
-    steps: int,
-    checkpoints: Checkpoints,
-    reporter: FailureReporter,
-    content: dict[str, Any] | None,
-) -> AsyncServer:
-    """Build the strategy of a rank that the server tells what to train, and give it the batches for it.
-
-    Args:
-        module: What is trained.
-        data: The training set; its batches are replaced.
-        device: Of this rank.
-        options: What was asked for.
-        rank: This rank.
-        steps: Batches in all.
-        checkpoints: What knows when one is due.
-        reporter: What ends this process when another rank is lost.
-        content: The checkpoint to go on from; None begins anew.
-    """
-    steps_per_epoch, ranks = data.train_batches.steps_per_epoch, rank.world_size
-    parts_per_epoch = ranks * steps_per_epoch
-    optimizer_state: dict[str, Any] | None = None
-    parts_done = 0
-    if content is not None:
-        module.load_state_dict(content["state_dict"])
-        state = content[OWN_KEY]["server"]
-        optimizer_state = state["optimizer"]
-        parts_done = _convert_parts(state["parts_done"], len(content[OWN_KEY]["ranks"]), ranks)
-    server = None
-    if rank.rank == 0:
-        server = Server(
-            module,
-            WorkQueue(ranks=ranks, batches_per_epoch=steps_per_epoch, batches=steps, done=parts_done),
-            lambda: checkpoints.is_due(options.checkpoint_interval_s),
-            reporter,
-            optimizer_state=optimizer_state,
-            parts_done=parts_done,
-        )
-    strategy = AsyncServer(device, rank, server, parts_per_epoch=parts_per_epoch, parts_done=parts_done)
-    strategy.own_epochs = -(-steps // steps_per_epoch) - parts_done // parts_per_epoch
-    data.train_batches = PartBatches(data.train_batches, strategy, ranks, options.accumulate)
-    return strategy
-
-
-def _convert_parts(parts_done: int, ranks_before: int, ranks: int) -> int:
-    """Parts done, where a batch has another number of them now: what of a batch was done is done again."""
-    return parts_done if ranks_before == ranks else parts_done // ranks_before * ranks
-
+from hpcdist.train.user_module import OwnRecorder, build_own, introduce_own
+from hpcdist.train.watchdog import Watchdog
 
 # Share of a step spent waiting for data from which it is worth a line.
 STARVED = 0.2
@@ -118,18 +63,18 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
     threads = choose_threads(options.layout.cpus_per_task, count_ranks_here(rank))
     use_threads(threads)
     outcome.learn(world_size=rank.world_size)
-    if options.training.module:
-        fit_own(options, rank, device=device, outcome=outcome, reporter=reporter)
-    else:
+    data = None
+    if not options.training.module:
         clock.enter("data")
-        with watching(max(options.hang_timeout_s, READING_S), rank, reporter):
+        with closing(Watchdog(max(options.hang_timeout_s, READING_S), rank, reporter)) as watchdog:
+            watchdog.start()
             data = read_data(options, rank, data_dir, device, threads)
         clock.enter("other")
         outcome.learn(global_batch_size=options.batch_size)
         if rank.rank == 0:
             _introduce(options, device, threads, count_steps(options, data.train_batches.steps_per_epoch))
             print("".join(f"{sentence}\n" for sentence in rank.slowdown.sentences()), end="", flush=True)
-        fit(options, rank, data, device=device, outcome=outcome, reporter=reporter)
+    fit(options, rank, data, device=device, outcome=outcome, reporter=reporter)
     if dist.is_initialized():
         dist.destroy_process_group()
     if rank.rank == 0:
@@ -139,88 +84,162 @@ def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outc
 def fit(
     options: Options,
     rank: RankEnvironment,
-    data: ImageData,
+    data: ImageData | None,
     *,
     device: torch.device,
     outcome: Outcome,
     reporter: FailureReporter,
 ) -> None:
-    """Trains and tests on data that is there, in a process group that stands.
+    """Train and test in a process group that stands.
+
+    Args:
+        data: What a built-in network is trained on; None trains the module and the data of one's own.
 
     Raises:
         RuntimeError: The training ended before its last step.
         StoppedError: It was asked to stop.
-        UsageError: The checkpoint to go on from is of another training.
+        UsageError: The checkpoint to go on from is of another training, or there is no such module.
     """
-    with watching(options.hang_timeout_s, rank, reporter) as watchdog:
-        _fit(options, rank, data, device=device, outcome=outcome, reporter=reporter, watchdog=watchdog)
+    with closing(Watchdog(options.hang_timeout_s, rank, reporter)) as watchdog:
+        fitting = _Fit(options, rank, device=device, outcome=outcome, reporter=reporter, watchdog=watchdog)
+        if data is None:
+            # Watched from the first step on: what a data module of one's own prepares may take its time.
+            fitting.train_own()
+        else:
+            watchdog.start()
+            fitting.train_built_in(data)
+        fitting.finish()
 
 
-def _fit(
-    options: Options,
-    rank: RankEnvironment,
-    data: ImageData,
-    *,
-    device: torch.device,
-    outcome: Outcome,
-    reporter: FailureReporter,
-    watchdog: Watchdog,
-) -> None:
-    steps = count_steps(options, data.train_batches.steps_per_epoch)
-    module = build_module(options, rank, data, outcome)
-    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome, steps)
-    begin = checkpoints.find()
-    done = read_step(begin) if begin else 0
-    content = checkpoints.load(begin) if begin else None
-    outcome.learn(steps=done, epochs=done // data.train_batches.steps_per_epoch or None)
-    if begin and rank.rank == 0:
-        print(f"goes on after step {done} of {steps}, from {begin}", flush=True)
-        before = content[OWN_KEY].get("steps") if content else None  # those of release 0.1 do not say it
-        if before not in (None, steps) and module.rates.schedule != "constant":
-            print(f"the learning rate goes on as in a training of {steps} steps; that one had {before}", flush=True)
-    logger = open_loggers(options, rank, done + 1)
-    recorder = Recorder(outcome, reporter, logger, options.training.log_every)
-    stop_at = StopAtAccuracy(options.training.target_accuracy, outcome, rank.started_at_s)
-    callbacks: list[pl.Callback] = [ResumeCallback(checkpoints, content), recorder, stop_at, watchdog]
-    if rank.rank == 0:
-        progress = rank.run_dir / "progress.json" if rank.run_dir else None
-        epochs = options.training.epochs
-        callbacks.append(ConsoleProgress(recorder, outcome, progress, epochs=epochs, steps=steps))
-    profiler = StepProfiler(outcome, device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown)
-    data.train_batches.watch = profiler.watch
-    trial_s = options.speed_trial_s
-    sync_points = SyncPoints(checkpoints, rank, options.checkpoint_interval_s, steps)
-    callbacks += [sync_points if trial_s is None else SpeedTrial(trial_s, rank.world_size), profiler]
-    strategy: RankStrategy
-    if options.is_async:
-        strategy = build_async_server(
-            module,
-            data,
-            device,
-            options=options,
-            rank=rank,
-            steps=steps,
-            checkpoints=checkpoints,
-            reporter=reporter,
-            content=content,
+class _Fit:
+    """One rank's training of a built-in network, or of a module of one's own."""
+
+    def __init__(
+        self,
+        options: Options,
+        rank: RankEnvironment,
+        *,
+        device: torch.device,
+        outcome: Outcome,
+        reporter: FailureReporter,
+        watchdog: Watchdog,
+    ) -> None:
+        self._options, self._rank, self._device = options, rank, device
+        self._outcome, self._reporter, self._watchdog = outcome, reporter, watchdog
+
+    def train_own(self) -> None:
+        """Train the module that `--module` names on the data of `--datamodule`."""
+        module, data = build_own(self._options, self._outcome)
+        self._open(None)
+        if self._rank.rank == 0:
+            introduce_own(self._options, self._outcome, self._done)
+        recorder = OwnRecorder(self._outcome, self._reporter, self._logger, self._options.training.log_every)
+        strategy = build_strategy(self._options, self._rank, self._device)
+        self._run(module, data, strategy, self._list_callbacks(recorder, None))
+
+    def train_built_in(self, data: ImageData) -> None:
+        """Train a network on images to the last step, and test it there."""
+        options, rank, outcome = self._options, self._rank, self._outcome
+        steps = count_steps(options, data.train_batches.steps_per_epoch)
+        module = build_module(options, rank, data, outcome)
+        self._open(steps)
+        outcome.learn(steps=self._done, epochs=self._done // data.train_batches.steps_per_epoch or None)
+        if self._content is not None and rank.rank == 0:
+            print(f"goes on after step {self._done} of {steps}, from {self._begin}", flush=True)
+            before = self._content[OWN_KEY].get("steps")  # those of release 0.1 do not say it
+            if before not in (None, steps) and module.rates.schedule != "constant":
+                print(f"the learning rate goes on as in a training of {steps} steps; that one had {before}", flush=True)
+        recorder = Recorder(outcome, self._reporter, self._logger, options.training.log_every)
+        profiler = StepProfiler(
+            outcome, self._device, rank=rank.rank, world_size=rank.world_size, slowdown=rank.slowdown
         )
-        begin = None
-    else:
-        strategy = build_strategy(options, rank, device)
-    strategy.end_part = profiler.end_part
-    trainer = build_trainer(options, rank, callbacks, logger, strategy=strategy, device=device)
-    if logger:
-        logger.log_options(options)
-    trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
-    reached = strategy.steps_done
-    if reached < steps and not stop_at.is_reached and trial_s is None:
-        raise RuntimeError(f"the training ended at step {reached} of {steps}")
-    if module.tested_at_step != reached and trial_s is None:
-        # `max_steps` ended within an epoch, where Lightning does not validate.
-        trainer.validate(module, datamodule=data, verbose=False)
-    outcome.learn(finished=True)
-    if logger:
-        logger.log_summary(outcome.metrics())
+        data.train_batches.watch = profiler.watch
+        strategy: RankStrategy
+        if options.is_async:
+            strategy = self._build_async_server(module, data, steps)
+        else:
+            strategy = build_strategy(options, rank, self._device)
+        strategy.end_part = profiler.end_part
+        trainer = self._run(module, data, strategy, [*self._list_callbacks(recorder, steps), profiler])
+        if options.speed_trial_s is not None:
+            return
+        reached = strategy.steps_done
+        if reached < steps and outcome.metrics().time_to_target_s is None:
+            raise RuntimeError(f"the training ended at step {reached} of {steps}")
+        if module.tested_at_step != reached:
+            # `max_steps` ended within an epoch, where Lightning does not validate.
+            trainer.validate(module, datamodule=data, verbose=False)
+
+    def finish(self) -> None:
+        """Write the figures of the whole run."""
+        self._outcome.learn(finished=True)
+        if self._logger:
+            self._logger.log_summary(self._outcome.metrics())
+
+    def _open(self, steps: int | None) -> None:
+        """Find the checkpoint to go on from, and open the loggers; `steps` are None where the module knows them."""
+        self._checkpoints = Checkpoints(self._rank.checkpoints, self._rank, self._options, self._outcome, steps)
+        self._begin = self._checkpoints.find()
+        self._done = read_step(self._begin) if self._begin else 0
+        self._content = self._checkpoints.load(self._begin) if self._begin else None
+        self._logger = open_loggers(self._options, self._rank, self._done + 1)
+
+    def _list_callbacks(self, recorder: Recorder, steps: int | None) -> list[pl.Callback]:
+        options, rank, outcome = self._options, self._rank, self._outcome
+        stop_at = StopAtAccuracy(options.training.target_accuracy, outcome, rank.started_at_s)
+        callbacks: list[pl.Callback] = [ResumeCallback(self._checkpoints, self._content), recorder, stop_at]
+        callbacks.append(self._watchdog)
+        if rank.rank == 0:
+            progress = rank.run_dir / "progress.json" if rank.run_dir else None
+            callbacks.append(ConsoleProgress(recorder, outcome, progress, epochs=options.training.epochs, steps=steps))
+        if options.speed_trial_s is not None:
+            return [*callbacks, SpeedTrial(options.speed_trial_s)]
+        interval_s = options.checkpoint_interval_s
+        return [*callbacks, SyncPoints(self._checkpoints, rank, interval_s, -1 if steps is None else steps)]
+
+    def _build_async_server(self, module: Classifier, data: ImageData, steps: int) -> AsyncServer:
+        """Build the strategy of a rank that the server tells what to train, and give it the batches for it."""
+        steps_per_epoch, ranks = data.train_batches.steps_per_epoch, self._rank.world_size
+        parts_per_epoch = ranks * steps_per_epoch
+        optimizer_state: dict[str, Any] | None = None
+        parts_done = 0
+        if self._content is not None:
+            module.load_state_dict(self._content["state_dict"])
+            state, ranks_before = self._content[OWN_KEY]["server"], len(self._content[OWN_KEY]["ranks"])
+            optimizer_state, parts_done = state["optimizer"], state["parts_done"]
+            if ranks_before != ranks:
+                # A batch has another number of parts now: what of a batch was done is done again.
+                parts_done = parts_done // ranks_before * ranks
+            self._begin = None  # all that Lightning would take from it is the server's
+        server = None
+        if self._rank.rank == 0:
+            server = Server(
+                module,
+                WorkQueue(ranks=ranks, batches_per_epoch=steps_per_epoch, batches=steps, done=parts_done),
+                lambda: self._checkpoints.is_due(self._options.checkpoint_interval_s),
+                self._reporter,
+                optimizer_state=optimizer_state,
+                parts_done=parts_done,
+            )
+        strategy = AsyncServer(self._device, self._rank, server, parts_per_epoch=parts_per_epoch, parts_done=parts_done)
+        strategy.own_epochs = -(-steps // steps_per_epoch) - parts_done // parts_per_epoch
+        data.train_batches = PartBatches(data.train_batches, strategy, ranks, self._options.accumulate)
+        return strategy
+
+    def _run(
+        self,
+        module: pl.LightningModule,
+        data: pl.LightningDataModule,
+        strategy: RankStrategy,
+        callbacks: list[pl.Callback],
+    ) -> pl.Trainer:
+        trainer = build_trainer(
+            self._options, self._rank, callbacks, self._logger, strategy=strategy, device=self._device
+        )
+        if self._logger:
+            self._logger.log_options(self._options)
+        trainer.fit(module, datamodule=data, ckpt_path=self._begin, weights_only=True)
+        return trainer
 
 
 def _introduce(options: Options, device: torch.device, threads: int, steps: int) -> None:

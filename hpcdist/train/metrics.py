@@ -159,15 +159,15 @@ class StopAtAccuracy(Callback):
         self._target = target
         self._outcome = outcome
         self._started_at_s = started_at_s
-        self.is_reached = False
         outcome.learn(target_accuracy=target)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Compares."""
-        accuracy = self._outcome.metrics().accuracy
-        if self._target is None or accuracy is None or accuracy < self._target or self.is_reached:
+        metrics = self._outcome.metrics()
+        if self._target is None or metrics.accuracy is None or metrics.time_to_target_s is not None:
             return
-        self.is_reached = True
+        if metrics.accuracy < self._target:
+            return
         self._outcome.learn(time_to_target_s=time.time() - self._started_at_s)
         trainer.should_stop = True
 
@@ -179,12 +179,10 @@ class SpeedTrial(Callback):
 
     Args:
         seconds: How long to measure.
-        world_size: Ranks in all.
     """
 
-    def __init__(self, seconds: float, world_size: int) -> None:
+    def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._world_size = world_size
         self._began: tuple[int, float] | None = None  # after which step, and when
         self._next = 0
 
@@ -206,6 +204,6 @@ class SpeedTrial(Callback):
 
     def _agree(self, seconds: float, device: torch.device) -> float:
         longest = torch.tensor(seconds, dtype=torch.float64, device=device)
-        if self._world_size > 1:
+        if dist.is_initialized():
             dist.all_reduce(longest, dist.ReduceOp.MAX)
         return longest.item()

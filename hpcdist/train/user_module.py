@@ -8,7 +8,6 @@ Lightning's DistributedSampler gives it.
 import importlib
 import inspect
 import sys
-from contextlib import closing
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,19 +16,12 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities.data import extract_batch_size
 
 from hpcdist.errors import UsageError
-from hpcdist.train.build import build_trainer, require_compiler
-from hpcdist.train.checkpoint import Checkpoints, read_step
-from hpcdist.train.console import ConsoleProgress
-from hpcdist.train.environment import RankEnvironment
-from hpcdist.train.failure import FailureReporter
-from hpcdist.train.loggers import open_loggers
-from hpcdist.train.metrics import Recorder, settle
+from hpcdist.train.build import require_compiler
+from hpcdist.train.metrics import Recorder
 from hpcdist.train.module import ends_step
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.resume import ResumeCallback, SyncPoints
-from hpcdist.train.strategies import build_strategy
-from hpcdist.train.watchdog import Watchdog
+from hpcdist.train.parameter_server.flat import list_weights
 
 # What modules log their test accuracy and loss as, the likeliest first.
 ACCURACY_NAMES = ("val/accuracy", "val_accuracy", "val/acc", "val_acc", "test_acc", "test_accuracy")
@@ -77,13 +69,6 @@ class OwnRecorder(Recorder):
 
     _samples = 0  # that this rank computed
 
-    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Everything is set up."""
-        super().on_train_start(trainer, module)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ConsoleProgress):
-                callback.steps = int(trainer.estimated_stepping_batches)
-
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Nothing: the module logs its own learning rate."""
 
@@ -117,14 +102,12 @@ def _find(trainer: Trainer, names: tuple[str, ...]) -> float | None:
     return next((float(logged[name]) for name in names if name in logged), None)
 
 
-def fit_own(
-    options: Options, rank: RankEnvironment, *, device: torch.device, outcome: Outcome, reporter: FailureReporter
-) -> None:
-    """Trains the module that `--module` names on the data of `--datamodule`.
+def build_own(options: Options, outcome: Outcome) -> tuple[LightningModule, pl.LightningDataModule]:
+    """Build what `--module` and `--datamodule` name.
 
     Raises:
-        UsageError: There are no such classes, or the checkpoint to go on from is of another training.
-        StoppedError: It was asked to stop.
+        UsageError: There are no such classes.
+        NotReadyError: The module is to be compiled and nothing can.
     """
     training = options.training
     torch.manual_seed(training.seed)
@@ -133,42 +116,16 @@ def fit_own(
     if training.compile:
         require_compiler()
         module.compile(dynamic=False)
-    parameters = sum(one.numel() for one in module.parameters() if one.requires_grad)
-    outcome.learn(model=training.module, parameters=parameters)
-    checkpoints = Checkpoints(rank.checkpoints, rank, options, outcome)
-    begin = checkpoints.find()
-    done = read_step(begin) if begin else 0
-    logger = open_loggers(options, rank, done + 1)
-    recorder = OwnRecorder(outcome, reporter, logger, training.log_every)
-    # It watches from the first step on: what a data module prepares may take its time.
-    watchdog = Watchdog(options.hang_timeout_s, rank, reporter)
-    callbacks: list[pl.Callback] = [
-        ResumeCallback(checkpoints, checkpoints.load(begin) if begin else None),
-        recorder,
-        watchdog,
-    ]
-    if rank.rank == 0:
-        _introduce(options, parameters, done)
-        progress = rank.run_dir / "progress.json" if rank.run_dir else None
-        callbacks.append(ConsoleProgress(recorder, outcome, progress, epochs=training.epochs, steps=0))
-    callbacks.append(SyncPoints(checkpoints, rank, options.checkpoint_interval_s, steps=-1))
-    strategy = build_strategy(options, rank, device)
-    trainer = build_trainer(options, rank, callbacks, logger, strategy=strategy, device=device, cuts_data=True)
-    if logger:
-        logger.log_options(options)
-    with closing(watchdog):
-        trainer.fit(module, datamodule=data, ckpt_path=begin, weights_only=True)
-    outcome.learn(finished=True)
-    settle(module)
-    if logger:
-        logger.log_summary(outcome.metrics())
+    outcome.learn(model=training.module, parameters=sum(one.numel() for one in list_weights(module)))
+    return module, data
 
 
-def _introduce(options: Options, parameters: int, done: int) -> None:
+def introduce_own(options: Options, outcome: Outcome, done: int) -> None:
+    """Print what is trained, after `done` steps that were trained before."""
     layout, training = options.layout, options.training
     gone_on = f"; goes on after step {done}" if done else ""
     print(
-        f"layout {layout.name}: {layout.world_size} rank(s); {training.module} with {parameters:,} parameters"
-        f" on {training.datamodule}{gone_on}",
+        f"layout {layout.name}: {layout.world_size} rank(s); {training.module} with {outcome.metrics().parameters:,}"
+        f" parameters on {training.datamodule}{gone_on}",
         flush=True,
     )

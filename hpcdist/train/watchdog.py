@@ -4,8 +4,6 @@ import faulthandler
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -106,14 +104,3 @@ def _waits_for_others() -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-@contextmanager
-def watching(timeout_s: float, rank: RankEnvironment, reporter: FailureReporter) -> Iterator[Watchdog]:
-    """A watchdog that watches inside of `with`."""
-    watchdog = Watchdog(timeout_s, rank, reporter)
-    watchdog.start()
-    try:
-        yield watchdog
-    finally:
-        watchdog.close()

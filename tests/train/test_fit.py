@@ -22,7 +22,7 @@ from hpcdist.train.fit import fit
 from hpcdist.train.loggers import describe_options, sum_up
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Clock, Outcome
-from hpcdist.train.user_module import fit_own, load_class, make
+from hpcdist.train.user_module import load_class, make
 
 CPU = torch.device("cpu")
 OWN = {"module": "tests.train.own_parts:Tiny", "datamodule": "tests.train.own_parts:Numbers"}
@@ -50,7 +50,7 @@ class Trained:
         self.outcome = Outcome(None, Clock(time.time()))
         words = RaisingWords(self.rank, self.outcome)
         if training.module:
-            fit_own(self.options, self.rank, device=CPU, outcome=self.outcome, reporter=words)
+            fit(self.options, self.rank, None, device=CPU, outcome=self.outcome, reporter=words)
             return
         data = ImageData(
             make_split(made, CPU, train=True), make_split(made, CPU, train=False), seed=1, rank=0, world_size=1,
