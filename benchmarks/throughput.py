@@ -30,13 +30,13 @@ from hpcdist.config.job import Layout
 from hpcdist.config.training import Training
 from hpcdist.launcher.process import TRAINING_MEMORY
 from hpcdist.train.data.batches import MEAN, STANDARD_DEVIATION, Batch, ImageData, read_mnist
+from hpcdist.train.distributed import settle
 from hpcdist.train.environment import RankEnvironment
 from hpcdist.train.failure import FailureReporter
 from hpcdist.train.fit import fit
 from hpcdist.train.networks import build_network, build_optimizer, build_schedule
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Clock, Outcome
-from hpcdist.train.preflight.network_probe import settle
 
 CPU = torch.device("cpu")
 TURN = 10

@@ -179,6 +179,20 @@ def _naming(rank: RankEnvironment) -> Iterator[None]:
         ) from None
 
 
+def settle(device: torch.device) -> None:
+    """Wait for the GPU, so that a time taken now is that of work done and not of work queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def find_longest(seconds: float, device: torch.device) -> float:
+    """Return the most that any rank has, so that all decide alike; every rank must call it."""
+    longest = torch.tensor(seconds, dtype=torch.float64, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(longest, dist.ReduceOp.MAX)
+    return longest.item()
+
+
 def count_ranks_here(rank: RankEnvironment) -> int:
     """Ranks on this machine, also where one machine plays several nodes; every rank must call it.
 

@@ -2,12 +2,11 @@
 
 import time
 
-import torch
-import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from hpcdist.records.ranks import TestResult
 from hpcdist.train.data.batches import Batch
+from hpcdist.train.distributed import find_longest, settle
 from hpcdist.train.failure import FailureReporter, StoppedError
 from hpcdist.train.loggers import RunLoggers
 from hpcdist.train.module import Classifier, ends_step
@@ -63,7 +62,7 @@ class Recorder(Callback):
         self._step += 1
         is_first, self._is_first = self._is_first, False
         if is_first:
-            settle(module)
+            settle(module.device)
             self._first_images = self._images
             self._clock.enter("steady")
             self._outcome.learn(steady_at_s=time.time())
@@ -87,7 +86,7 @@ class Recorder(Callback):
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops the training's stop-watches."""
-        settle(module)
+        settle(module.device)
         self._interrupted = self._clock.enter("validation")
         self._outcome.learn(**self._speed())
 
@@ -114,7 +113,7 @@ class Recorder(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Stops measuring."""
-        settle(module)
+        settle(module.device)
         self._outcome.learn(**self._speed())
         self._clock.enter("other")
 
@@ -138,12 +137,6 @@ def _classifier(module: LightningModule) -> Classifier:
     if not isinstance(module, Classifier):
         raise TypeError(f"{type(module).__name__} is no Classifier")
     return module
-
-
-def settle(module: LightningModule) -> None:
-    """Waits for the GPU, so that a time taken now is that of work done and not of work queued."""
-    if module.device.type == "cuda":
-        torch.cuda.synchronize(module.device)
 
 
 class StopAtAccuracy(Callback):
@@ -194,16 +187,10 @@ class SpeedTrial(Callback):
         if self._began is None:
             self._began = (step, time.monotonic())
             return
-        elapsed_s = self._agree(time.monotonic() - self._began[1], module.device)
+        elapsed_s = find_longest(time.monotonic() - self._began[1], module.device)
         done = step - self._began[0]
         if elapsed_s >= self._seconds:
             trainer.should_stop = True
             return
         missing = int(done * (self._seconds - elapsed_s) / elapsed_s) + 1
         self._next = step + min(missing, done)
-
-    def _agree(self, seconds: float, device: torch.device) -> float:
-        longest = torch.tensor(seconds, dtype=torch.float64, device=device)
-        if dist.is_initialized():
-            dist.all_reduce(longest, dist.ReduceOp.MAX)
-        return longest.item()

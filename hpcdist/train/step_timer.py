@@ -2,8 +2,9 @@
 
 import itertools
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from typing import Literal, Protocol
+from typing import Literal, get_args
 
 import torch
 
@@ -16,70 +17,60 @@ ENOUGH_STEPS = 5
 SAMPLED_EVERY = 10
 
 
-class StepTimer(Protocol):
-    """Cut steps into parts that follow each other without gaps."""
+class StepTimer(ABC):
+    """Cuts steps into parts that follow each other without gaps."""
 
+    def __init__(self) -> None:
+        self._counted = 0  # steps, and the sums over them
+        self._steps_s = 0.0
+        self._sums_s: dict[Part, float] = dict.fromkeys(get_args(Part), 0.0)
+
+    @abstractmethod
     def end_part(self, part: Part) -> None:
         """Book what was done since the last call to this part."""
 
+    @abstractmethod
     def end_step(self, *, steady: bool) -> None:
         """End a step, what is left of it being "other"; one that is not steady is not counted."""
 
     def split(self) -> StepSplit | None:
-        """The means so far; None before there are enough steps."""
-
-
-class _Totals:
-    """Sums over steps."""
-
-    def __init__(self) -> None:
-        self._steps = 0
-        self._step_s = 0.0
-        self._parts_s: dict[Part, float] = {"data": 0.0, "compute": 0.0, "communication": 0.0, "other": 0.0}
-
-    def add(self, parts_s: dict[Part, float], step_s: float) -> None:
-        """Counts a step."""
-        self._steps += 1
-        self._step_s += step_s
-        for part, seconds in parts_s.items():
-            self._parts_s[part] += seconds
-
-    def split(self) -> StepSplit | None:
-        """Their means."""
-        if self._steps < ENOUGH_STEPS:
+        """Return the means over the steps counted; None before there are enough."""
+        if self._counted < ENOUGH_STEPS:
             return None
-        means_s = {f"{part}_s": seconds / self._steps for part, seconds in self._parts_s.items()}
-        return StepSplit(steps=self._steps, step_s=self._step_s / self._steps, **means_s)
+        means_s = {f"{part}_s": seconds / self._counted for part, seconds in self._sums_s.items()}
+        return StepSplit(steps=self._counted, step_s=self._steps_s / self._counted, **means_s)
+
+    def _count(self, parts_s: dict[Part, float], step_s: float) -> None:
+        self._counted += 1
+        self._steps_s += step_s
+        for part, seconds in parts_s.items():
+            self._sums_s[part] += seconds
 
 
-class HostTimer:
+class HostTimer(StepTimer):
     """For a CPU: the clock of the process."""
 
     def __init__(self) -> None:
-        self._totals = _Totals()
+        super().__init__()
         self._parts_s: dict[Part, float] = {}
         self._since = self._began = time.perf_counter()
 
     def end_part(self, part: Part) -> None:
-        """Reads the clock."""
+        """Read the clock."""
         now = time.perf_counter()
         self._parts_s[part] = self._parts_s.get(part, 0.0) + now - self._since
         self._since = now
 
     def end_step(self, *, steady: bool) -> None:
-        """Adds the step to the sums."""
+        """Add the step to the sums."""
         self.end_part("other")
         if steady:
-            self._totals.add(self._parts_s, self._since - self._began)
+            self._count(self._parts_s, self._since - self._began)
         self._parts_s = {}
         self._began = self._since
 
-    def split(self) -> StepSplit | None:
-        """The means of all steady steps."""
-        return self._totals.split()
 
-
-class CudaTimer:
+class CudaTimer(StepTimer):
     """For a GPU: events in its queue, in every tenth step. Nobody has run this on a GPU yet.
 
     The host only queues work, so its own times say nothing. Two events have between them the time that the GPU took
@@ -89,18 +80,18 @@ class CudaTimer:
     """
 
     def __init__(self) -> None:
-        self._totals = _Totals()
+        super().__init__()
         self._steps = 0
         self._marks: list[tuple[Part, torch.cuda.Event]] = []  # the step's begin, then the end of each part
         self._waiting: deque[list[tuple[Part, torch.cuda.Event]]] = deque()
 
     def end_part(self, part: Part) -> None:
-        """Queues an event, in the steps that are measured."""
+        """Queue an event, in the steps that are measured."""
         if self._marks:
             self._mark(part)
 
     def end_step(self, *, steady: bool) -> None:
-        """Keeps the events for later, and begins the next step's."""
+        """Keep the events for later, and begin the next step's."""
         self.end_part("other")
         if self._marks and steady:
             self._waiting.append(self._marks)
@@ -115,11 +106,11 @@ class CudaTimer:
         self._marks.append((part, event))
 
     def split(self) -> StepSplit | None:
-        """The means of the measured steps that the GPU is done with."""
+        """Return the means of the measured steps that the GPU is done with."""
         while self._waiting and self._waiting[0][-1][1].query():  # type: ignore[no-untyped-call]
             marks = self._waiting.popleft()
             parts_s: dict[Part, float] = {}
             for (_, before), (part, event) in itertools.pairwise(marks):
                 parts_s[part] = parts_s.get(part, 0.0) + before.elapsed_time(event) / 1000
-            self._totals.add(parts_s, marks[0][1].elapsed_time(marks[-1][1]) / 1000)
-        return self._totals.split()
+            self._count(parts_s, marks[0][1].elapsed_time(marks[-1][1]) / 1000)
+        return super().split()

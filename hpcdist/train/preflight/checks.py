@@ -23,13 +23,13 @@ from torch.distributed.distributed_c10d import Store
 
 from hpcdist.errors import HpcdistError
 from hpcdist.gpu import read_driver
-from hpcdist.records.network import AllReduce, Fault, NodeFacts
-from hpcdist.train.distributed import UnmetError, choose_device, join_process_group, open_store
+from hpcdist.records.network import Fault, NodeFacts
+from hpcdist.train.distributed import UnmetError, choose_device, join_process_group, open_store, settle
 from hpcdist.train.environment import SRUN_ARRIVAL_S, RankEnvironment
 from hpcdist.train.failure import FailureReporter
 from hpcdist.train.options import Options
 from hpcdist.train.outcome import Outcome
-from hpcdist.train.preflight.network_probe import measure_all_reduces, settle
+from hpcdist.train.preflight.network_probe import measure_all_reduces
 from hpcdist.train.preflight.rendezvous import CHECKS, BadNodeError, Facts, Member, Rendezvous, find_fault, find_skew
 from hpcdist.units import format_size
 
@@ -60,7 +60,10 @@ def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, reporte
         clock.enter("preflight")
         if rank.world_size > 1:
             skew_s = _check_clocks(rendezvous, facts, device)
-            outcome.learn(clock_skew_s=skew_s, probe=_probe(rendezvous, device))
+            probe = measure_all_reduces(
+                device, lambda size: rendezvous.come_to(f"the all-reduce of {format_size(size)}")
+            )
+            outcome.learn(clock_skew_s=skew_s, probe=probe)
             if rank.rank == 0:
                 _report(facts, outcome)
     return device
@@ -98,9 +101,7 @@ def _check_nodes(rendezvous: Rendezvous, folder: Path | None, gpu_trouble: str) 
     token = _share_token(rendezvous, folder)
     me = rendezvous.me
     mine = Facts(
-        rank=me.rank,
-        node_rank=me.node_rank,
-        host=me.host,
+        **msgspec.structs.asdict(me),
         gpu_trouble=gpu_trouble,
         folder_trouble=_find_folder_trouble(me, folder, token) if folder else "",
         code=hash_code(Path(__file__).parents[2]),
@@ -170,10 +171,6 @@ def _check_clocks(rendezvous: Rendezvous, facts: Sequence[Facts], device: torch.
     if skew_s > WARN_SKEW_S and rendezvous.me.rank == 0:
         print(f"warning: preflight: the nodes' clocks are {skew_s:.1f} s apart", file=sys.stderr, flush=True)
     return skew_s
-
-
-def _probe(rendezvous: Rendezvous, device: torch.device) -> tuple[AllReduce, ...]:
-    return measure_all_reduces(device, lambda size: rendezvous.come_to(f"the all-reduce of {format_size(size)}"))
 
 
 def _report(facts: Sequence[Facts], outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from hpcdist.records.network import AllReduce
+from hpcdist.train.distributed import find_longest, settle
 
 # The least there is, the built-in network's gradients, and enough to see the bandwidth.
 SIZES_BYTES = (4, 228_000, 4_000_000)
@@ -17,7 +18,7 @@ LONGEST_S = 0.5
 
 
 def measure_all_reduces(device: torch.device, begin: Callable[[int], None]) -> tuple[AllReduce, ...]:
-    """All-reduces of growing sizes, as long as the next one won't take long; every rank must call it.
+    """Measure all-reduces of growing sizes, as long as the next one won't take long; every rank must call it.
 
     Something must have been reduced before: the first time opens the connections.
 
@@ -27,18 +28,11 @@ def measure_all_reduces(device: torch.device, begin: Callable[[int], None]) -> t
     """
     probe: list[AllReduce] = []
     for size in SIZES_BYTES:
-        if len(probe) > 1 and _longest_s(probe[-1], device) * size / probe[-1].size_bytes > LONGEST_S:
+        if len(probe) > 1 and find_longest(probe[-1].latency_s, device) * size / probe[-1].size_bytes > LONGEST_S:
             break
         begin(size)
         probe.append(_measure(size, device))
     return tuple(probe)
-
-
-def _longest_s(one: AllReduce, device: torch.device) -> float:
-    """What it took the slowest rank, so that all decide alike."""
-    longest = torch.tensor([one.latency_s], dtype=torch.float64, device=device)
-    dist.all_reduce(longest, dist.ReduceOp.MAX)
-    return longest.item()
 
 
 def _measure(size_bytes: int, device: torch.device) -> AllReduce:
@@ -52,9 +46,3 @@ def _measure(size_bytes: int, device: torch.device) -> AllReduce:
         durations_s.append(time.perf_counter() - started)
     latency_s = statistics.median(durations_s)
     return AllReduce(size_bytes=size_bytes, latency_s=latency_s, bandwidth_bytes_per_s=size_bytes / latency_s)
-
-
-def settle(device: torch.device) -> None:
-    """Waits for the GPU, so that a time taken now is that of work done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -22,26 +22,15 @@ from hpcdist.train.outcome import Outcome
 
 MOST_SKEW_S = 60.0
 
-_SAME_CODE = "give all nodes the same installation, best on a shared disk"
-_ALIKE = (
-    ("code", "the hpcdist code", _SAME_CODE),
-    ("python", "Python", _SAME_CODE),
-    ("torch", "torch", _SAME_CODE),
-    ("lightning", "Lightning", _SAME_CODE),
-)
+_ALIKE = {"code": "the hpcdist code", "python": "Python", "torch": "torch", "lightning": "Lightning"}
+_ALIKE_HINT = "give all nodes the same installation, best on a shared disk"
 _NETWORK_HINT = "check that the nodes reach each other: network_interface in hpcdist.toml, firewalls, MTU"
 _START_HINT = "check that every rank started, and that the nodes reach each other (network_interface in hpcdist.toml)"
 _FOLDER_HINT = "put the project on a disk that all nodes share and may write to"
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """A rank among the others.
-
-    Attributes:
-        rank: Global rank.
-        node_rank: Index of its node.
-        host: Its node, as Slurm calls it.
-    """
+    """A rank among the others; `host` is its node, as Slurm calls it."""
 
     rank: int
     node_rank: int
@@ -59,10 +48,7 @@ class Facts(Member, frozen=True, kw_only=True):
     Attributes:
         gpu_trouble: Why it can't use its GPU; empty when it can.
         folder_trouble: What is wrong with the run's folder there; empty when nothing is.
-        code: Hash of hpcdist's files.
-        python: Version of Python.
-        torch: Version of torch.
-        lightning: Version of Lightning.
+        code: Hash of hpcdist's files; the other three are versions.
     """
 
     gpu_trouble: str = ""
@@ -74,36 +60,34 @@ class Facts(Member, frozen=True, kw_only=True):
 
 
 def find_fault(facts: Sequence[Facts]) -> Fault | None:
-    """The first thing that keeps these ranks from training together; None when nothing does."""
+    """Find the first thing that keeps these ranks from training together; None when nothing does."""
     without_gpu = [one for one in facts if one.gpu_trouble]
     # Where no rank can use its GPU, no node is to blame: each rank says it itself.
     if without_gpu and len(without_gpu) < len(facts):
         return _fault(without_gpu[0].gpu_trouble, "check the driver on that node", without_gpu, facts)
-    for name, what, hint in _ALIKE:
-        if fault := _find_difference(facts, name, what, hint):
+    for name, what in _ALIKE.items():
+        if fault := _find_difference(facts, name, what):
             return fault
     cut_off = [one for one in facts if one.folder_trouble]
     return _fault(cut_off[0].folder_trouble, _FOLDER_HINT, cut_off, facts) if cut_off else None
 
 
-def _find_difference(facts: Sequence[Facts], name: str, what: str, hint: str) -> Fault | None:
-    """What most ranks have is expected; of two that come as often, what the lowest rank has."""
+def _find_difference(facts: Sequence[Facts], name: str, what: str) -> Fault | None:
+    """Blame who has not what most have.
+
+    What most ranks have is expected; of two that come as often, what the lowest rank has.
+    """
     expected = Counter(getattr(one, name) for one in facts).most_common(1)[0][0]
     odd = [one for one in facts if getattr(one, name) != expected]
     if not odd:
         return None
     like = next(one for one in facts if getattr(one, name) == expected)
     sentence = f"{odd[0].name} has {what} {getattr(odd[0], name)}, expected {expected} as {like.name} has"
-    return _fault(sentence, hint, odd, facts, is_relative=True)
+    return _fault(sentence, _ALIKE_HINT, odd, facts, is_relative=True)
 
 
 def find_skew(members: Sequence[Member], clocks_s: Sequence[float]) -> Fault | None:
-    """A clock that is more than a minute off the median one.
-
-    Args:
-        members: The ranks.
-        clocks_s: What their clocks said at one moment, seconds since the epoch.
-    """
+    """Find a clock that is more than a minute off the median one; all were read at one moment, since the epoch."""
     median_s = statistics.median_low(clocks_s)
     odd = [one for one, clock_s in zip(members, clocks_s, strict=True) if abs(clock_s - median_s) > MOST_SKEW_S]
     if not odd:
@@ -117,14 +101,11 @@ def find_skew(members: Sequence[Member], clocks_s: Sequence[float]) -> Fault | N
 
 
 def find_late(stage: str, waited_s: float, present: Sequence[int], members: Mapping[int, Member], size: int) -> Fault:
-    """Who did not come, when what all ranks do together did not end in time.
+    """Find who did not come, when what all ranks do together did not end in time.
 
     Args:
-        stage: What they do.
-        waited_s: For how long they were waited for.
         present: The ranks that began it.
         members: The ranks as far as they ever said where they are, by rank.
-        size: Ranks in all.
     """
     late = sorted(set(range(size)) - set(present))
     if not late:
@@ -141,13 +122,11 @@ def find_late(stage: str, waited_s: float, present: Sequence[int], members: Mapp
 def _fault(
     sentence: str, hint: str, odd: Sequence[Member], everyone: Sequence[Member], *, is_relative: bool = False
 ) -> Fault:
-    """The fault, with the node to blame where there is one.
+    """Return the fault, with the node to blame where there is one.
 
     Args:
         sentence: What is odd about the first of the odd ones.
         hint: What to do where no node is to blame.
-        odd: The ranks it was found on.
-        everyone: All ranks.
         is_relative: Whether they are odd only beside the others: of two nodes that differ neither is to blame.
     """
     nodes = {one.node_rank for one in odd}
@@ -179,15 +158,7 @@ class BadNodeError(HpcdistError):
 
 
 class Rendezvous:
-    """What all ranks do together before the training; it ends the rank when that takes too long.
-
-    Args:
-        store: The rendezvous' store.
-        me: This rank.
-        rank: Its surroundings.
-        outcome: Where a fault is noted.
-        reporter: What ends the rank.
-    """
+    """What all ranks do together before the training; it ends the rank when that takes too long."""
 
     def __init__(
         self, store: Store, me: Member, rank: RankEnvironment, outcome: Outcome, reporter: FailureReporter
@@ -199,11 +170,9 @@ class Rendezvous:
         # A connection of its own: the other may be waiting in another thread.
         self._side = PrefixStore("preflight", store.clone())
         self._side.set_timeout(timedelta(seconds=HEAR_TIMEOUT_S))
-        self._outcome = outcome
-        self._reporter = reporter
+        self._outcome, self._reporter = outcome, reporter
         self._stage = START
-        self._allowed_s = rank.arrival_s
-        self._deadline = time.monotonic() + self._allowed_s
+        self._allow(rank.arrival_s)
         self._over = threading.Event()
 
     def __enter__(self) -> "Rendezvous":
@@ -215,27 +184,30 @@ class Rendezvous:
         self._over.set()
 
     def gather(self) -> None:
-        """Waits until every rank is there; what follows has a deadline of its own."""
+        """Wait until every rank is there; what follows has a deadline of its own."""
         self.come_to(START)
         if self.me.rank == 0:
             self.words(START)
             self.board.set("all", "")
         else:
             self.board.get("all")
-        self._allowed_s = DEADLINE_S
-        self._deadline = time.monotonic() + DEADLINE_S
+        self._allow(DEADLINE_S)
+
+    def _allow(self, seconds: float) -> None:
+        self._allowed_s = seconds
+        self._deadline = time.monotonic() + seconds
 
     def come_to(self, stage: str, word: str = "") -> None:
-        """Begins, as all ranks do, what can wait for ever for one of them; the word is for rank 0."""
+        """Begin, as all ranks do, what can wait for ever for one of them; the word is for rank 0."""
         self._stage = stage
         self.board.set(f"{stage}/{self.me.rank}", word)
 
     def words(self, stage: str) -> list[bytes]:
-        """What the ranks came with, by rank."""
+        """Return what the ranks came with, by rank."""
         return [self.board.get(f"{stage}/{rank}") for rank in range(self.size)]
 
     def agree(self, question: str, judge: Callable[[], Fault | None]) -> None:
-        """Has rank 0 judge, and all ranks end when it finds a fault.
+        """Have rank 0 judge, and all ranks end when it finds a fault.
 
         Raises:
             BadNodeError: It did.
