@@ -1,9 +1,10 @@
 """Jobs on this machine without a scheduler: nodes x tasks processes, with the nodes emulated.
 
-`python -m hpcdist.launch RUN_DIR` starts every rank of the run, ends the others as soon as one fails, keeps
+`python -m hpcdist.launcher.local RUN_DIR` starts every rank of the run, ends the others as soon as one fails, keeps
 `local.json` up to date, and ends the run at its time limit or on SIGTERM.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -15,9 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 import msgspec
-import psutil
 
-from hpcdist.config.job import JobSpec, Layout
+from hpcdist.config.job import JobSpec
 from hpcdist.errors import HpcdistError, SubmitError
 from hpcdist.files import write_atomically
 from hpcdist.records.store import LocalState, Run, RunRecord, state_file
@@ -25,6 +25,7 @@ from hpcdist.units import parse_slurm_time
 
 POLL_INTERVAL_S = 0.05
 KILL_DELAY_S = 5.0
+START_TIMEOUT_S = 30.0
 FIRST_PORT, LAST_PORT = 10000, 30000  # below the ephemeral range
 
 
@@ -46,7 +47,6 @@ class Supervisor:
     """The ranks of one local run.
 
     Args:
-        run: The run.
         share: The part of it that this machine is; None plays all nodes here.
     """
 
@@ -56,12 +56,11 @@ class Supervisor:
         self.record: RunRecord = run.record()
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.cancelled = False
-        me = psutil.Process()
         self.state = LocalState(
             host=socket.gethostname(),
             boot_id=read_boot_id(),
-            pid=me.pid,
-            pid_started=read_start_ticks(me.pid) or 0,
+            pid=os.getpid(),
+            pid_started=read_start_ticks(os.getpid()) or 0,
             state="RUNNING",
             started_at_s=time.time(),
             gpus=len(_local_gpus()),
@@ -104,11 +103,10 @@ class Supervisor:
         limit_s = parse_slurm_time(self.record.job.layout.time) if self.record.job.layout.time else None
         while True:
             codes = [process.poll() for process in self.ranks]
-            failed = [code for code in codes if code]
             if self.cancelled:
                 return 130, "CANCELLED"
-            if failed:
-                return (failed[0] if failed[0] > 0 else 128 - failed[0]), "FAILED"
+            if failed := next(filter(None, codes), None):
+                return (failed if failed > 0 else 128 - failed), "FAILED"
             if all(code == 0 for code in codes):
                 return 0, "COMPLETED"
             if limit_s is not None and time.time() - self.state.started_at_s > limit_s:
@@ -121,10 +119,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in self.ranks:
                 # The group as well as its leader: the program may have left children behind.
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
-                except ProcessLookupError:
-                    continue
             while time.monotonic() < deadline and any(process.poll() is None for process in self.ranks):
                 time.sleep(POLL_INTERVAL_S)
         for process in self.ranks:
@@ -142,20 +138,16 @@ class Supervisor:
 def rank_environment(
     record: RunRecord, run_dir: Path, rank: int, share: NodeShare, *, first_node: int = 0
 ) -> dict[str, str]:
-    """The environment of one rank; what Slurm may have set around us is left out.
+    """Return the environment of one rank; what Slurm may have set around us is left out.
 
     Args:
-        record: The run's.
-        run_dir: Its folder.
-        rank: The rank.
         share: Where the ranks meet.
         first_node: The first of the run's nodes that this machine is.
     """
-    layout: Layout = record.job.layout
+    layout = record.job.layout
     node, local = divmod(rank, layout.ranks_per_node)
     env = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SUBMITIT_"))}
-    gpus = _local_gpus()
-    mine = gpus[(node - first_node) * layout.gpus : (node - first_node + 1) * layout.gpus]
+    gpus = _local_gpus()[(node - first_node) * layout.gpus :][: layout.gpus]
     if record.site.network_interface:
         env |= dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), record.site.network_interface)
     return env | {
@@ -165,7 +157,7 @@ def rank_environment(
         "HPCDIST_RUN_DIR": str(run_dir),
         "HPCDIST_TB_DIR": str(board_folder(record, run_dir)),
         "OMP_NUM_THREADS": str(layout.cpus_per_task),
-        "CUDA_VISIBLE_DEVICES": ",".join(mine),
+        "CUDA_VISIBLE_DEVICES": ",".join(gpus),
         "MASTER_ADDR": share.address,
         "MASTER_PORT": str(share.port),
         "RANK": str(rank),
@@ -222,21 +214,6 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
 
 
-def main(arguments: list[str]) -> int:
-    """Runs the command line; returns the exit status."""
-    if len(arguments) != 1:
-        print("usage: python -m hpcdist.launcher.local RUN_DIR", file=sys.stderr)
-        return 2
-    return Supervisor(Run(Path(arguments[0]).resolve())).supervise()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-
-
-START_TIMEOUT_S = 30.0
-
-
 def submit(run: Run, job: JobSpec) -> None:
     """Starts a run's supervisor, in a session of its own so that it outlives the shell.
 
@@ -264,7 +241,7 @@ def submit(run: Run, job: JobSpec) -> None:
     while run.local_state() is None:
         if time.monotonic() > deadline:
             raise SubmitError(f"the local job did not start within {START_TIMEOUT_S:.0f} s", f"look into {run.logs}")
-        time.sleep(0.05)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def query(run: Run) -> LocalState | None:
@@ -297,3 +274,15 @@ def cancel(run: Run) -> None:
         raise HpcdistError(f"{run.name} runs on {state.host}, this is {socket.gethostname()}", "cancel it there")
     if is_alive(state):
         os.kill(state.pid, signal.SIGTERM)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command line; returns the exit status."""
+    if len(arguments) != 1:
+        print("usage: python -m hpcdist.launcher.local RUN_DIR", file=sys.stderr)
+        return 2
+    return Supervisor(Run(Path(arguments[0]).resolve())).supervise()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

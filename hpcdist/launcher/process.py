@@ -93,9 +93,7 @@ class Program:
     """The rank's program while it runs, and what it has used so far.
 
     Args:
-        command: Its words.
         env: The watcher's environment.
-        identity: Which rank it is.
         resumable: Whether it can be asked to stop.
     """
 
@@ -206,11 +204,10 @@ class Program:
             return
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         ended = status is not None
+        identity = msgspec.structs.asdict(self.identity)
+        del identity["local_world_size"]
         usage = RankUsage(
-            rank=self.identity.rank,
-            local_rank=self.identity.local_rank,
-            node_rank=self.identity.node_rank,
-            world_size=self.identity.world_size,
+            **identity,
             host=socket.gethostname(),
             job_id=_job_id(self.env),
             cluster=self.env.get("SLURM_CLUSTER_NAME"),
@@ -234,12 +231,8 @@ class Program:
 
     def _write_curve(self) -> None:
         if self.path:
-            curve = build_curve(
-                self.sampler.curve,
-                rank=self.identity.rank,
-                host=socket.gethostname(),
-                started_at_s=self.started_at_s,
-            )
+            rank, host = self.identity.rank, socket.gethostname()
+            curve = build_curve(self.sampler.curve, rank=rank, host=host, started_at_s=self.started_at_s)
             # A folder of their own: whoever reads ranks/*.json finds the ranks there and nothing else.
             self._put(self.path.parent.with_name("curves") / self.path.name, curve, durable=False)
 

@@ -4,12 +4,14 @@ Runs inside the job, in the watcher of each rank. A rank that exits while Slurm 
 FAILED and not requeued, so the watchers stay until Slurm takes them. [Slurm 22.05.8]
 """
 
+import contextlib
 import enum
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from hpcdist.errors import HpcdistError
 from hpcdist.records.ranks import BAD_NODE_STATUS, LOST_PEER_STATUS, STOPPED_STATUS
@@ -24,6 +26,8 @@ LOST_PEER_WAIT_S = 10.0
 SIGNAL_WAIT_S = 10.0
 LOOK_AGAIN_S = 30.0
 ATTEMPTS = 3  # at asking the controller
+
+Answer = TypeVar("Answer")
 
 
 class Fate(enum.Enum):
@@ -62,7 +66,6 @@ class Requeue:
 
     Args:
         job_id: The Slurm job (for an array task its own id, `SLURM_JOB_ID`).
-        rank: Its global rank.
         restarts: How often the job was requeued before.
         cap: How often it may be requeued by us.
         bad_node: A node that it is to be kept from when it comes back.
@@ -79,21 +82,17 @@ class Requeue:
         bad_node: str | None = None,
         run: Run | None = None,
     ) -> None:
-        self._job_id = job_id
-        self._rank = rank
-        self._restarts = restarts
-        self._cap = cap
-        self._bad_node = bad_node
-        self._run = run
+        self._job_id, self._rank = job_id, rank
+        self._restarts, self._cap = restarts, cap
+        self._bad_node, self._run = bad_node, run
         self._excluded = ""
 
     def settle(self, status: int, asked: Callable[[], int | None]) -> bool:
-        """Does what is to be done; returns False when the rank is to end with its program's status.
+        """Do what is to be done; return False when the rank is to end with its program's status.
 
         Otherwise it returns when Slurm has taken the job.
 
         Args:
-            status: The program's exit status.
             asked: The signal that asked it to stop, as far as it has come by then.
         """
         self._wait_for_reason(status, asked)
@@ -159,15 +158,11 @@ class Requeue:
 
     def _ask(self) -> dict[str, str] | None:
         """What the controller says of the job; None when it does not answer."""
-        for _ in range(ATTEMPTS):
-            try:
-                return parse_job_fields(commands.show_job(self._job_id))
-            except HpcdistError as error:
-                # Also when a signal to all processes of the step met scontrol itself.
-                reason = error.message
-                time.sleep(1.0)
-        _say(f"left to Slurm for now, which does not answer: {reason}")
-        return None
+        try:
+            return parse_job_fields(_insist(commands.show_job, self._job_id))
+        except HpcdistError as error:
+            _say(f"left to Slurm for now, which does not answer: {error.message}")
+            return None
 
     def _requeue(self) -> bool:
         # It ends this task: with TERM, and only KillWait later (30 s at most sites) with KILL. What is ignored here,
@@ -183,16 +178,21 @@ class Requeue:
 
     def _exclude(self, node: str) -> None:
         nodes = node if self._excluded in ("", "(null)") else f"{self._excluded},{node}"
-        for _ in range(ATTEMPTS):
-            try:
-                commands.exclude_nodes(self._job_id, nodes)
-            except HpcdistError as error:
-                reason = error.message
-                time.sleep(1.0)
-            else:
-                _say(f"kept from {node}, which its preflight found not fit")
-                return
-        _say(f"not kept from {node}: {reason}")
+        try:
+            _insist(commands.exclude_nodes, self._job_id, nodes)
+        except HpcdistError as error:
+            _say(f"not kept from {node}: {error.message}")
+        else:
+            _say(f"kept from {node}, which its preflight found not fit")
+
+
+def _insist(command: Callable[..., Answer], *words: str) -> Answer:
+    """Give a command three tries: a signal to all processes of the step may meet scontrol itself."""
+    for _ in range(ATTEMPTS - 1):
+        with contextlib.suppress(HpcdistError):
+            return command(*words)
+        time.sleep(1.0)
+    return command(*words)
 
 
 def _say(text: str) -> None:

@@ -55,9 +55,8 @@ class Sampler:
         now = time.monotonic()
         totals = _Totals(sum(self._cpu_s.values()), _read_node_cpu_s(), disk, _read_network())
         span_s = now - self._sampled_at
-        rates = totals.rates_since(self._totals, span_s)
+        cpu_cores, node_cores, *others = totals.rates_since(self._totals, span_s)
         self._sampled_at, self._totals = now, totals
-        cpu_cores, node_cores, *others = rates
         on_node = None if node_cores is None else node_cores / (os.cpu_count() or 1)
         self.curve.add(
             Moment(now - self._began_at, span_s, cpu_cores, on_node, float(resident), busy, gpu_memory, *others)

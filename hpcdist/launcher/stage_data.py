@@ -16,7 +16,6 @@ from pathlib import Path
 from hpcdist.errors import HpcdistError, UsageError
 
 _CHUNK_BYTES = 4 * 1024**2
-_BADLY = 1
 _USAGE = "use: python -m hpcdist.stage copy FROM TO, or: python -m hpcdist.stage clean TO"
 
 
@@ -101,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     except (HpcdistError, OSError) as error:
         message, hint = (error.message, error.hint) if isinstance(error, HpcdistError) else (str(error), "")
         print(f"error: {socket.gethostname()}: {message}\nhint: {hint}", file=sys.stderr)
-        return getattr(error, "exit_code", _BADLY)
+        return error.exit_code if isinstance(error, HpcdistError) else 1
     took = f"{count} file(s), {size / 1024**2:.0f} MiB in {time.monotonic() - began:.1f} s" if count else "it was there"
     print(f"{socket.gethostname()}: data staged to {arguments[2]}: {took}", flush=True)
     return 0

@@ -95,16 +95,7 @@ def build_trainer(
     strategy: RankStrategy,
     device: torch.device,
 ) -> pl.Trainer:
-    """Build a Lightning trainer without what acts behind our back.
-
-    Args:
-        options: What is trained.
-        rank: This rank.
-        callbacks: What is called at each point.
-        logger: Where the curves go.
-        strategy: How it shares with the other ranks.
-        device: Of this rank.
-    """
+    """Build a Lightning trainer without what acts behind our back."""
     # Set by Lightning's import: on a machine without a GPU each step of Adam would look for the driver's library again.
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     for name in ("pytorch_lightning", "lightning_fabric"):

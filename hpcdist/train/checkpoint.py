@@ -117,25 +117,17 @@ class Checkpoints:
 
     Args:
         folder: Where they are kept; None keeps none.
-        rank: This rank.
         options: What is trained: a checkpoint of another batch or seed can't be gone on with.
         outcome: Whose tests go on in the training that goes on, and where the time is booked.
         steps: Optimizer steps in all; None where the module knows.
     """
 
     def __init__(
-        self,
-        folder: Path | None,
-        rank: RankEnvironment,
-        options: Options,
-        outcome: Outcome,
-        steps: int | None = None,
+        self, folder: Path | None, rank: RankEnvironment, options: Options, outcome: Outcome, steps: int | None = None
     ) -> None:
-        self._folder = folder
-        self._rank = rank
-        self._options = options
+        self._folder, self._rank = folder, rank
+        self._options, self._steps = options, steps
         self._outcome, self._clock = outcome, outcome.clock
-        self._steps = steps
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self.taken_at = time.monotonic()

@@ -21,10 +21,7 @@ class ConsoleProgress(Callback):
     """Tells on rank 0 how far the training is: a line per epoch and every few seconds, the file every second.
 
     Args:
-        recorder: Source of the figures.
-        outcome: Source of the accuracy.
         path: `progress.json`; None writes none.
-        epochs: Epochs in all.
         steps: Optimizer steps in all; None where Lightning counts them.
     """
 

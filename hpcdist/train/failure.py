@@ -38,12 +38,7 @@ class StoppedError(HpcdistError):
 
 
 class FailureReporter:
-    """Ends this rank: says why, writes what was measured, exits.
-
-    Args:
-        rank: Whose end it is.
-        outcome: What it has reached.
-    """
+    """Ends this rank: says why, writes what was measured, exits."""
 
     def __init__(self, rank: RankEnvironment, outcome: Outcome) -> None:
         self._name = f"rank {rank.rank} on {socket.gethostname()}"

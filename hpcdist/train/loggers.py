@@ -14,7 +14,6 @@ from urllib.request import getproxies
 
 import msgspec
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from torch.utils.tensorboard.summary import hparams
 
 from hpcdist.errors import UsageError
 from hpcdist.records.ranks import TrainingMetrics
@@ -57,9 +56,10 @@ class RunLogger(TensorBoardLogger):
 
     def log_options(self, options: Options) -> None:
         """Writes every option and the layout as hyperparameters; rank 0 alone may call it."""
-        shown = describe_options(options)
+        from torch.utils.tensorboard.summary import hparams  # slow, and ranks without TensorBoard never need it
+
         # The values do not matter here: HParams takes those of the scalars with these names.
-        summaries = hparams(shown, dict.fromkeys(HPARAMS_METRICS, 0.0))  # type: ignore[no-untyped-call]
+        summaries = hparams(describe_options(options), dict.fromkeys(HPARAMS_METRICS, 0.0))  # type: ignore[no-untyped-call]
         writer = self.experiment._get_file_writer()
         for summary in summaries:
             writer.add_summary(summary)
@@ -67,12 +67,8 @@ class RunLogger(TensorBoardLogger):
 
 def describe_options(options: Options) -> dict[str, Any]:
     """Every option that has a value, by its name, and what follows from them."""
-    chosen = {**msgspec.structs.asdict(options.layout), **msgspec.structs.asdict(options.training)}
-    chosen |= {
-        "batch_size": options.batch_size,
-        "world_size": options.layout.world_size,
-        "layout": options.layout.name,
-    }
+    chosen = msgspec.structs.asdict(options.layout) | msgspec.structs.asdict(options.training)
+    chosen |= {"batch_size": options.batch_size, "world_size": options.layout.world_size, "layout": options.layout.name}
     theirs = ("batch_size", "lr", "optimizer") if options.training.module else ()  # a module of one's own has its own
     return {name: value for name, value in chosen.items() if value is not None and name not in theirs}
 
@@ -80,10 +76,8 @@ def describe_options(options: Options) -> dict[str, Any]:
 def sum_up(metrics: TrainingMetrics) -> dict[str, float]:
     """The figures of a whole run, as points at its last step."""
     figures = {f"phases/{name}_s": seconds for name, seconds in metrics.phases_s.items()}
-    for name in ("images_per_s", "step_time_s", "parameters", "flops_per_image"):
-        value = getattr(metrics, name)
-        if value is not None:
-            figures[name] = value
+    names = ("images_per_s", "step_time_s", "parameters", "flops_per_image")
+    figures |= {name: getattr(metrics, name) for name in names if getattr(metrics, name) is not None}
     if metrics.split:
         split = msgspec.structs.asdict(metrics.split)
         figures |= {f"split/{name}": seconds for name, seconds in split.items() if name != "steps"}
@@ -120,7 +114,11 @@ def why_offline(env: Mapping[str, str]) -> str | None:
         return None
     host = urlsplit(env.get("WANDB_BASE_URL", WANDB_HOST))
     name = host.hostname or ""
-    if not env.get("WANDB_API_KEY") and not _has_login(name):
+    try:
+        has_login = netrc.netrc().authenticators(name) is not None
+    except (OSError, netrc.NetrcParseError):
+        has_login = False
+    if not env.get("WANDB_API_KEY") and not has_login:
         return "there is no API key (WANDB_API_KEY, or wandb login)"
     if "https" in getproxies():
         return None
@@ -129,13 +127,6 @@ def why_offline(env: Mapping[str, str]) -> str | None:
     except OSError as error:
         return f"{name} can't be reached from {socket.gethostname()}: {error.strerror or error}"
     return None
-
-
-def _has_login(host: str) -> bool:
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 class RunLoggers:
@@ -182,8 +173,6 @@ def open_loggers(options: Options, rank: RankEnvironment, first_step: int) -> Ru
     """The loggers of this rank; None of one that logs nothing.
 
     Args:
-        options: Which ones.
-        rank: This rank.
         first_step: Where it goes on: what an earlier attempt logged from here on is void.
 
     Raises:

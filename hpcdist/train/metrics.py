@@ -19,7 +19,6 @@ class Recorder(Callback):
 
     Args:
         outcome: Where figures go; its clock is set to the phase that runs.
-        reporter: What ends the rank when the training raises.
         logger: Where the curves go; None logs nothing.
         log_every: Steps between logged points.
     """
@@ -144,14 +143,11 @@ class StopAtAccuracy(Callback):
 
     Args:
         target: The accuracy, a fraction; None only ever trains to the end.
-        outcome: Source of the accuracy, and where the time goes.
         started_at_s: Start of this process, seconds since the epoch.
     """
 
     def __init__(self, target: float | None, outcome: Outcome, started_at_s: float) -> None:
-        self._target = target
-        self._outcome = outcome
-        self._started_at_s = started_at_s
+        self._target, self._outcome, self._started_at_s = target, outcome, started_at_s
         outcome.learn(target_accuracy=target)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -169,9 +165,6 @@ class SpeedTrial(Callback):
     """Ends the training so many seconds after its first step, on every rank after the same step.
 
     The ranks agree a few times: each time on the step at which to look again, at most twice as far as they have come.
-
-    Args:
-        seconds: How long to measure.
     """
 
     def __init__(self, seconds: float) -> None:

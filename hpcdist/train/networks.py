@@ -6,7 +6,6 @@ Small images (64 pixels or less) would be one pixel wide halfway through a netwo
 at its beginning is therefore taken out: the stem's stride and its pooling, as is usual for CIFAR.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -99,6 +98,16 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "inception_v3": {"aux_logits": False, "init_weights": True},
 }
 
+# What becomes of a stem's layers for small images, by the network's class.
+_SMALL_STEMS = {
+    "ResNet": {"conv1": "3 x 3", "maxpool": "none"},
+    "DenseNet": {"features.conv0": "3 x 3", "features.pool0": "none"},
+    "ShuffleNetV2": {"conv1.0": "stride 1", "maxpool": "none"},
+    "MobileNetV2": {"features.0.0": "stride 1", "features.2.conv.1.0": "stride 1"},
+    "MobileNetV3": {"features.0.0": "stride 1"},
+    "EfficientNet": {"features.0.0": "stride 1"},
+}
+
 
 class Size(msgspec.Struct, frozen=True, kw_only=True):
     """How large a network is.
@@ -151,9 +160,8 @@ def _build_torchvision(name: str, shape: Shape, class_count: int) -> nn.Module:
         return _build_small_vgg(full_name, shape, class_count)
     network: nn.Module = models.get_model(full_name, weights=None, num_classes=class_count, **extra)
     if is_small:
-        for kind, adapt in _STEMS.items():
-            if type(network).__name__ == kind:
-                adapt(network, shape)
+        for layer_name, change in _SMALL_STEMS.get(type(network).__name__, {}).items():
+            _change(network, layer_name, change)
     _set_channels(network, shape[0])
     return network
 
@@ -163,39 +171,29 @@ def _set_channels(network: nn.Module, channels: int) -> None:
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             if layer.in_channels != channels:
-                parent, _, own = name.rpartition(".")
-                setattr(network.get_submodule(parent), own, _like(layer, in_channels=channels))
+                _replace(network, name, _like(layer, in_channels=channels))
             return
+
+
+def _change(network: nn.Module, name: str, change: str) -> None:
+    layer: Any = network.get_submodule(name)
+    match change:
+        case "stride 1":
+            layer.stride = (1, 1)
+        case "3 x 3":
+            _replace(network, name, _like(layer, kernel_size=3, stride=1, padding=1))
+        case "none":
+            _replace(network, name, nn.Identity())
+
+
+def _replace(network: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(network.get_submodule(parent), own, layer)
 
 
 def _like(layer: nn.Conv2d, **changes: Any) -> nn.Conv2d:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
     return nn.Conv2d(**{name: getattr(layer, name) for name in names} | {"bias": layer.bias is not None} | changes)
-
-
-def _adapt_resnet(network: Any, _: Shape) -> None:
-    network.conv1 = _like(network.conv1, kernel_size=3, stride=1, padding=1)
-    network.maxpool = nn.Identity()
-
-
-def _adapt_densenet(network: Any, _: Shape) -> None:
-    network.features.conv0 = _like(network.features.conv0, kernel_size=3, stride=1, padding=1)
-    network.features.pool0 = nn.Identity()
-
-
-def _adapt_shufflenet(network: Any, _: Shape) -> None:
-    network.conv1[0].stride = (1, 1)
-    network.maxpool = nn.Identity()
-
-
-def _adapt_stem(network: Any, _: Shape) -> None:
-    """MobileNetV3 and EfficientNet."""
-    network.features[0][0].stride = (1, 1)
-
-
-def _adapt_mobilenet_v2(network: Any, shape: Shape) -> None:
-    _adapt_stem(network, shape)
-    network.features[2].conv[1][0].stride = (1, 1)
 
 
 def _build_small_vgg(name: str, shape: Shape, class_count: int) -> nn.Module:
@@ -229,19 +227,8 @@ def _draw_as_vgg(layer: nn.Module) -> None:
         nn.init.normal_(layer.weight, 0, 0.01)
     elif isinstance(layer, nn.BatchNorm2d):
         layer.reset_parameters()
-        return
     if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-_STEMS: dict[str, Callable[[Any, Shape], None]] = {
-    "ResNet": _adapt_resnet,
-    "DenseNet": _adapt_densenet,
-    "ShuffleNetV2": _adapt_shufflenet,
-    "MobileNetV2": _adapt_mobilenet_v2,
-    "MobileNetV3": _adapt_stem,
-    "EfficientNet": _adapt_stem,
-}
 
 
 def _forward_one(network: nn.Module, shape: Shape, device: torch.device) -> None:

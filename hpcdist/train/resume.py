@@ -32,17 +32,14 @@ class SyncPoints(Callback):
     of an epoch, after a test. So no more than the interval is lost, where that is longer than a test.
 
     Args:
-        checkpoints: What takes them.
         rank: This rank, with the file that asks it to stop.
         interval_s: Seconds between checkpoints at most.
         steps: Optimizer steps in all.
     """
 
     def __init__(self, checkpoints: Checkpoints, rank: RankEnvironment, interval_s: float, steps: int) -> None:
-        self._checkpoints = checkpoints
-        self._rank = rank
-        self._interval_s = interval_s
-        self._steps = steps
+        self._checkpoints, self._rank = checkpoints, rank
+        self._interval_s, self._steps = interval_s, steps
         self._agreed = (0, time.monotonic())  # after which step, and when
         self._next = 0
         self._test_began = 0.0
@@ -120,7 +117,6 @@ class ResumeCallback(Callback):
     """Makes the first step of a training that goes on the same, bit for bit, as if it had never stopped.
 
     Args:
-        checkpoints: What restores.
         content: The checkpoint to go on from; None begins anew.
     """
 

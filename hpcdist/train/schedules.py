@@ -57,16 +57,12 @@ def plan_rates(
     steps: int,
     steps_per_epoch: int,
 ) -> Rates:
-    """The rates for a global batch.
+    """Return the rates for a global batch.
 
     Args:
         schedule: Name of the schedule; None is one-cycle.
-        lr: The learning rate that was asked for.
-        scale: Whether it grows with the batch (linear scaling, Goyal et al. 2017, 2.1).
-        batch_size: The global batch.
-        lr_batch: The one that `lr` is for.
-        steps: Optimizer steps in all.
-        steps_per_epoch: Optimizer steps in an epoch.
+        scale: Whether the rate grows with the batch (linear scaling, Goyal et al. 2017, 2.1).
+        lr_batch: The global batch that `lr` is for.
     """
     schedule = schedule or "one-cycle"
     if not scale or batch_size == lr_batch:

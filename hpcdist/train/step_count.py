@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.strategies import Strategy
 from torch import nn
 
@@ -33,16 +33,20 @@ class RankStrategy(Strategy):
     is_paused: bool | None = None
 
     @property
+    def network(self) -> LightningModule:
+        """What is trained."""
+        if self.lightning_module is None:
+            raise RuntimeError("there is no model yet")
+        return self.lightning_module
+
+    @property
     def trainer(self) -> Trainer:
         """The trainer that this is the strategy of."""
-        module = self.lightning_module
-        if module is None:
-            raise RuntimeError("there is no model yet")
-        return module.trainer
+        return self.network.trainer
 
     @property
     def steps_done(self) -> int:
-        """Whole batches that all ranks have trained."""
+        """The whole batches that all ranks have trained."""
         return self.trainer.global_step
 
     @property

@@ -30,8 +30,6 @@ class StepProfiler(Callback):
 
     Args:
         outcome: Where the split goes; its clock says which steps are steady.
-        device: Of the training.
-        rank: This rank.
         world_size: Ranks in all; one alone has no communication.
         slowdown: What is slowed down on purpose.
     """
@@ -86,10 +84,7 @@ class StepProfiler(Callback):
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """The backward pass has returned; the first one showed which gradient comes last, the same in every step."""
-        if self._is_alone:
-            self._timer.end_part("compute")
-            return
-        self._timer.end_part("communication")
+        self._timer.end_part("compute" if self._is_alone else "communication")
         if self._search and self._last is not None:
             _remove(self._search)
             self._hooks.append(_hook(self._last, self._end_computing))

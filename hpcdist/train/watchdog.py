@@ -24,17 +24,10 @@ class Watchdog(Callback):
 
     When one rank hangs, all wait for it. One that waits says so, and leaves the one to blame some time to end first;
     that may be past doing so, where its process was stopped.
-
-    Args:
-        timeout_s: The while, in seconds.
-        rank: This rank.
-        reporter: What ends it.
     """
 
     def __init__(self, timeout_s: float, rank: RankEnvironment, reporter: FailureReporter) -> None:
-        self._timeout_s = timeout_s
-        self._rank = rank
-        self._reporter = reporter
+        self._timeout_s, self._rank, self._reporter = timeout_s, rank, reporter
         self._alive_at = time.monotonic()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None

@@ -174,8 +174,7 @@ class TrainBatches:
         self.split = split
         self.seed = seed
         self.batch_size = batch_size
-        self._rank, self._world_size = rank, world_size
-        self._accumulate = accumulate
+        self._rank, self._world_size, self._accumulate = rank, world_size, accumulate
         self.steps_per_epoch = math.ceil(len(split.labels_N) / batch_size)
         self.epoch = 0
         self.watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter
@@ -195,11 +194,7 @@ class TrainBatches:
         return self.steps_per_epoch * self._accumulate
 
     def slices(self, begin: int) -> Iterator[RankSlice]:
-        """This rank's slices of the epoch, a batch cut into as many parts as are accumulated.
-
-        Args:
-            begin: How many of them to leave out.
-        """
+        """Yield this rank's slices of the epoch from number `begin` on, as many of a batch as are accumulated."""
         for number in range(begin, len(self)):
             batch, part = divmod(number, self._accumulate)
             yield self.cut(batch, part, self._accumulate, self._rank, self._world_size)
@@ -269,14 +264,9 @@ class ImageData(LightningDataModule):
     """A training and a test set, as one rank sees them.
 
     Args:
-        train: The training set.
-        test: The test set.
         batch_size: Samples per step over all ranks.
         seed: Seed of the order.
-        rank: This rank.
-        world_size: Ranks in all.
         accumulate: Parts that each batch of a rank is computed in.
-        class_count: Classes.
     """
 
     def __init__(

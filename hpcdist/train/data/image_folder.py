@@ -86,7 +86,6 @@ class Decoded:
 
     Args:
         path: The file, with room for `count_bytes`; it may be removed once it is open.
-        count: Pictures.
         side: Of each, in pixels.
     """
 
@@ -108,7 +107,7 @@ class Decoded:
 
 
 def count_bytes(count: int, side: int) -> int:
-    """What so many pictures take."""
+    """Return what so many pictures take."""
     return count * (SIZE_BYTES + 3 * side * side)
 
 
@@ -117,9 +116,13 @@ def keep_decoded(count: int, side: int, rank: RankEnvironment) -> Decoded | None
 
     The file has no name any more when this returns: however the job ends, nothing is left behind.
     """
-    path = _make_file(count_bytes(count, side)) if rank.local_rank == 0 else None
+    size_bytes = count_bytes(count, side)
+    path = _make_file(size_bytes) if rank.local_rank == 0 else None
     if rank.rank == 0:
-        _tell(count, count_bytes(count, side), kept=path is not None)
+        folder, size = tempfile.gettempdir(), format_bytes(size_bytes)
+        kept = f"once and kept: {size} in {folder}"
+        lost = f"in every epoch: keeping them takes {size}, for which {folder} has no room; TMPDIR names another folder"
+        print(f"{count:,} images are decoded {kept if path else lost}", flush=True)
     if rank.world_size > 1:
         paths: list[tuple[int, Path | None]] = [(0, None)] * rank.world_size
         dist.all_gather_object(paths, (rank.node_rank, path))
@@ -159,18 +162,6 @@ def find_room(folder: Path) -> int:
     return min(room, MEMORY_BYTES) if kind in {"tmpfs", "ramfs"} else room
 
 
-def _tell(count: int, size_bytes: int, *, kept: bool) -> None:
-    folder, size = tempfile.gettempdir(), format_bytes(size_bytes)
-    if kept:
-        print(f"{count:,} images are decoded once and kept: {size} in {folder}", flush=True)
-    else:
-        print(
-            f"{count:,} images are decoded in every epoch: keeping them takes {size}, for which {folder} has no room;"
-            " TMPDIR names another folder",
-            flush=True,
-        )
-
-
 # Of ImageNet's training set, as torchvision's own references have them.
 IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 EVAL_BATCH_SIZE = 100
@@ -195,10 +186,6 @@ class Sample(NamedTuple):
 Keep = Callable[[int, int], Decoded | None]
 
 
-def keep_nothing(count: int, side: int) -> None:
-    """No room."""
-
-
 class Images(Dataset[tuple[Tensor, Tensor] | BadImageError]):
     """Decodes whole batches of a folder.
 
@@ -207,16 +194,16 @@ class Images(Dataset[tuple[Tensor, Tensor] | BadImageError]):
     Args:
         folder: With a folder per class.
         side: Of the square that each image becomes, in pixels.
-        keep: Where what was decoded is kept.
+        keep: Where what was decoded is kept; None keeps nothing.
     """
 
-    def __init__(self, folder: Path, side: int, keep: Keep = keep_nothing) -> None:
+    def __init__(self, folder: Path, side: int, keep: Keep | None = None) -> None:
         found = ImageFolder(str(folder))
         self._paths = [path for path, _ in found.samples]
         self.labels = found.targets
         self.classes = found.classes
         self._side, self._kept_side = side, round(side / KEPT_SHARE)
-        self._decoded = keep(len(self._paths), self._kept_side)
+        self._decoded = keep(len(self._paths), self._kept_side) if keep else None
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -273,20 +260,14 @@ def draw_crop(width: int, height: int, chance: random.Random) -> tuple[float, fl
 
 
 class Workers:
-    """Worker processes that decode batches ahead of the training, started by the first pass.
-
-    Args:
-        images: What they decode.
-        device: Where the batches go.
-        count: Processes.
-    """
+    """Worker processes that decode batches ahead of the training, started by the first pass."""
 
     def __init__(self, images: Images, device: torch.device, count: int) -> None:
         self._device, self._count = device, count
         self._asked: list[list[Sample]] = []  # read when a pass begins
         self._loader: DataLoader[tuple[Tensor, Tensor] | BadImageError] = DataLoader(
             images,
-            batch_sampler=_Asked(self._asked),
+            batch_sampler=self._asked,
             num_workers=count,
             # The file of decoded images has no name that another process could open it by.
             multiprocessing_context="fork" if count else None,
@@ -308,29 +289,15 @@ class Workers:
         ]
         loaded = iter(self._loader)
         for _ in asked:
-            parts = [_whole(next(loaded)) for _ in range(pieces)]
+            parts = []
+            for _ in range(pieces):
+                part = next(loaded)
+                if isinstance(part, BadImageError):
+                    raise part
+                parts.append(part)
             pixels_BCHW = torch.cat([pixels.to(self._device, non_blocking=True) for pixels, _ in parts])
             labels_B = torch.cat([labels.to(self._device, non_blocking=True) for _, labels in parts])
             yield IMAGENET.apply(pixels_BCHW), labels_B
-
-
-class _Asked:
-    """Tells the loader what to ask the workers for; a list that changes between passes."""
-
-    def __init__(self, asked: list[list[Sample]]) -> None:
-        self._asked = asked
-
-    def __len__(self) -> int:
-        return len(self._asked)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        return iter(self._asked)
-
-
-def _whole(loaded: tuple[Tensor, Tensor] | BadImageError) -> tuple[Tensor, Tensor]:
-    if isinstance(loaded, BadImageError):
-        raise loaded
-    return loaded
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -347,12 +314,10 @@ class FolderTrainBatches(TrainBatches):
     def load(self, slices: Iterator[RankSlice]) -> Iterator[Batch]:
         """The slices' images, decoded by the workers."""
         plan = list(slices)
-        asked = [[Sample(index, self._draw(index)) for index in part.indices_B.tolist()] for part in plan]
+        begin = f"{self.seed} {self.epoch}"
+        asked = [[Sample(index, f"{begin} {index}") for index in part.indices_B.tolist()] for part in plan]
         for part, (images_BCHW, labels_B) in zip(plan, self._workers.decode(asked), strict=True):
             yield Batch(images_BCHW, labels_B, part.global_count)
-
-    def _draw(self, index: int) -> str:
-        return f"{self.seed} {self.epoch} {index}"
 
 
 class FolderEvalBatches(EvalBatches):
@@ -382,17 +347,14 @@ def open_folder(
     device: torch.device,
     *,
     workers: int,
-    keep: Keep = keep_nothing,
+    keep: Keep | None = None,
     **cut: int,
 ) -> ImageData:
     """A folder with `train/<class>/` and `val/<class>/` (or `test/`), as one rank sees it.
 
     Args:
-        folder: The folder.
         side: Of the square that each image becomes, in pixels.
-        device: Where the batches go.
         workers: Processes that decode the training set; as many for the test set.
-        keep: Where what was decoded is kept.
         cut: How it is cut into batches: the named arguments of `ImageData`.
 
     Raises:

@@ -1,5 +1,6 @@
 """What `--data` names, read into memory or opened as a folder; nothing is downloaded."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,12 @@ def read_data(options: Options, rank: RankEnvironment, data_dir: Path, device: t
         "accumulate": options.accumulate,
     }
     if is_folder(name):
-        from hpcdist.train.data.image_folder import Decoded, keep_decoded, open_folder
+        from hpcdist.train.data.image_folder import keep_decoded, open_folder
 
         folder, side = parse_folder(name)
         asked = options.training.workers
         workers = max(1, threads - 1) if asked is None else asked
-
-        def keep(count: int, side: int) -> Decoded | None:
-            return keep_decoded(count, side, rank)
-
-        return open_folder(Path(folder), side, device, workers=workers, keep=keep, **cut)
+        return open_folder(Path(folder), side, device, workers=workers, keep=partial(keep_decoded, rank=rank), **cut)
     if is_synthetic(name):
         made = parse_synthetic(name)
         train, test = (make_split(made, device, train=train) for train in (True, False))

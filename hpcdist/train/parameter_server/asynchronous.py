@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch import nn
 
@@ -41,8 +40,6 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
     """Sends gradients, takes weights and the number of the next part.
 
     Args:
-        device: Of this rank.
-        rank: This rank.
         server: On rank 0.
         parts_per_epoch: Parts that all ranks train in an epoch.
         parts_done: Parts that they have trained before.
@@ -66,8 +63,7 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
         self._rank = rank
         self._group: Any = None
         self._server, self._parts_per_epoch, self._parts_done = server, parts_per_epoch, parts_done
-        self._question: Message | None = None
-        self._answer: Message | None = None
+        self._question, self._answer = Message(QUESTION_NUMBERS, 0), Message(ANSWER_NUMBERS, 0)
         self._asked_at = 0.0
         self._is_asked = False
         self._part: int | None = None
@@ -99,12 +95,12 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
         return 2 * count_bytes(list_weights(network))
 
     def setup_optimizers(self, trainer: Any) -> None:
-        """Leaves the learning rate to the server."""
+        """Leave the learning rate to the server."""
         super().setup_optimizers(trainer)
         self.lr_scheduler_configs = []
 
     def on_train_start(self) -> None:
-        """Starts the server, and begins with its weights and a part for each rank."""
+        """Start the server, and begin with its weights and a part for each rank."""
         # Lightning would test after a fixed number of this rank's steps; so it tests when an epoch is over.
         self.trainer.val_check_batch = float("inf")
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
@@ -118,7 +114,7 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
     ) -> Any:
-        """A step: backward pass, gradients to the server, its weights back, and a pause when it says so."""
+        """Make a step: backward pass, gradients to the server, its weights back, and a pause when it says so."""
         self.is_paused = False
 
         def train_and_exchange() -> Any:
@@ -133,12 +129,12 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
             self.is_paused = not is_epoch_over
             self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = is_epoch_over
         for group in optimizer.param_groups:
-            group["lr"] = self._messages()[1].numbers[3].item()  # to be logged
+            group["lr"] = self._answer.numbers[3].item()  # to be logged
         self.end_part("communication")
         return result
 
     def _exchange(self) -> None:
-        question, answer = self._messages()
+        question, answer = self._question, self._answer
         now = time.monotonic()
         if self._rank.stop_file and not self._is_asked and now - self._asked_at > ASK_INTERVAL_S:
             self._asked_at, self._is_asked = now, self._rank.stop_file.exists()
@@ -149,71 +145,58 @@ class AsyncServer(RankStrategy, SingleDeviceStrategy):
         else:
             dist.send(question.data, SERVER, self._group)
             dist.recv(answer.data, SERVER, self._group)
-        self._take(answer, 0)
+        self._take(0)
 
     def _meet(self) -> bool:
-        """Waits for all ranks, whose gradients are all in then; returns whether the epoch is over."""
-        _, answer = self._messages()
+        """Wait for all ranks, whose gradients are all in then; return whether the epoch is over."""
         dist.barrier(group=self._group)
         told = torch.zeros(1)
         if self._server:
-            told[0] = self._server.deal(answer)
-        dist.broadcast(answer.data, SERVER, group=self._group)
+            told[0] = self._server.deal(self._answer)
+        dist.broadcast(self._answer.data, SERVER, group=self._group)
         dist.broadcast(told, SERVER, group=self._group)
-        self._take(answer, self._rank.rank)
-        if statistics := list_statistics(self._network()):
+        self._take(self._rank.rank)
+        if statistics := list_statistics(self.network):
             # Each rank has seen other images: the mean is for all of them.
             flat = flatten(statistics).cpu()
             dist.all_reduce(flat, group=self._group)
             spread(flat.div_(self._rank.world_size), statistics)
         return bool(told[0])
 
-    def _take(self, answer: Message, offset: int) -> None:
-        part, self._parts_done, self._images = (int(number) for number in answer.numbers[:3].tolist())
+    def _take(self, offset: int) -> None:
+        part, self._parts_done, self._images = (int(number) for number in self._answer.numbers[:3].tolist())
         self._part = part + offset if part >= 0 else None
-        spread(answer.floats, self._weights())
+        spread(self._answer.floats, self._weights())
 
     def parts(self) -> Iterator[int]:
-        """The parts that this rank trains, one after the other, until the epoch is over."""
+        """Yield the parts that this rank trains, one after the other, until the epoch is over."""
         while self._part is not None:
             yield self._part
 
     def note_images(self, count: int) -> None:
-        """Of the part that is trained next."""
+        """Note the images of the part that is trained next."""
         self._part_images = count
 
     def held(self) -> AbstractContextManager[Any]:
-        """Lets no rank change the server's weights for a while."""
+        """Let no rank change the server's weights for a while."""
         return self._server.held() if self._server else nullcontext()
 
     def server_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the server; empty where it is not."""
+        """Return what a checkpoint keeps of the server; empty where it is not."""
         return self._server.state() if self._server else {}
 
     def close(self) -> None:
-        """Expects no rank to send anything any more."""
+        """Expect no rank to send anything any more."""
         if self._server:
             self._server.close()
 
     def on_train_end(self) -> None:
-        """Takes leave of the server."""
+        """Take leave of the server."""
         if self._server:
             self._server.join()
             return
-        question, _ = self._messages()
-        question.numbers[2] = True
-        dist.send(question.data, SERVER, self._group)
-
-    def _messages(self) -> tuple[Message, Message]:
-        if self._question is None or self._answer is None:
-            raise RuntimeError("the training has not started")
-        return self._question, self._answer
-
-    def _network(self) -> LightningModule:
-        if self.model is None:
-            raise RuntimeError("there is no model yet")
-        module: LightningModule = self.model  # type: ignore[assignment]
-        return module
+        self._question.numbers[2] = True
+        dist.send(self._question.data, SERVER, self._group)
 
     def _weights(self) -> list[nn.Parameter]:
-        return list_weights(self._network())
+        return list_weights(self.network)

@@ -46,7 +46,6 @@ class WorkQueue:
 
     Args:
         ranks: Ranks in all, and so parts of a batch.
-        batches_per_epoch: Batches of an epoch.
         batches: Batches in all.
         done: Parts that were trained before.
     """
@@ -69,14 +68,14 @@ class WorkQueue:
         return self._epoch_end - self._next >= self._ranks
 
     def draw(self) -> int | None:
-        """The next part of this epoch; None when they are all given out."""
+        """Return the next part of this epoch; None when they are all given out."""
         if self.is_epoch_over:
             return None
         self._next += 1
         return self._next - 1
 
     def deal(self) -> int | None:
-        """Gives one part to each rank, when all have met: rank r gets what is returned, plus r.
+        """Give one part to each rank, when all have met: rank r gets what is returned, plus r.
 
         Begins the next epoch when this one is over; None when that was the last.
         """
@@ -87,9 +86,6 @@ class WorkQueue:
         first = self._next
         self._next += self._ranks
         return first
-
-
-CPU = torch.device("cpu")
 
 
 class Server:
@@ -117,7 +113,7 @@ class Server:
         parts_done: int,
     ) -> None:
         master = Classifier(
-            copy.deepcopy(module.network).to(CPU),
+            copy.deepcopy(module.network).to("cpu"),
             module.training_options,
             steps=module.rates.steps,
             world_size=1,
@@ -138,20 +134,16 @@ class Server:
             for _ in range(parts_done):
                 self._schedule.step()
 
-    @property
-    def size(self) -> int:
-        """Weights in all."""
-        return sum(one.numel() for one in self._weights)
-
     def serve(self, clients: list[int], group: dist.ProcessGroup | None) -> None:
-        """Answers the other ranks, from threads."""
+        """Answer the other ranks, from threads."""
         for client in clients:
             thread = threading.Thread(target=self._serve, args=(client, group), name=f"client-{client}", daemon=True)
             thread.start()
             self._threads.append(thread)
 
     def _serve(self, client: int, group: dist.ProcessGroup | None) -> None:
-        question, answer = Message(QUESTION_NUMBERS, self.size), Message(ANSWER_NUMBERS, self.size)
+        size = sum(one.numel() for one in self._weights)
+        question, answer = Message(QUESTION_NUMBERS, size), Message(ANSWER_NUMBERS, size)
         try:
             while True:
                 dist.recv(question.data, client, group)
@@ -164,7 +156,7 @@ class Server:
                 self._reporter.end(error)
 
     def learn(self, question: Message, answer: Message) -> None:
-        """Applies a rank's gradients, and fills in what it gets back."""
+        """Apply a rank's gradients, and fills in what it gets back."""
         images, asked, _ = question.numbers.tolist()
         with self._lock:
             if images:
@@ -175,39 +167,35 @@ class Server:
             self._images += int(images)
             # Once a rank was sent to pause, all are.
             self._wants_pause |= (bool(asked) or self._is_due()) and self._queue.can_pause
-            part = None if self._wants_pause else self._queue.draw()
-            self._fill(answer, NO_PART if part is None else part)
+            self._fill(answer, None if self._wants_pause else self._queue.draw())
 
-    def _fill(self, answer: Message, part: int) -> None:
-        answer.numbers[:] = torch.tensor([part, self._parts_done, self._images, self._lr()], dtype=torch.float64)
+    def _fill(self, answer: Message, part: int | None) -> None:
+        lr = self._optimizer.param_groups[0]["lr"]
+        numbers = [NO_PART if part is None else part, self._parts_done, self._images, lr]
+        answer.numbers[:] = torch.tensor(numbers, dtype=torch.float64)
         answer.floats.copy_(flatten(self._weights))
 
-    def _lr(self) -> float:
-        rate: float = self._optimizer.param_groups[0]["lr"]
-        return rate
-
     def deal(self, answer: Message) -> bool:
-        """Fills in what all get when they have met, with rank 0's part; returns whether the epoch is over."""
+        """Fill in what all get when they have met, with rank 0's part; return whether the epoch is over."""
         with self._lock:
             self._wants_pause = False
             is_epoch_over = self._queue.is_epoch_over
-            first = self._queue.deal()
-            self._fill(answer, NO_PART if first is None else first)
+            self._fill(answer, self._queue.deal())
             return is_epoch_over
 
     def held(self) -> AbstractContextManager[Any]:
-        """Lets nobody change anything for a while."""
+        """Let nobody change anything for a while."""
         return self._lock
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to keep beside the weights."""
+        """Return what a checkpoint has to keep beside the weights."""
         return {"optimizer": self._optimizer.state_dict(), "parts_done": self._parts_done}
 
     def close(self) -> None:
-        """Expects nothing any more: that clients are gone is no fault."""
+        """Expect nothing any more: that clients are gone is no fault."""
         self._is_closed = True
 
     def join(self) -> None:
-        """Until every client has gone."""
+        """Wait until every client has gone."""
         for thread in self._threads:
             thread.join()

@@ -28,12 +28,7 @@ SERVER = 0
 
 
 class SyncServer(RankStrategy, SingleDeviceStrategy):
-    """Each rank trains for Lightning's eyes alone; between backward pass and next step it talks to the server.
-
-    Args:
-        device: Of this rank.
-        rank: This rank.
-    """
+    """Each rank trains for Lightning's eyes alone; between backward pass and next step it talks to the server."""
 
     is_process_of_its_own = True
 
@@ -43,15 +38,15 @@ class SyncServer(RankStrategy, SingleDeviceStrategy):
         self._clients = [one for one in range(rank.world_size) if one != SERVER]
 
     def on_train_start(self) -> None:
-        """Begins with the server's weights."""
-        flat = self._state()
+        """Begin with the server's weights."""
+        flat = flatten(self._state())
         dist.broadcast(flat, SERVER)
-        self._set_state(flat)
+        spread(flat, self._state())
 
     def optimizer_step(
         self, optimizer: Any, closure: Callable[[], Any], model: nn.Module | None = None, **kwargs: Any
     ) -> Any:
-        """A step: backward pass, gradients to the server, its optimizer, weights from the server."""
+        """Make a step: backward pass, gradients to the server, its optimizer, weights from the server."""
 
         def train_and_send() -> Any:
             loss = closure()
@@ -70,7 +65,7 @@ class SyncServer(RankStrategy, SingleDeviceStrategy):
         return 2 * count_bytes(list_weights(network)) + count_bytes(list_statistics(network))
 
     def _send_gradients(self) -> None:
-        weights = list_weights(self._network())
+        weights = list_weights(self.network)
         flat = take_gradients(weights)
         if self._me != SERVER:
             dist.send(flat, SERVER)
@@ -84,24 +79,16 @@ class SyncServer(RankStrategy, SingleDeviceStrategy):
         give_gradients(flat.div_(self._size), weights)
 
     def _fetch_weights(self) -> None:
-        flat = self._state()
+        flat = flatten(self._state())
         if self._me == SERVER:
             for departure in [dist.isend(flat, one) for one in self._clients]:
                 _wait(departure)
         else:
             dist.recv(flat, SERVER)
-            self._set_state(flat)
+            spread(flat, self._state())
 
-    def _network(self) -> torch.nn.Module:
-        if self.model is None:
-            raise RuntimeError("there is no model yet")
-        return self.model
-
-    def _state(self) -> torch.Tensor:
-        return flatten([*list_weights(self._network()), *list_statistics(self._network())])
-
-    def _set_state(self, flat: torch.Tensor) -> None:
-        spread(flat, [*list_weights(self._network()), *list_statistics(self._network())])
+    def _state(self) -> list[torch.Tensor]:
+        return [*list_weights(self.network), *list_statistics(self.network)]
 
 
 def _wait(work: dist.Work | None) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import time
 
 from hpcdist.errors import NotReadyError
-from hpcdist.train import distributed, environment
+from hpcdist.train import environment
 from hpcdist.train.__main__ import main
 from hpcdist.train.preflight import checks, rendezvous
 
@@ -45,11 +45,11 @@ def spoil():
     elif FAULT == "invisible":
         checks._find_folder_trouble.__globals__["Path"].exists = lambda path: False
     elif FAULT == "gpu":
-        distributed.choose_device = lambda *_: raise_error(NotReadyError("rank 1 on n2 needs 1 GPU(s) and can use 0"))
+        checks.choose_device = lambda *_: raise_error(NotReadyError("rank 1 on n2 needs 1 GPU(s) and can use 0"))
     elif FAULT.startswith("clock"):
         time.time = clock(float(FAULT.removeprefix("clock")))
     elif FAULT == "stopped":
-        checks._probe = stop
+        checks.measure_all_reduces = stop
     elif FAULT == "stopped-in-checks":
         checks.hash_code = stop
 
@@ -57,5 +57,5 @@ def spoil():
 if int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
     spoil()
 elif FAULT == "rank0":
-    checks._probe = stop
+    checks.measure_all_reduces = stop
 sys.exit(main(sys.argv[1:]))
