@@ -73,7 +73,7 @@ class Supervisor:
         self.cancelled = True
 
     def supervise(self) -> int:
-        """Runs the ranks to their end; returns the run's exit status."""
+        """Run the ranks to their end; return the run's exit status."""
         self._write_state()
         layout = self.record.job.layout
         share = self.share or NodeShare(node_rank=0, address="127.0.0.1", port=free_port())
@@ -114,7 +114,7 @@ class Supervisor:
             time.sleep(POLL_INTERVAL_S)
 
     def _stop(self) -> None:
-        """Ends what still runs: TERM to every rank's process group, KILL to those that stay."""
+        """End what still runs: TERM to every rank's process group, KILL to those that stay."""
         deadline = time.monotonic() + KILL_DELAY_S
         for number in (signal.SIGTERM, signal.SIGKILL):
             for process in self.ranks:
@@ -169,12 +169,12 @@ def rank_environment(
 
 
 def board_folder(record: RunRecord, run_dir: Path) -> Path:
-    """Folder of the run's TensorBoard events."""
+    """Return the folder of the run's TensorBoard events."""
     return run_dir.parents[2] / "tb_logs" / record.job.slug / f"{record.job.layout.name}-{record.run}"
 
 
 def free_port() -> int:
-    """A port nobody listens on, chosen by this process's id so that two runs seldom try the same.
+    """Return a port nobody listens on, chosen by this process's id so that two runs seldom try the same.
 
     Raises:
         OSError: Every port of the range is taken.
@@ -192,12 +192,12 @@ def free_port() -> int:
 
 
 def read_boot_id() -> str:
-    """This boot's id (random(4), /proc/sys/kernel/random/boot_id)."""
+    """Return this boot's id (random(4), /proc/sys/kernel/random/boot_id)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def read_start_ticks(pid: int) -> int | None:
-    """A process's start in clock ticks since boot; None when there is no such process (proc(5), field 22 of stat)."""
+    """Return a process's start in clock ticks since boot (proc(5), field 22 of stat); None when there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -215,7 +215,7 @@ def _die_with_parent() -> None:
 
 
 def submit(run: Run, job: JobSpec) -> None:
-    """Starts a run's supervisor, in a session of its own so that it outlives the shell.
+    """Start a run's supervisor, in a session of its own so that it outlives the shell.
 
     Raises:
         SubmitError: It did not start.
@@ -245,7 +245,7 @@ def submit(run: Run, job: JobSpec) -> None:
 
 
 def query(run: Run) -> LocalState | None:
-    """The run's state now; a supervisor that vanished without a word left the run FAILED."""
+    """Return the run's state now; a supervisor that vanished without a word left the run FAILED."""
     state = run.local_state()
     if state is None or state.state != "RUNNING" or state.host != socket.gethostname() or is_alive(state):
         return state
@@ -262,7 +262,7 @@ def is_alive(state: LocalState) -> bool:
 
 
 def cancel(run: Run) -> None:
-    """Asks the supervisor to end the run; one that ended already is left alone.
+    """Ask the supervisor to end the run; one that ended already is left alone.
 
     Raises:
         HpcdistError: It runs on another machine, where no signal reaches it.
@@ -277,7 +277,7 @@ def cancel(run: Run) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     if len(arguments) != 1:
         print("usage: python -m hpcdist.launcher.local RUN_DIR", file=sys.stderr)
         return 2

@@ -34,12 +34,12 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     node_rank: int
 
     def variables(self) -> dict[str, str]:
-        """The identity as torch's environment variables."""
+        """Return the identity as torch's environment variables."""
         return {name.upper(): str(getattr(self, name)) for name in self.__struct_fields__}
 
 
 def read_identity(env: Mapping[str, str]) -> Identity:
-    """The rank's identity: from the launcher that set it (torchrun, the local backend), else from Slurm, else 1 of 1.
+    """Return the rank's identity: from the launcher that set it (torchrun, ours), else from Slurm, else 1 of 1.
 
     Raises:
         UsageError: The variables are there but make no sense together.
@@ -70,7 +70,7 @@ def read_identity(env: Mapping[str, str]) -> Identity:
 
 
 def parse_tasks_per_node(text: str) -> list[int]:
-    """Tasks on each node from Slurm's short form: `2(x3),1` is `[2, 2, 2, 1]` (man srun, SLURM_TASKS_PER_NODE)."""
+    """Parse Slurm's short form of each node's tasks: `2(x3),1` is `[2, 2, 2, 1]` (man srun, SLURM_TASKS_PER_NODE)."""
     counts: list[int] = []
     for part in text.split(","):
         tasks, _, times = part.rstrip(")").partition("(x")
@@ -133,7 +133,7 @@ class Program:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _clear_up(self) -> None:
-        """Makes the folder for the rank's file, and takes away what an earlier attempt left for this one."""
+        """Make the folder for the rank's file, and take away what an earlier attempt left for this one."""
         if self.path is None:
             return
         try:
@@ -144,7 +144,7 @@ class Program:
             _warn(f"can't write in {self.path.parent}", error)
 
     def _prepare(self) -> None:
-        """Runs in the program's process, before it is the program."""
+        """Run in the program's process, before it is the program."""
         # The watcher may be killed where the program is not (the local backend's supervisor): die with it.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if self.stop_file:
@@ -174,7 +174,7 @@ class Program:
             self._is_unheard = False
 
     def wait(self) -> int:
-        """Samples the program until it ends; returns its exit status as a shell gives it."""
+        """Sample the program until it ends; return its exit status as a shell gives it."""
         self.write(None)
         interval_s = 0.1
         curve_at = time.monotonic()
@@ -199,7 +199,7 @@ class Program:
         return status if status >= 0 else 128 - status
 
     def write(self, status: int | None) -> None:
-        """Writes the rank's file; `status` is None while the program runs, negative for a signal."""
+        """Write the rank's file; `status` is None while the program runs, negative for a signal."""
         if self.path is None:
             return
         used = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -28,7 +28,7 @@ from hpcdist.records.ranks import BAD_NODE_STATUS, LOST_PEER_STATUS, RESTART_LIN
 
 
 def torchrun_command(tasks: int, command: list[str], env: Mapping[str, str]) -> list[str]:
-    """One torchrun for this node, whose workers are ranks of ours."""
+    """Return one torchrun for this node, whose workers are ranks of ours."""
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={tasks}"]
     run += [f"--nnodes={env.get('SLURM_NNODES', '1')}", f"--node-rank={env.get('SLURM_NODEID', '0')}"]
     run += [f"--master-addr={env.get('MASTER_ADDR', '127.0.0.1')}", f"--master-port={env.get('MASTER_PORT', '29400')}"]
@@ -36,7 +36,7 @@ def torchrun_command(tasks: int, command: list[str], env: Mapping[str, str]) -> 
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the command line; returns the exit status."""
+    """Run the command line; return the exit status."""
     options, command = _parse(arguments)
     env = dict(os.environ)
     restarts = env.get("SLURM_RESTART_COUNT", "0")
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the command.
+    """Return the options, and the command.
 
     Raises:
         SystemExit: They can't be used; the status is 2.
@@ -79,7 +79,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _goes_on(program: Program, status: int, options: argparse.Namespace) -> bool:
-    """Brings the job back where that helps; False when the rank is to end."""
+    """Bring the job back where that helps; False when the rank is to end."""
     job_id = program.env.get("SLURM_JOB_ID")
     fault = program.training.fault if program.training else None
     bad_node = fault.host if fault and options.replace_bad_node else None

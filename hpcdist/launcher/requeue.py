@@ -39,7 +39,7 @@ class Fate(enum.Enum):
 
 
 def choose_fate(job: Mapping[str, str], status: int, asked_by: int | None, *, restarts: int, cap: int) -> Fate:
-    """What is to be done.
+    """Return what is to be done.
 
     Args:
         job: What the controller says of the job (`scontrol show job`).
@@ -133,7 +133,7 @@ class Requeue:
         return any(code not in (0, LOST_PEER_STATUS, STOPPED_STATUS) for code in ends)
 
     def _is_taken(self, wait_s: float) -> bool:
-        """Waits for Slurm to take the job: a rank that exits before leaves it FAILED."""
+        """Wait for Slurm to take the job: a rank that exits before leaves it FAILED."""
         told = threading.Event()
         told.set()  # Slurm may have said so already
         signal.signal(signal.SIGTERM, lambda *_: told.set())
@@ -157,7 +157,7 @@ class Requeue:
         return fate
 
     def _ask(self) -> dict[str, str] | None:
-        """What the controller says of the job; None when it does not answer."""
+        """Return what the controller says of the job; None when it does not answer."""
         try:
             return parse_job_fields(_insist(commands.show_job, self._job_id))
         except HpcdistError as error:

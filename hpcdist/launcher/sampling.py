@@ -45,7 +45,7 @@ class Sampler:
         return sum(seconds for pid, seconds in self._cpu_s.items() if pid != self._pid)
 
     def sample(self) -> None:
-        """Takes one sample; a program that has ended is left alone."""
+        """Take one sample; a program that has ended is left alone."""
         resident = self._look_at_processes()
         if resident is None:
             return
@@ -63,7 +63,7 @@ class Sampler:
         )
 
     def _look_at_processes(self) -> int | None:
-        """Notes what each process used so far; returns what they have in memory, None when the program is gone."""
+        """Note what each process used so far; return what they have in memory, None when the program is gone."""
         resident = 0
         for pid in (self._pid, *find_children(self._pid)):
             try:
@@ -93,7 +93,7 @@ class _Totals:
         self._counts = (cpu_s, node_cpu_s, *(disk or (None, None)), *(network or (None, None)))
 
     def rates_since(self, before: "_Totals", span_s: float) -> tuple[float | None, ...]:
-        """Each counter's growth per second."""
+        """Return each counter's growth per second."""
         pairs = zip(self._counts, before._counts, strict=True)
         return tuple(
             None if now is None or then is None or span_s <= 0 else max(0.0, (now - then) / span_s)
@@ -102,7 +102,7 @@ class _Totals:
 
 
 def find_children(pid: int) -> list[int]:
-    """The processes that a process has started, and those that they have.
+    """Return the processes that a process has started, and those that they have.
 
     From each thread's list of them (proc(5), /proc/PID/task/TID/children): psutil reads the state of every process of
     the machine, which on a node with thousands of them would take some percent of a core each second.
@@ -126,7 +126,7 @@ def find_children(pid: int) -> list[int]:
 
 
 def _read_node_cpu_s() -> float:
-    """CPU time that any program of this node used since it started, in seconds."""
+    """Return the CPU time that any program of this node used since it started, in seconds."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
 
@@ -142,7 +142,7 @@ def _read_network() -> tuple[int, int] | None:
 
 
 def read_node_memory() -> int:
-    """Memory that this machine has, or that the container around this process may use, in bytes."""
+    """Return the memory that this machine has, or that the container around this process may use, in bytes."""
     total = int(psutil.virtual_memory().total)
     for path in _CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max"

@@ -20,7 +20,7 @@ _USAGE = "use: python -m hpcdist.stage copy FROM TO, or: python -m hpcdist.stage
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """The size of every file in a folder in bytes, by its path from there; links are followed."""
+    """Return the size of every file in a folder in bytes, by its path from there; links are followed."""
     found = {}
     for parent, _, names in os.walk(folder, followlinks=True):
         for name in names:
@@ -30,7 +30,7 @@ def list_files(folder: Path) -> dict[str, int]:
 
 
 def copy(source: Path, target: Path) -> tuple[int, int]:
-    """Copies a folder, and compares the copy; returns how many files and bytes were copied, none where it was there.
+    """Copy a folder, and compare the copy; return how many files and bytes were copied, none where it was there.
 
     Raises:
         HpcdistError: There is no such folder, no room, or the copy is not the same.
@@ -68,7 +68,7 @@ def copy(source: Path, target: Path) -> tuple[int, int]:
 
 
 def clean(target: Path) -> None:
-    """Removes a copy, finished or not."""
+    """Remove a copy, finished or not."""
     for path in (target, *target.parent.glob(f"{target.name}.*.partial")):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -88,7 +88,7 @@ def _digest(path: Path) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs once per node; returns the exit status."""
+    """Run once per node; return the exit status."""
     try:
         if len(arguments) == 2 and arguments[0] == "clean":
             clean(Path(arguments[1]))

@@ -26,13 +26,13 @@ NOISE = ("The `srun` command is available", "`isinstance(treespec, LeafSpec)` is
 
 
 def count_steps(options: Options, steps_per_epoch: int) -> int:
-    """Optimizer steps in all."""
+    """Return the number of optimizer steps in all."""
     steps = options.training.epochs * steps_per_epoch
     return min(steps, options.training.max_steps or steps)
 
 
 def require_compiler() -> None:
-    """Finds out before the first step whether torch.compile can work.
+    """Find out before the first step whether torch.compile can work.
 
     Raises:
         NotReadyError: There is no compiler.
@@ -45,7 +45,7 @@ def require_compiler() -> None:
 
 
 def build_module(options: Options, rank: RankEnvironment, data: ImageData, outcome: Outcome) -> Classifier:
-    """The network, as it is to be trained; says on rank 0 what it is.
+    """Return the network, as it is to be trained; say on rank 0 what it is.
 
     Raises:
         UsageError: There is no such network, or it can't take these images.
@@ -128,7 +128,7 @@ def build_trainer(
 
 
 def own_signals(trainer: pl.Trainer) -> None:
-    """Keeps Lightning from the signals, and from asking all ranks for them before every step.
+    """Keep Lightning from the signals, and from asking all ranks for them before every step.
 
     Lightning 2.6.6 turns SIGTERM into an exit with status 0, a half-trained job that looks completed, and under DDP
     broadcasts a flag in each step for it. It has no option for either; both are private, so a test watches them.

@@ -39,7 +39,7 @@ _NAME = re.compile(r"step-[0-9]{8,}-[0-9a-f]{32}\.ckpt")
 
 
 def write_checkpoint(folder: Path, step: int, content: bytes | memoryview) -> Path:
-    """Writes a checkpoint, then removes all but the last two.
+    """Write a checkpoint, then remove all but the last two.
 
     Raises:
         OSError: The disk is full or read-only; the older ones are untouched.
@@ -53,7 +53,7 @@ def write_checkpoint(folder: Path, step: int, content: bytes | memoryview) -> Pa
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that is as it was written; None when there is none.
+    """Return the newest checkpoint that is as it was written; None when there is none.
 
     A damaged one is warned about and kept under another name, out of the way of the next; one that can't be read now
     may be whole, and stays as it is.
@@ -77,19 +77,19 @@ def _warn(path: Path, reason: str) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what writers that were killed left behind, each as large as a checkpoint; nobody may be writing."""
+    """Remove what writers that were killed left behind, each as large as a checkpoint; nobody may be writing."""
     for path in folder.glob(".step-*.ckpt.*"):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def read_step(path: Path) -> int:
-    """The step after which a checkpoint was taken, from its name."""
+    """Return the step after which a checkpoint was taken, from its name."""
     return int(path.name.split("-")[1])
 
 
 def _list(folder: Path) -> list[Path]:
-    """The checkpoints in order of their steps, and of their times where a step was written twice."""
+    """Return the checkpoints in order of their steps, and of their times where a step was written twice."""
     found = [path for path in folder.glob("step-*.ckpt") if _NAME.fullmatch(path.name)]
     return sorted(found, key=lambda path: (read_step(path), _written_ns(path)))
 
@@ -134,7 +134,7 @@ class Checkpoints:
         self._write_s = 0.0  # from the moment of the last one until it was on the disk
 
     def take(self, trainer: Trainer) -> None:
-        """Copies everything; every rank must call it after the same step."""
+        """Copy everything; every rank must call it after the same step."""
         interrupted = self._clock.enter("checkpoint")
         self.taken_at = time.monotonic()
         strategy = rank_strategy(trainer)
@@ -199,7 +199,7 @@ class Checkpoints:
         }
 
     def find(self) -> Path | None:
-        """The checkpoint to go on from, the same on every rank; None to begin anew.
+        """Return the checkpoint to go on from, the same on every rank; None to begin anew.
 
         Raises:
             UsageError: It is not one of this training.
@@ -226,7 +226,7 @@ class Checkpoints:
         return path
 
     def restore(self, content: dict[str, Any], module: LightningModule) -> None:
-        """Takes up this rank's random numbers and count of samples where they were; Lightning has done the rest."""
+        """Take up this rank's random numbers and count of samples where they were; Lightning has done the rest."""
         tally = module.tally if isinstance(module, Classifier) else Tally()
         states = content[OWN_KEY]["ranks"]
         tests = content[OWN_KEY].get("tests", [])  # checkpoints of release 0.1 have none
@@ -244,7 +244,7 @@ class Checkpoints:
             )
 
     def load(self, path: Path) -> dict[str, Any]:
-        """A checkpoint's content, on the CPU; loading runs no code of it.
+        """Return a checkpoint's content, on the CPU; loading runs no code of it.
 
         Raises:
             UsageError: It is not one of this training.
@@ -265,7 +265,7 @@ class Checkpoints:
         return content
 
     def _check_length(self, path: Path, content: dict[str, Any]) -> None:
-        """Refuses a checkpoint from behind the end of this training."""
+        """Refuse a checkpoint from behind the end of this training."""
         epochs = self._options.training.epochs
         reached, end, unit = read_step(path), self._steps, "step"
         if end is None:

@@ -35,11 +35,11 @@ class ConsoleProgress(Callback):
         self._tested_at: int | None = None
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Starts the epoch's stop-watch."""
+        """Start the epoch's stop-watch."""
         self._epoch_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        """Tells when it is time."""
+        """Tell when it is time."""
         now = time.monotonic()
         if now - self._file_at >= FILE_INTERVAL_S:
             self._file_at = now
@@ -50,7 +50,7 @@ class ConsoleProgress(Callback):
             self._print(self._progress(trainer), "")
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Tells how the epoch went."""
+        """Tell how the epoch went."""
         self._line_at = time.monotonic()
         progress = self._progress(trainer)
         is_new = self._tested_at == progress.step and progress.accuracy is not None
@@ -58,7 +58,7 @@ class ConsoleProgress(Callback):
         self._print(progress, f"{accuracy}  {self._line_at - self._epoch_at:.1f} s")
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes the new accuracy down at once."""
+        """Write the new accuracy down at once."""
         self._tested_at = rank_strategy(trainer).steps_done
         self._file_at = time.monotonic()
         self._write(self._progress(trainer))

@@ -64,7 +64,7 @@ class StartedRanks(ClusterEnvironment):
         """Ignored: the launcher decides."""
 
     def global_rank(self) -> int:
-        """This rank."""
+        """Return this rank."""
         return self._rank.rank
 
     def set_global_rank(self, rank: int) -> None:
@@ -80,7 +80,7 @@ class StartedRanks(ClusterEnvironment):
 
 
 def choose_device(options: Options, rank: RankEnvironment) -> torch.device:
-    """The rank's device.
+    """Return the rank's device.
 
     Raises:
         NotReadyError: GPUs were granted (or demanded) and can't be used.
@@ -115,7 +115,7 @@ def _describe_gpus() -> str:
 
 
 def open_store(rank: RankEnvironment) -> Store:
-    """Reaches the store where the ranks leave words for each other. Rank 0 keeps it, and does not wait for the others.
+    """Reach the store where the ranks leave words for each other. Rank 0 keeps it, and does not wait for the others.
 
     Raises:
         UnmetError: Rank 0 did not open it in time, or can't.
@@ -145,7 +145,7 @@ def open_store(rank: RankEnvironment) -> Store:
 
 
 def join_process_group(rank: RankEnvironment, device: torch.device, store: Store) -> None:
-    """Connects the ranks that have met; a single process needs no group.
+    """Connect the ranks that have met; a single process needs no group.
 
     Raises:
         UnmetError: They don't reach each other.
@@ -165,7 +165,7 @@ def join_process_group(rank: RankEnvironment, device: torch.device, store: Store
 
 @contextmanager
 def _naming(rank: RankEnvironment) -> Iterator[None]:
-    """Says who did not meet whom and where, which torch does not."""
+    """Say who did not meet whom and where, which torch does not."""
     address = f"{rank.main_address}:{rank.main_port}"
     started = time.monotonic()
     try:
@@ -194,7 +194,7 @@ def find_longest(seconds: float, device: torch.device) -> float:
 
 
 def count_ranks_here(rank: RankEnvironment) -> int:
-    """Ranks on this machine, also where one machine plays several nodes; every rank must call it.
+    """Count the ranks on this machine, also where one machine plays several nodes; every rank must call it.
 
     A machine is told by its boot id (random(4)), because emulated nodes have host names of their own.
     """
@@ -216,7 +216,7 @@ def choose_threads(cpus_per_task: int, ranks_here: int) -> int:
 
 
 def use_threads(threads: int) -> None:
-    """Computes with this many threads from now on.
+    """Compute with this many threads from now on.
 
     The variable is for Lightning: without it each rank of 2 x 1 on one machine would be given all of its cores, because
     Lightning counts the ranks of a node, and their threads would spin against each other (a third of the speed).

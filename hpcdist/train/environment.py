@@ -28,11 +28,11 @@ class Slowdown(msgspec.Struct, frozen=True, kw_only=True):
     compute_s: float = 0.0
 
     def compute_s_of(self, rank: int) -> float:
-        """What this rank sleeps in each forward pass, in seconds."""
+        """Return what this rank sleeps in each forward pass, in seconds."""
         return self.compute_s if rank == self.rank else 0.0
 
     def sentences(self) -> list[str]:
-        """What is slowed down, so that nobody takes it for the machine's speed."""
+        """Return what is slowed down, so that nobody takes it for the machine's speed."""
         slowed = []
         if self.data_s:
             slowed.append(f"drill: each batch comes {1e3 * self.data_s:g} ms late ({SLOW_DATA})")
@@ -42,7 +42,7 @@ class Slowdown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_slowdown(env: Mapping[str, str]) -> Slowdown:
-    """Reads `HPCDIST_DRILL_SLOW_DATA_S=0.01` and `HPCDIST_DRILL_SLOW_RANK=1:0.01`.
+    """Read `HPCDIST_DRILL_SLOW_DATA_S=0.01` and `HPCDIST_DRILL_SLOW_RANK=1:0.01`.
 
     Raises:
         UsageError: A value is of another form.
@@ -115,7 +115,7 @@ class RankEnvironment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
-    """The rank's surroundings; without torch's variables a process of its own.
+    """Return the rank's surroundings; without torch's variables a process of its own.
 
     Args:
         env: Environment variables.
@@ -151,7 +151,7 @@ def read_environment(env: Mapping[str, str], now_s: float) -> RankEnvironment:
 
 
 def check_layout(layout: Layout, rank: RankEnvironment, env: Mapping[str, str]) -> None:
-    """Compares what was asked for with what was started.
+    """Compare what was asked for with what was started.
 
     Raises:
         UsageError: They differ; the message has both figures.
@@ -172,7 +172,7 @@ def check_layout(layout: Layout, rank: RankEnvironment, env: Mapping[str, str]) 
 
 
 def check_logger(name: str | None) -> None:
-    """Finds out on every rank, before anything is imported, whether what is to log is there.
+    """Find out on every rank, before anything is imported, whether what is to log is there.
 
     Raises:
         NotReadyError: wandb is asked for and not installed.

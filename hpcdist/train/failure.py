@@ -47,7 +47,7 @@ class FailureReporter:
         self._signals = ENDING_SIGNALS - {signal.SIGTERM} if rank.stop_file else ENDING_SIGNALS
 
     def watch(self) -> None:
-        """Takes over signals and uncaught exceptions; to be called before any thread is started.
+        """Take over signals and uncaught exceptions; to be called before any thread is started.
 
         The signals are blocked and a thread waits for them. A handler would not do: Python runs it between two
         bytecodes, and a rank that waits for a dead peer inside gloo or NCCL executes none.
@@ -72,7 +72,7 @@ class FailureReporter:
             os._exit(128 + number)
 
     def end(self, error: BaseException) -> None:
-        """Ends the rank with this error; never returns."""
+        """End the rank with this error; never return."""
         try:
             status = self._explain(error)
             self._outcome.write()

@@ -47,7 +47,7 @@ READING_S = 60.0
 
 
 def train(options: Options, rank: RankEnvironment, data_dir: Path, outcome: Outcome, reporter: FailureReporter) -> None:
-    """Trains to the end.
+    """Train to the end.
 
     Raises:
         HpcdistError: Something a user can mend is in the way.

@@ -44,18 +44,18 @@ class RunLogger(TensorBoardLogger):
         return str(self._folder)
 
     def save(self) -> None:
-        """Puts what was logged on disk now and then: Lightning asks for it at every point, and each takes 5 ms."""
+        """Put what was logged on disk now and then: Lightning asks for it at every point, and each takes 5 ms."""
         now = time.monotonic()
         if now - self._flushed_at >= FLUSH_INTERVAL_S:
             self._flushed_at = now
             self.experiment.flush()
 
     def finalize(self, status: str) -> None:
-        """Puts what was logged on disk, and stays open for the summary; Lightning would begin a second file."""
+        """Put what was logged on disk, and stay open for the summary; Lightning would begin a second file."""
         self.experiment.flush()
 
     def log_options(self, options: Options) -> None:
-        """Writes every option and the layout as hyperparameters; rank 0 alone may call it."""
+        """Write every option and the layout as hyperparameters; rank 0 alone may call it."""
         from torch.utils.tensorboard.summary import hparams  # slow, and ranks without TensorBoard never need it
 
         # The values do not matter here: HParams takes those of the scalars with these names.
@@ -66,7 +66,7 @@ class RunLogger(TensorBoardLogger):
 
 
 def describe_options(options: Options) -> dict[str, Any]:
-    """Every option that has a value, by its name, and what follows from them."""
+    """Return every option that has a value, by its name, and what follows from them."""
     chosen = msgspec.structs.asdict(options.layout) | msgspec.structs.asdict(options.training)
     chosen |= {"batch_size": options.batch_size, "world_size": options.layout.world_size, "layout": options.layout.name}
     theirs = ("batch_size", "lr", "optimizer") if options.training.module else ()  # a module of one's own has its own
@@ -74,7 +74,7 @@ def describe_options(options: Options) -> dict[str, Any]:
 
 
 def sum_up(metrics: TrainingMetrics) -> dict[str, float]:
-    """The figures of a whole run, as points at its last step."""
+    """Return the figures of a whole run, as points at its last step."""
     figures = {f"phases/{name}_s": seconds for name, seconds in metrics.phases_s.items()}
     names = ("images_per_s", "step_time_s", "parameters", "flops_per_image")
     figures |= {name: getattr(metrics, name) for name in names if getattr(metrics, name) is not None}
@@ -104,12 +104,12 @@ class RunWandb(WandbLogger):
         super().__init__(project=os.environ.get("WANDB_PROJECT", "hpcdist"), name=name, id=name, save_dir=folder)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes points at their own step: wandb drops those that an earlier attempt had already."""
+        """Write points at their own step: wandb drops those that an earlier attempt had already."""
         self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
 
 
 def why_offline(env: Mapping[str, str]) -> str | None:
-    """Why wandb's server is no use; None where it is, or where `WANDB_MODE` decides."""
+    """Return why wandb's server is no use; None where it is, or where `WANDB_MODE` decides."""
     if "WANDB_MODE" in env:
         return None
     host = urlsplit(env.get("WANDB_BASE_URL", WANDB_HOST))
@@ -145,24 +145,24 @@ class RunLoggers:
         self.all: list[Logger] = [logger for logger in (board, beside) if logger]
 
     def log_metrics(self, points: dict[str, float], step: int) -> None:
-        """Writes a point of each curve."""
+        """Write a point of each curve."""
         for logger in self.all:
             logger.log_metrics(points, step)
 
     def log_options(self, options: Options) -> None:
-        """Writes every option and the layout as hyperparameters."""
+        """Write every option and the layout as hyperparameters."""
         if self._board:
             self._board.log_options(options)
         if isinstance(self._beside, WandbLogger):
             self._beside.log_hyperparams(describe_options(options))
 
     def log_summary(self, metrics: TrainingMetrics) -> None:
-        """Writes the figures of the whole run at its last step, and closes."""
+        """Write the figures of the whole run at its last step, and close."""
         self.log_metrics(sum_up(metrics), metrics.steps or 0)
         self.close()
 
     def close(self) -> None:
-        """Puts everything on disk."""
+        """Put everything on disk."""
         if self._board:
             self._board.experiment.close()
         if isinstance(self._beside, WandbLogger):
@@ -170,7 +170,7 @@ class RunLoggers:
 
 
 def open_loggers(options: Options, rank: RankEnvironment, first_step: int) -> RunLoggers | None:
-    """The loggers of this rank; None of one that logs nothing.
+    """Return the loggers of this rank; None of one that logs nothing.
 
     Args:
         first_step: Where it goes on: what an earlier attempt logged from here on is void.
@@ -217,7 +217,7 @@ class RunCsv(CSVLogger):
         return super().experiment
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        """Writes a line at once: one that only waited could lie before a checkpoint, and would be lost with a kill."""
+        """Write a line at once: one that only waited could lie before a checkpoint, and would be lost with a kill."""
         super().log_metrics(metrics, step)
         self.save()
 

@@ -43,14 +43,14 @@ class Recorder(Callback):
         self._step, self._is_cpu = trainer.global_step, module.device.type == "cpu"
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Notes the learning rate: after the step it is the next one's."""
+        """Note the learning rate: after the step it is the next one's."""
         if self._logs_at(self._step + 1):
             self._lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Counts the step."""
+        """Count the step."""
         if not ends_step(trainer):
             return
         self._images = rank_strategy(trainer).count_images(batch, self._images)
@@ -84,13 +84,13 @@ class Recorder(Callback):
             self._logger.log_metrics(points, step)
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Stops the training's stop-watches."""
+        """Stop the training's stop-watches."""
         settle(module.device)
         self._interrupted = self._clock.enter("validation")
         self._outcome.learn(**self._speed())
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Notes the test accuracy."""
+        """Note the test accuracy."""
         accuracy, loss = self._test_figures(trainer, module)
         if accuracy is not None:
             step = rank_strategy(trainer).steps_done
@@ -106,24 +106,24 @@ class Recorder(Callback):
         return classifier.test_accuracy, classifier.test_loss
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Counts the epoch, unless `max_steps` cut it short."""
+        """Count the epoch, unless `max_steps` cut it short."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._outcome.learn(epochs=rank_strategy(trainer).epochs_done)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Stops measuring."""
+        """Stop measuring."""
         settle(module.device)
         self._outcome.learn(**self._speed())
         self._clock.enter("other")
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Ends the rank before Lightning cleans up, which can wait for ranks that are gone."""
+        """End the rank before Lightning cleans up, which can wait for ranks that are gone."""
         if self._logger and isinstance(exception, StoppedError):
             self._logger.close()
         self._reporter.end(exception)
 
     def images_per_s(self) -> float | None:
-        """Training throughput over all ranks since the first step; None before the second."""
+        """Return the training throughput over all ranks since the first step; None before the second."""
         steady_s = self._clock.seconds().get("steady", 0.0)
         images = self._images - self._first_images
         return images / steady_s if images and steady_s else None
@@ -173,7 +173,7 @@ class SpeedTrial(Callback):
         self._next = 0
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
-        """Looks at the clock when it is time."""
+        """Look at the clock when it is time."""
         step = trainer.global_step
         if not ends_step(trainer) or step < self._next:
             return

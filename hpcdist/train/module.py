@@ -58,13 +58,13 @@ class Classifier(LightningModule):
         self._test_sums = torch.zeros(3, dtype=torch.float64)
 
     def configure_optimizers(self) -> Any:
-        """One optimizer, its learning rate set before each step."""
+        """Return the optimizer, its learning rate set before each step."""
         optimizer = build_optimizer(self.training_options.optimizer, self.network, self.rates.lr)
         schedule = follow(optimizer, self.rates)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        """Chooses the epoch's order."""
+        """Choose the epoch's order."""
         data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
         data.train_batches.epoch = self.current_epoch
 
@@ -91,7 +91,7 @@ class Classifier(LightningModule):
         return logits_BK
 
     def reduce_last_step(self) -> tuple[float, float]:
-        """Mean loss and accuracy of the last step's batch over all ranks; every rank must call it.
+        """Return the mean loss and accuracy of the last step's batch over all ranks; every rank must call it.
 
         Where each rank trains for itself it is this rank's.
         """
@@ -103,11 +103,11 @@ class Classifier(LightningModule):
         return loss / max(1, count), correct / max(1, count)
 
     def on_validation_epoch_start(self) -> None:
-        """Starts the sums anew."""
+        """Start the sums anew."""
         self._test_sums = torch.zeros(3, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds one batch of this rank's share."""
+        """Add one batch of this rank's share."""
         if not len(batch.labels_B):
             return
         logits_BK = self.network(batch.images_BCHW)
@@ -115,7 +115,7 @@ class Classifier(LightningModule):
         self._test_sums += _step_sums(loss_sum, logits_BK, batch.labels_B)
 
     def on_validation_epoch_end(self) -> None:
-        """Sums over ranks: exact, and the same figure on each."""
+        """Sum over ranks: exact, and the same figure on each."""
         loss_sum, correct, count = self._sum_over_ranks(self._test_sums)
         self.test_loss, self.test_accuracy = loss_sum / count, correct / count
         self.tested_at_step = rank_strategy(self.trainer).steps_done
@@ -134,7 +134,7 @@ def ends_step(trainer: Trainer) -> bool:
 
 
 def _step_sums(loss_sum: Tensor, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Sum of losses, correct answers and samples, as one tensor of three doubles."""
+    """Return the sum of losses, correct answers and samples, as one tensor of three doubles."""
     correct = (logits_BK.argmax(dim=1) == labels_B).sum()
     count = torch.tensor(len(labels_B), device=labels_B.device)
     return torch.stack([loss_sum.double(), correct.double(), count.double()])

@@ -43,7 +43,7 @@ class SmallCnn(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Class scores before softmax, `logits_BK`."""
+        """Return class scores before softmax, `logits_BK`."""
         features_BCHW = functional.relu(self.conv1(images_BCHW))
         # The maximum of what relu leaves is what relu leaves of the maximum: pooling first is a quarter of the work.
         features_BCHW = functional.relu(functional.max_pool2d(self.conv2(features_BCHW), 2))
@@ -52,7 +52,7 @@ class SmallCnn(nn.Module):
 
 
 def build_optimizer(name: str, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of `Training.optimizer`, with its usual settings."""
+    """Return the optimizer of `Training.optimizer`, with its usual settings."""
     parameters = module.parameters()
     # fused: one call for all tensors; on a CPU the default makes a dozen small ones for each.
     match name:
@@ -79,7 +79,7 @@ class OneCycle(torch.optim.lr_scheduler.OneCycleLR):
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the step, and stays as long as it was made."""
+        """Take up the step, and stay as long as it was made."""
         length = {name: getattr(self, name) for name in ("total_steps", "_schedule_phases")}
         super().load_state_dict(state_dict | length)
 
@@ -123,7 +123,7 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_network(name: str | None, shape: Shape, class_count: int) -> nn.Module:
-    """The network for images of `shape` (channels, height, width).
+    """Return the network for images of `shape` (channels, height, width).
 
     Raises:
         UsageError: There is no network of this name, or it can't take such images.
@@ -167,7 +167,7 @@ def _build_torchvision(name: str, shape: Shape, class_count: int) -> nn.Module:
 
 
 def _set_channels(network: nn.Module, channels: int) -> None:
-    """Makes the first convolution take images of so many channels."""
+    """Make the first convolution take images of so many channels."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             if layer.in_channels != channels:
@@ -240,7 +240,7 @@ def _forward_one(network: nn.Module, shape: Shape, device: torch.device) -> None
 
 
 def measure_size(network: nn.Module, shape: Shape, device: torch.device) -> Size:
-    """Counts parameters and operations."""
+    """Count parameters and operations."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

@@ -79,7 +79,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_options(arguments: list[str]) -> Options:
-    """Reads the command line.
+    """Read the command line.
 
     Raises:
         UsageError: An option is unknown, or its value can't be used.

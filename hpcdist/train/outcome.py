@@ -30,7 +30,7 @@ class Clock:
         self._seconds: dict[str, float] = {}
 
     def enter(self, phase: str) -> str:
-        """Ends the current phase and begins another; returns the one that ended."""
+        """End the current phase and begin another; return the one that ended."""
         now = time.perf_counter()
         ended = self._phase
         self._seconds[ended] = self._seconds.get(ended, 0.0) + now - self._since
@@ -39,7 +39,7 @@ class Clock:
         return ended
 
     def seconds(self) -> dict[str, float]:
-        """Seconds in each phase until now, in the order they were first entered."""
+        """Return the seconds in each phase until now, in the order they were first entered."""
         running = self._seconds.get(self._phase, 0.0) + time.perf_counter() - self._since
         return {**self._seconds, self._phase: running}
 
@@ -72,11 +72,11 @@ class StepTimes:
         self._since, self._pending = None, 0
 
     def last_s(self) -> float | None:
-        """The last step, in seconds; None before there are two."""
+        """Return the last step, in seconds; None before there are two."""
         return self._durations_s[-1] if self._durations_s else None
 
     def median_s(self) -> float | None:
-        """The median step, in seconds; None before there are two."""
+        """Return the median step, in seconds; None before there are two."""
         return statistics.median(self._durations_s) if self._durations_s else None
 
 
@@ -95,20 +95,20 @@ class Outcome:
         self._counts: dict[str, int] = {}
 
     def learn(self, **figures: Any) -> None:
-        """Replaces fields of `TrainingMetrics`."""
+        """Replace fields of `TrainingMetrics`."""
         self._known = msgspec.structs.replace(self._known, **figures)
 
     def count(self, *, steps: int, samples: int) -> None:
-        """Replaces the two that change in every step, where a new `TrainingMetrics` each time would cost."""
+        """Replace the two that change in every step, where a new `TrainingMetrics` each time would cost."""
         self._counts = {"steps": steps, "samples": samples}
 
     def metrics(self) -> TrainingMetrics:
-        """What is known now."""
+        """Return what is known now."""
         phases_s = {name: round(seconds, 6) for name, seconds in self.clock.seconds().items()}
         return msgspec.structs.replace(self._known, phases_s=phases_s, **self._counts)
 
     def write(self) -> None:
-        """Writes the file.
+        """Write the file.
 
         Raises:
             OSError: It can't be written.

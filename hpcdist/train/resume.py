@@ -46,13 +46,13 @@ class SyncPoints(Callback):
         self._test_s = math.inf  # until one was seen
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Starts the stop-watches."""
+        """Start the stop-watches."""
         step = rank_strategy(trainer).steps_done
         self._agreed = (step, time.monotonic())
         self._next = step + 1
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
-        """Agrees when it is time, but not between the last step of an epoch and its test, nor within a step."""
+        """Agree when it is time, but not between the last step of an epoch and its test, nor within a step."""
         if not ends_step(trainer):
             return
         strategy = rank_strategy(trainer)
@@ -64,7 +64,7 @@ class SyncPoints(Callback):
             self._pause(trainer, module, step)
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Agrees when it is time since the last step of the epoch before: an epoch may be a single step."""
+        """Agree when it is time since the last step of the epoch before: an epoch may be a single step."""
         strategy = rank_strategy(trainer)
         if strategy.is_paused is None and strategy.steps_done >= self._next:
             self._pause(trainer, module, strategy.steps_done)
@@ -108,7 +108,7 @@ class SyncPoints(Callback):
         return bool(stop), bool(save)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Takes the last one."""
+        """Take the last one."""
         self._checkpoints.take(trainer)
         self._checkpoints.wait()
 
@@ -125,7 +125,7 @@ class ResumeCallback(Callback):
         self._content = content
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Counts the epochs that were trained to their end, whichever moment the checkpoint was taken at.
+        """Count the epochs that were trained to their end, whichever moment the checkpoint was taken at.
 
         Lightning has counted the epoch that `max_steps` cut short, and would not train the rest of it.
         """
@@ -140,7 +140,7 @@ class ResumeCallback(Callback):
                 counts["processed"] = counts["completed"] = counts["ready"] - 1
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Settles the next epoch, the order of sums, then the random numbers."""
+        """Settle the next epoch, the order of sums, then the random numbers."""
         if trainer.fit_loop.restarting and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             _begin_epoch(trainer)
         if trainer.world_size > 1 and isinstance(module, Classifier):
@@ -151,7 +151,7 @@ class ResumeCallback(Callback):
 
 
 def _begin_epoch(trainer: Trainer) -> None:
-    """Has Lightning begin the next epoch as it does in the middle of a run.
+    """Have Lightning begin the next epoch as it does in the middle of a run.
 
     It would go back into the one that is done, and how it leaves that differs with what else was asked for: with
     `max_steps` it counts an epoch that nobody trained [Lightning 2.6.6].
@@ -162,7 +162,7 @@ def _begin_epoch(trainer: Trainer) -> None:
 
 
 def _settle_buckets(trainer: Trainer, module: Classifier) -> None:
-    """Has DDP choose its buckets now, by a backward pass without samples.
+    """Have DDP choose its buckets now, by a backward pass without samples.
 
     DDP sorts gradients into buckets anew after the first backward pass of a process, by the order in which they came.
     With three or more ranks that changes the order in which they are added up, so a first step that went on from a

@@ -32,7 +32,7 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
     warm_up_steps: int = 0
 
     def factor(self, step: int) -> float:
-        """The rate of a step, counted from 0, as a share of `lr`; not for the one-cycle schedule."""
+        """Return the rate of a step, counted from 0, as a share of `lr`; not for the one-cycle schedule."""
         if step < self.warm_up_steps:
             begin = self.start / self.lr
             return begin + (1 - begin) * step / self.warm_up_steps
@@ -80,14 +80,14 @@ def plan_rates(
 
 
 def follow(optimizer: torch.optim.Optimizer, rates: Rates) -> torch.optim.lr_scheduler.LRScheduler:
-    """What sets the optimizer's rate before each step."""
+    """Return what sets the optimizer's rate before each step."""
     if rates.schedule == "one-cycle":
         return build_schedule(optimizer, rates.lr, rates.steps)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rates.factor)
 
 
 def describe_rates(rates: Rates, *, asked: float, batch_size: int, lr_batch: int, scaled: bool) -> str | None:
-    """What to say where the batch is not the one that the learning rate is for."""
+    """Return what to say where the batch is not the one that the learning rate is for."""
     if batch_size == lr_batch:
         return None
     if not scaled:

@@ -48,7 +48,7 @@ class StepProfiler(Callback):
         self._last: Tensor | None = None
 
     def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The loader's batches; what making each of them takes is booked to the data."""
+        """Yield the loader's batches; what making each of them takes is booked to the data."""
         while True:
             self._timer.end_part("other")
             if self._data_delay_s:
@@ -60,7 +60,7 @@ class StepProfiler(Callback):
             yield batch
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Hooks itself into the network, and notes what its gradients weigh."""
+        """Hook itself into the network, and note what its gradients weigh."""
         network = module.network
         if not isinstance(network, nn.Module):
             raise TypeError(f"{type(network).__name__} is no network")
@@ -94,7 +94,7 @@ class StepProfiler(Callback):
         self._timer.end_part(part)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
-        """Ends the step, unless it was only a part of one."""
+        """End the step, unless it was only a part of one."""
         if not ends_step(trainer):
             self._timer.end_part("other")
             return
@@ -105,11 +105,11 @@ class StepProfiler(Callback):
             self._learn()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Writes down what is known before something else may end the training."""
+        """Write down what is known before something else may end the training."""
         self._learn()
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Stops measuring."""
+        """Stop measuring."""
         self._learn()
         _remove(self._search)
         _remove(self._hooks)
@@ -119,7 +119,7 @@ class StepProfiler(Callback):
 
 
 def _hook(parameter: Tensor, hear: Callable[[Tensor], None]) -> RemovableHandle:
-    """Calls it each time the parameter's gradient is there."""
+    """Call it each time the parameter's gradient is there."""
     handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(hear)  # type: ignore[no-untyped-call]
     return handle
 

@@ -30,7 +30,7 @@ TRAIN_LOSS_NAMES = ("train/loss", "train_loss", "loss")
 
 
 def load_class(name: str, kind: type[Any]) -> Any:
-    """The class that `package.module:Class` names; the folder that the job started in is on the path.
+    """Return the class that `package.module:Class` names; the folder that the job started in is on the path.
 
     Raises:
         UsageError: There is none, or it is of another kind.
@@ -48,7 +48,7 @@ def load_class(name: str, kind: type[Any]) -> Any:
 
 
 def make(name: str, kind: type[Any]) -> Any:
-    """An object of the class that `package.module:Class` names.
+    """Return an object of the class that `package.module:Class` names.
 
     Raises:
         UsageError: There is no such class, or it can't be made without arguments.
@@ -82,7 +82,7 @@ class OwnRecorder(Recorder):
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: object, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the step; a rank's samples stand for every rank's."""
+        """Count the step; a rank's samples stand for every rank's."""
         mine = extract_batch_size(batch)
         self._samples += mine
         self._images += mine * trainer.world_size

@@ -33,14 +33,14 @@ class Watchdog(Callback):
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Watches from now on; further calls say that all is well."""
+        """Watch from now on; further calls say that all is well."""
         self._alive()
         if self._thread is None:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Stops watching. In a process that goes on, a thread left behind would end what comes later."""
+        """Stop watching. In a process that goes on, a thread left behind would end what comes later."""
         self._over.set()
 
     def on_fit_start(self, trainer: Trainer, module: LightningModule) -> None:

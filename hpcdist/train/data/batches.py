@@ -33,12 +33,12 @@ class CropFlip(NamedTuple):
     mirrored_B: Tensor
 
     def cut(self, begin: int, end: int, device: torch.device) -> "CropFlip":
-        """Those of a part of the batch."""
+        """Return those of a part of the batch."""
         return CropFlip(*(numbers_B[begin:end].to(device, non_blocking=True) for numbers_B in self))
 
 
 def draw_crop_flips(kind: Augmentation, count: int, seed: int, epoch: int, batch: int) -> CropFlip:
-    """The crops and flips of a batch of `count` images over all ranks."""
+    """Return the crops and flips of a batch of `count` images over all ranks."""
     generator = torch.Generator().manual_seed(((seed * 1_000_003 + epoch) * 1_000_003 + batch) % (1 << 63))
     offsets_2B = torch.randint(0, 2 * PADDING + 1, (2, count), generator=generator)
     mirrored_B = torch.rand(count, generator=generator) < 0.5
@@ -89,7 +89,7 @@ class Normalisation(NamedTuple):
     standard_deviation: tuple[float, ...] = (STANDARD_DEVIATION,)
 
     def apply(self, pixels_BCHW: Tensor) -> Tensor:
-        """The images as floats."""
+        """Return the images as floats."""
         if len(self.mean) == 1:
             offset, scale = 255 * self.mean[0], 1 / (255 * self.standard_deviation[0])
             return torch.sub(pixels_BCHW, offset).mul_(scale)
@@ -121,7 +121,7 @@ class Split(NamedTuple):
         return channels, height, width
 
     def select(self, indices_B: Tensor, global_count: int, crop_flips: CropFlip | None = None) -> Batch:
-        """The samples at these indices, normalised."""
+        """Return the samples at these indices, normalised."""
         pixels = self.images_NHW.index_select(0, indices_B)
         pixels_BCHW = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
         if crop_flips is not None:
@@ -152,7 +152,7 @@ def cut_shard(count: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def shuffle_indices(count: int, seed: int, epoch: int) -> Tensor:
-    """The order of an epoch, `indices_N`: the same on every rank, another one each epoch."""
+    """Return the order of an epoch, `indices_N`: the same on every rank, another one each epoch."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
     return torch.randperm(count, generator=generator)
 
@@ -183,11 +183,11 @@ class TrainBatches:
         self._ordered, self._order_N = -1, torch.empty(0, dtype=torch.int64)  # the epoch whose order is known
 
     def state_dict(self) -> dict[str, int]:
-        """Where in which epoch the training is (Lightning keeps it in its checkpoints)."""
+        """Return where in which epoch the training is (Lightning keeps it in its checkpoints)."""
         return {"epoch": self.epoch, "batch": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Begins the next pass there."""
+        """Begin the next pass there."""
         self.epoch, self._skipped = state["epoch"], state["batch"]
 
     def __len__(self) -> int:
@@ -200,7 +200,7 @@ class TrainBatches:
             yield self.cut(batch, part, self._accumulate, self._rank, self._world_size)
 
     def cut(self, batch: int, part: int, parts: int, rank: int, world_size: int) -> RankSlice:
-        """What a rank computes of a part of a batch of this epoch."""
+        """Return what a rank computes of a part of a batch of this epoch."""
         if self._ordered != self.epoch:
             order_N = shuffle_indices(len(self.split.labels_N), self.seed, self.epoch)
             self._ordered, self._order_N = self.epoch, order_N.to(self.split.labels_N.device)
@@ -213,7 +213,7 @@ class TrainBatches:
         return RankSlice(self._order_N[begin + mine : begin + part_begin + last], mine, batch, count)
 
     def load(self, slices: Iterator[RankSlice]) -> Iterator[Batch]:
-        """The samples of the slices."""
+        """Yield the samples of the slices."""
         kind = self.split.augmentation
         for part in slices:
             crop_flips = None
@@ -223,7 +223,7 @@ class TrainBatches:
             yield self.split.select(part.indices_B, part.global_count, crop_flips)
 
     def nothing(self) -> Batch:
-        """A batch without samples."""
+        """Return a batch without samples."""
         return self.split.select(torch.empty(0, dtype=torch.int64, device=self.split.labels_N.device), 1)
 
     def _count(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -251,7 +251,7 @@ class EvalBatches:
         return self._length
 
     def indices(self) -> Iterator[Tensor]:
-        """The samples of each batch."""
+        """Yield the samples of each batch."""
         indices_N = torch.arange(self._begin, self._end, device=self.split.labels_N.device)
         for number in range(self._length):
             yield indices_N[number * self.batch_size : (number + 1) * self.batch_size]
@@ -288,20 +288,20 @@ class ImageData(LightningDataModule):
         self.class_count = class_count
 
     def train_dataloader(self) -> TrainBatches:
-        """This rank's training batches."""
+        """Return this rank's training batches."""
         return self.train_batches
 
     def val_dataloader(self) -> EvalBatches:
-        """This rank's share of the test set."""
+        """Return this rank's share of the test set."""
         return self.test_batches
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """The samples are on the device already."""
+        """Return the batch, whose samples are on the device already."""
         return batch
 
 
 def read_mnist(data_dir: Path, device: torch.device, *, train: bool) -> Split:
-    """MNIST's training or test set, read through torchvision and kept on the device; nothing is downloaded."""
+    """Return MNIST's training or test set, read through torchvision and kept on the device; nothing is downloaded."""
     import torchvision
 
     dataset = torchvision.datasets.MNIST(str(data_dir), train=train, download=False)

@@ -53,7 +53,7 @@ class Picture(NamedTuple):
     height: int
 
     def cut(self, box: tuple[float, float, float, float], side: int) -> Image.Image:
-        """A part of the image, given in its own pixels, as a square."""
+        """Return a part of the image, given in its own pixels, as a square."""
         kept = len(self.pixels_HWC)
         across, down = kept / self.width, kept / self.height
         left, top, right, bottom = box
@@ -66,7 +66,7 @@ class BadImageError(HpcdistError):
 
 
 def decode_picture(path: str, side: int) -> Picture:
-    """The image of a file, squeezed into a square of this side.
+    """Return the image of a file, squeezed into a square of this side.
 
     Raises:
         BadImageError: It can't be decoded.
@@ -94,12 +94,12 @@ class Decoded:
         self._pixels_NHWC = numpy.memmap(path, numpy.uint8, "r+", SIZE_BYTES * count, (count, side, side, 3))
 
     def find(self, place: int) -> Picture | None:
-        """A picture that any process has kept."""
+        """Return a picture that any process has kept."""
         width, height = self._sizes_N2[place].tolist()
         return Picture(self._pixels_NHWC[place], width, height) if width else None
 
     def keep(self, place: int, picture: Picture) -> None:
-        """Keeps a picture for all."""
+        """Keep a picture for all."""
         self._pixels_NHWC[place] = picture.pixels_HWC
         self._sizes_N2[place, 1] = picture.height
         # Last: who finds a width takes the rest for written.
@@ -112,7 +112,7 @@ def count_bytes(count: int, side: int) -> int:
 
 
 def keep_decoded(count: int, side: int, rank: RankEnvironment) -> Decoded | None:
-    """Room for a set's pictures on the node's own disk; None where there is not enough. Every rank must call it.
+    """Return room for a set's pictures on the node's own disk; None where there is not enough. Every rank must call it.
 
     The file has no name any more when this returns: however the job ends, nothing is left behind.
     """
@@ -154,7 +154,7 @@ def _make_file(size_bytes: int) -> Path | None:
 
 
 def find_room(folder: Path) -> int:
-    """Bytes that a file in the folder may have."""
+    """Return the bytes that a file in the folder may have."""
     room = int(ROOM_SHARE * shutil.disk_usage(folder).free)
     above = {str(one) for one in (folder.resolve(), *folder.resolve().parents)}
     mounts = [mount for mount in psutil.disk_partitions(all=True) if mount.mountpoint in above]
@@ -241,14 +241,14 @@ class Images(Dataset[tuple[Tensor, Tensor] | BadImageError]):
 
 
 def cut_middle(width: int, height: int) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of the square in the middle."""
+    """Return left, top, right and bottom of the square in the middle."""
     side = KEPT_SHARE * min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side
 
 
 def draw_crop(width: int, height: int, chance: random.Random) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a random part, as torchvision's RandomResizedCrop draws it."""
+    """Return left, top, right and bottom of a random part, as torchvision's RandomResizedCrop draws it."""
     for _ in range(ATTEMPTS):
         area = width * height * chance.uniform(*AREA)
         ratio = math.exp(chance.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
@@ -277,7 +277,7 @@ class Workers:
         )
 
     def decode(self, asked: list[list[Sample]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches, normalised and on the device.
+        """Yield the batches, normalised and on the device.
 
         Raises:
             BadImageError: A file can't be decoded.
@@ -312,7 +312,7 @@ class FolderTrainBatches(TrainBatches):
         self._workers = workers
 
     def load(self, slices: Iterator[RankSlice]) -> Iterator[Batch]:
-        """The slices' images, decoded by the workers."""
+        """Yield the slices' images, decoded by the workers."""
         plan = list(slices)
         begin = f"{self.seed} {self.epoch}"
         asked = [[Sample(index, f"{begin} {index}") for index in part.indices_B.tolist()] for part in plan]
@@ -336,7 +336,7 @@ class FolderEvalBatches(EvalBatches):
 
 
 def _index(images: Images, side: int) -> Split:
-    """What cutting into batches has to know of a folder: an image of no memory for each label."""
+    """Return what cutting into batches has to know of a folder: an image of no memory for each label."""
     pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(len(images), -1, -1, -1)
     return Split(pixels, torch.tensor(images.labels), IMAGENET)
 
@@ -350,7 +350,7 @@ def open_folder(
     keep: Keep | None = None,
     **cut: int,
 ) -> ImageData:
-    """A folder with `train/<class>/` and `val/<class>/` (or `test/`), as one rank sees it.
+    """Return a folder with `train/<class>/` and `val/<class>/` (or `test/`), as one rank sees it.
 
     Args:
         side: Of the square that each image becomes, in pixels.

@@ -21,7 +21,7 @@ CHUNK = 1000
 
 
 def read_data(options: Options, rank: RankEnvironment, data_dir: Path, device: torch.device, threads: int) -> ImageData:
-    """The training and test set of this rank.
+    """Return the training and test set of this rank.
 
     Raises:
         NotReadyError: What reads them is not installed.
@@ -52,7 +52,7 @@ def read_data(options: Options, rank: RankEnvironment, data_dir: Path, device: t
 
 
 def read_split(dataset: Dataset, data_dir: Path, device: torch.device, *, train: bool) -> Split:
-    """A dataset's training or test set, read through torchvision and kept on the device; nothing is downloaded.
+    """Return a dataset's training or test set, read through torchvision and kept on the device; nothing is downloaded.
 
     Raises:
         NotReadyError: What torchvision reads it with is not installed.
@@ -89,7 +89,7 @@ def _require_scipy() -> None:
 
 
 def make_split(made: Synthetic, device: torch.device, *, train: bool) -> Split:
-    """Made-up images: a blurred pattern per class under noise, the same in every process and run."""
+    """Return made-up images: a blurred pattern per class under noise, the same in every process and run."""
     channels, height, width = made.shape
     patterns = torch.randn(made.class_count, channels, 4, 4, generator=_seeded(0))
     patterns_KCHW = functional.interpolate(patterns, (height, width), mode="bilinear", align_corners=False)

@@ -23,7 +23,7 @@ class PartBatches(TrainBatches):
         self.watch = whole.watch
 
     def __len__(self) -> int:
-        """The most that one rank can get: all parts."""
+        """Return the most that one rank can get: all parts."""
         return self.steps_per_epoch * self._parts * self._pieces
 
     def __iter__(self) -> Iterator[Batch]:

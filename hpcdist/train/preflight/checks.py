@@ -38,7 +38,7 @@ WARN_SKEW_S = 1.0
 
 
 def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, reporter: FailureReporter) -> torch.device:
-    """Meets the other ranks, checks the nodes, joins the process group, and measures it; returns the rank's device.
+    """Meet the other ranks, check the nodes, join the process group, and measure it; return the rank's device.
 
     Raises:
         BadNodeError: A node is not fit.
@@ -70,7 +70,7 @@ def preflight(options: Options, rank: RankEnvironment, outcome: Outcome, reporte
 
 
 def _reach_rank_0(rank: RankEnvironment, outcome: Outcome) -> Store:
-    """The store that rank 0 keeps.
+    """Return the store that rank 0 keeps.
 
     Raises:
         BadNodeError: srun started all ranks, and rank 0 has none.
@@ -89,7 +89,7 @@ def _reach_rank_0(rank: RankEnvironment, outcome: Outcome) -> Store:
 
 
 def _try_device(options: Options, rank: RankEnvironment) -> torch.device | HpcdistError:
-    """The rank's device, or why it has none."""
+    """Return the rank's device, or why it has none."""
     try:
         return choose_device(options, rank)
     except HpcdistError as error:
@@ -97,7 +97,7 @@ def _try_device(options: Options, rank: RankEnvironment) -> torch.device | Hpcdi
 
 
 def _check_nodes(rendezvous: Rendezvous, folder: Path | None, gpu_trouble: str) -> list[Facts]:
-    """Compares what the ranks are; returns that on rank 0."""
+    """Compare what the ranks are; return that on rank 0."""
     token = _share_token(rendezvous, folder)
     me = rendezvous.me
     mine = Facts(
@@ -120,7 +120,7 @@ def _check_nodes(rendezvous: Rendezvous, folder: Path | None, gpu_trouble: str) 
 
 
 def _share_token(rendezvous: Rendezvous, folder: Path | None) -> str:
-    """The name of a file that rank 0 left in the folder; empty when it could not."""
+    """Return the name of a file that rank 0 left in the folder; empty when it could not."""
     if rendezvous.me.rank != 0:
         return rendezvous.board.get("token").decode()
     # A name nobody has asked for: what a file system remembers not to have would stay invisible for longer.
@@ -135,7 +135,7 @@ def _share_token(rendezvous: Rendezvous, folder: Path | None) -> str:
 
 
 def _find_folder_trouble(me: Member, folder: Path, token: str) -> str:
-    """What is wrong with a folder; empty when nothing is."""
+    """Return what is wrong with a folder; empty when nothing is."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"preflight")
@@ -150,7 +150,7 @@ def _find_folder_trouble(me: Member, folder: Path, token: str) -> str:
 
 
 def hash_code(package: Path) -> str:
-    """A hash of all Python files under a folder."""
+    """Return a hash of all Python files under a folder."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
@@ -158,7 +158,7 @@ def hash_code(package: Path) -> str:
 
 
 def _check_clocks(rendezvous: Rendezvous, facts: Sequence[Facts], device: torch.device) -> float:
-    """Compares the ranks' clocks right after an all-reduce, which all leave together; returns their spread."""
+    """Compare the ranks' clocks right after an all-reduce, which all leave together; return their spread."""
     rendezvous.come_to("the first all-reduce")
     dist.all_reduce(torch.zeros(1, device=device))
     settle(device)
@@ -182,7 +182,7 @@ def _report(facts: Sequence[Facts], outcome: Outcome) -> None:
 
 
 def try_nodes(options: Options, rank: RankEnvironment, outcome: Outcome, reporter: FailureReporter) -> None:
-    """Says what is on this node, checks it with the others and measures the network between them.
+    """Say what is on this node, check it with the others and measure the network between them.
 
     Raises:
         HpcdistError: A node is not fit, or the ranks did not meet.
@@ -201,7 +201,7 @@ def try_nodes(options: Options, rank: RankEnvironment, outcome: Outcome, reporte
 
 
 def read_node(node_rank: int) -> NodeFacts:
-    """What this process finds here."""
+    """Return what this process finds here."""
     driver, cuda_driver = read_driver() or (None, None)
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return NodeFacts(

@@ -249,7 +249,7 @@ class Rendezvous:
         return find_late(self._stage, self._allowed_s, present, members, self.size)
 
     def _read_member(self, rank: int) -> Member | None:
-        """Where a rank was started, as its watcher has written it down; None when it has not."""
+        """Return where a rank was started, as its watcher has written it down; None when it has not."""
         if self._run_dir is None:
             return None
         try:
