@@ -11,7 +11,7 @@ CheckStatus = Literal["ok", "warning", "error", "unknown"]
 SLURM = "slurm"
 
 
-class Check(msgspec.Struct, frozen=True, kw_only=True):
+class Check(msgspec.Struct, frozen=True):
     """One thing that was looked at.
 
     Attributes:

@@ -36,19 +36,19 @@ def judge_partition(asked: str | None, partitions: Sequence[Partition]) -> Check
             near = nearest(name, names)
             hint = f"did you mean {near!r}? change partition in hpcdist.toml" if near else "sinfo lists them"
             sentence = f"there is no partition {name!r} that you can see, expected one of: {', '.join(names) or 'none'}"
-            return Check(name="partition", status="error", sentence=sentence, hint=hint)
+            return Check("partition", "error", sentence, hint)
     chosen = choose_partition(asked, partitions)
     if chosen is None:
         sentence = "no partition is named in hpcdist.toml, and the cluster has no default one"
         hint = f'put partition = "{names[0]}" into hpcdist.toml' if names else "sinfo lists them"
-        return Check(name="partition", status="error", sentence=sentence, hint=hint)
+        return Check("partition", "error", sentence, hint)
     count = sum(node.count for node in chosen.nodes)
     said = f"partition {chosen.name}: {chosen.usable_nodes} of {count} node(s) usable"
     said += ", with GPUs" if chosen.has_gpus else ", no GPUs"
     if not chosen.is_up or chosen.usable_nodes == 0:
         sentence = said if chosen.is_up else f"partition {chosen.name} is not up: it starts no jobs"
-        return Check(name="partition", status="warning", sentence=sentence, hint=f"sinfo -p {chosen.name} -R says why")
-    return Check(name="partition", status="ok", sentence=said)
+        return Check("partition", "warning", sentence, f"sinfo -p {chosen.name} -R says why")
+    return Check("partition", "ok", said)
 
 
 def judge_accounting(gathering: Gathering, storage: str | None, trouble: str) -> Check:
@@ -65,17 +65,17 @@ def judge_accounting(gathering: Gathering, storage: str | None, trouble: str) ->
         rest = "it is off" if off else "it does not answer"
         sentence = f"{rest} ({trouble}): seff has only what the ranks measured, and ended jobs are soon forgotten"
         hint = "ask the administrators for accounting" if off else "sacct again later; jobs run without it"
-        return Check(name=name, status="warning", sentence=sentence, hint=hint)
+        return Check(name, "warning", sentence, hint)
     if gathering.gathered == "nothing":
         sentence = "sacct answers, but memory and CPU of steps are not gathered (JobAcctGatherType is none)"
-        return Check(name=name, status="warning", sentence=sentence, hint="hpcdist seff --source ranks has its own")
+        return Check(name, "warning", sentence, "hpcdist seff --source ranks has its own")
     if gathering.gathered == "cgroup-peak":
-        return Check(name=name, status="ok", sentence="sacct answers; memory is the kernel's own peak")
+        return Check(name, "ok", "sacct answers; memory is the kernel's own peak")
     if gathering.gathered is None or gathering.every_s is None:
-        return Check(name=name, status="ok", sentence="sacct answers; how memory is gathered is not known")
+        return Check(name, "ok", "sacct answers; how memory is gathered is not known")
     every_s = gathering.every_s
     rest = "" if every_s <= 1 else ": shorter peaks are missed, and jobs shorter than that have no memory figure"
-    return Check(name=name, status="ok", sentence=f"sacct answers; memory is sampled every {every_s:.0f} s{rest}")
+    return Check(name, "ok", f"sacct answers; memory is sampled every {every_s:.0f} s{rest}")
 
 
 def judge_clock(controller_s: float | None, before_s: float, after_s: float) -> Check:
@@ -87,18 +87,18 @@ def judge_clock(controller_s: float | None, before_s: float, after_s: float) -> 
         after_s: And after it had answered.
     """
     if controller_s is None:
-        return Check(name="clock", status="unknown", sentence="the controller does not say what time it is")
+        return Check("clock", "unknown", "the controller does not say what time it is")
     # Whole seconds: the true time is up to one later than what was printed.
     ahead_s = max(0.0, before_s - (controller_s + 1), controller_s - after_s)
     if ahead_s <= WARN_SKEW_S:
-        return Check(name="clock", status="ok", sentence="this machine and the controller agree on the time")
+        return Check("clock", "ok", "this machine and the controller agree on the time")
     side = "ahead of" if before_s > controller_s else "behind"
     sentence = f"this machine is {ahead_s:.0f} s {side} the controller"
     if ahead_s >= REFUSED_SKEW_S:
         sentence += ": from five minutes on munge refuses every command"
     status = "error" if ahead_s >= REFUSED_SKEW_S else "warning"
     hint = "have both set their time from one server (chronyc tracking, timedatectl)"
-    return Check(name="clock", status=status, sentence=sentence, hint=hint)  # type: ignore[arg-type]
+    return Check("clock", status, sentence, hint)  # type: ignore[arg-type]
 
 
 # What only a scheduler can give: a project whose settings name it needs Slurm.
@@ -118,24 +118,24 @@ def check_slurm(defaults: Mapping[str, Any], *, is_needed: bool = False) -> tupl
     try:
         available = commands.is_available()
     except NotReadyError as error:
-        return Check(name=SLURM, status="error", sentence=error.message, hint=error.hint), None
+        return Check(SLURM, "error", error.message, error.hint), None
     if not available:
         named = [word for word in SLURM_WORDS if defaults.get(word)]
         if named:
             sentence = f"hpcdist.toml names a {named[0]} ({defaults[named[0]]}), and there is no sbatch on PATH"
-            return Check(name=SLURM, status="error", sentence=sentence, hint=_LOOK), None
+            return Check(SLURM, "error", sentence, _LOOK), None
         if is_needed:
-            return Check(name=SLURM, status="error", sentence="there is no sbatch on PATH", hint=_LOOK), None
-        return Check(name=SLURM, status="ok", sentence="not on this machine: jobs run here, without it"), None
+            return Check(SLURM, "error", "there is no sbatch on PATH", _LOOK), None
+        return Check(SLURM, "ok", "not on this machine: jobs run here, without it"), None
     try:
         config = commands.read_config()
     except HpcdistError as error:
         *earlier, last = error.message.splitlines()
         hint = f"{error.hint or 'scontrol ping'}; --backend local works here without Slurm"
         sentence = f"the controller does not answer: {last.removeprefix('scontrol: ')}"
-        return Check(name=SLURM, status="error", sentence=sentence, hint=hint, evidence=tuple(earlier)), None
+        return Check(SLURM, "error", sentence, hint, evidence=tuple(earlier)), None
     sentence = f"cluster {config.get('ClusterName', '(unnamed)')} answers"
-    return Check(name=SLURM, status="ok", sentence=sentence, evidence=(config.get("SLURM_VERSION", ""),)), config
+    return Check(SLURM, "ok", sentence, evidence=(config.get("SLURM_VERSION", ""),)), config
 
 
 def check_accounting(config: Mapping[str, str]) -> Check:
@@ -163,12 +163,11 @@ def check_request(project: Project, partitions: Sequence[Partition]) -> list[Che
     except HpcdistError as error:
         sentence = f"Slurm would refuse a job with this project's settings: {error.message}"
         hint = error.hint or "hpcdist submit --dry-run shows what is asked for"
-        return [*checks, Check(name="request", status="error", sentence=sentence, hint=hint)]
+        return [*checks, Check("request", "error", sentence, hint)]
     except OSError as error:
-        sentence = f"can't write a script to try: {error.strerror}"
-        return [*checks, Check(name="request", status="unknown", sentence=sentence)]
+        return [*checks, Check("request", "unknown", f"can't write a script to try: {error.strerror}")]
     sentence = "Slurm would take a job with this project's settings (sbatch --test-only)"
-    return [*checks, Check(name="request", status="ok", sentence=sentence, evidence=tuple(words.splitlines()[:1]))]
+    return [*checks, Check("request", "ok", sentence, evidence=tuple(words.splitlines()[:1]))]
 
 
 def check_clock() -> Check:
@@ -176,5 +175,5 @@ def check_clock() -> Check:
     try:
         line, before_s, after_s = slurm_cluster.read_controller_clock()
     except HpcdistError as error:
-        return Check(name="clock", status="unknown", sentence=error.message)
+        return Check("clock", "unknown", error.message)
     return judge_clock(parse_clock(line), before_s, after_s)

@@ -43,7 +43,7 @@ class Doctor:
         try:
             self.project = open_project(start, profile=profile)
         except UsageError as error:
-            self._fault = Check(name="settings", status="error", sentence=error.message, hint=error.hint)
+            self._fault = Check("settings", "error", error.message, error.hint)
             self.project = Project(root=find_nearest(start) or start)
         self._config: dict[str, str] | None = None
         self._partitions: tuple[Partition, ...] = ()
@@ -65,7 +65,7 @@ class Doctor:
 
     def _examine_slurm(self) -> Iterator[Check]:
         if self._backend == "local":
-            yield Check(name=SLURM, status="unknown", sentence="not asked: jobs run on this machine (--backend local)")
+            yield Check(SLURM, "unknown", "not asked: jobs run on this machine (--backend local)")
             return
         check, self._config = cluster.check_slurm(self.project.defaults, is_needed=self._backend == "slurm")
         self._slurm_is_away = check.status == "error"
@@ -97,8 +97,7 @@ class Doctor:
         try:
             return find_problems(store, living)
         except OSError as error:
-            sentence = f"can't read {error.filename}: {error.strerror}"
-            return Check(name="runs", status="error", sentence=sentence, hint=f"ls -ld {store.runs}")
+            return Check("runs", "error", f"can't read {error.filename}: {error.strerror}", f"ls -ld {store.runs}")
 
     def _list_living(self) -> list[RunMarker] | None:
         """The user's jobs that wait or run; None where Slurm was not asked."""
@@ -124,8 +123,7 @@ class Doctor:
             timeout_s: For how long it may wait and run.
         """
         if self._slurm_is_away or self._fault is not None:
-            sentence = "no job was sent: what is wrong above has to be mended first"
-            return [Check(name="job on the nodes", status="unknown", sentence=sentence)]
+            return [Check("job on the nodes", "unknown", "no job was sent: what is wrong above has to be mended first")]
         backend: Backend = "local" if self._config is None else "slurm"
         defaults: Mapping[str, object] = self.project.defaults
         shape = choose_shape(self._named_partition(), self._partitions, defaults.get("gpus"))
@@ -139,7 +137,7 @@ class Doctor:
                 timeout_s=timeout_s,
             )
         except HpcdistError as error:
-            return [Check(name="job on the nodes", status="error", sentence=error.message, hint=error.hint)]
+            return [Check("job on the nodes", "error", error.message, error.hint)]
         return judge_trial(self.trial)
 
     def _named_partition(self) -> str | None:

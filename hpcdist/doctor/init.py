@@ -274,9 +274,7 @@ def look_at_machine() -> Found:
         settings=(
             Setting(source="There is no Slurm on this machine: jobs run here, one process per rank."),
             Setting(source="On the cluster's login node, hpcdist init writes what jobs need there."),
-            Setting(
-                key="cpus_per_task", value=max(1, cores // 2), source=f"half of the {cores} CPUs here: two ranks fit"
-            ),
+            Setting("cpus_per_task", max(1, cores // 2), f"half of the {cores} CPUs here: two ranks fit"),
         ),
     )
 

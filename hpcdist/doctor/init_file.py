@@ -24,7 +24,7 @@ _WANTED_MODULES = ("cuda", "cudnn", "nccl", "pytorch", "python", "anaconda", "mi
 FAKE_GPU = "fake"
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
+class Setting(msgspec.Struct, frozen=True):
     """A line to write, or what a person might want to know.
 
     Attributes:
@@ -35,7 +35,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str = ""
     value: str | int | bool | dict[str, str] | None = None
-    source: str
+    source: str = ""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,10 +89,10 @@ def propose_identity(config: Mapping[str, str]) -> list[Setting]:
     """The cluster's name and Slurm's release."""
     found = []
     if name := config.get("ClusterName"):
-        found.append(Setting(key="cluster", value=name, source="ClusterName of scontrol show config"))
+        found.append(Setting("cluster", name, "ClusterName of scontrol show config"))
     if release := re.match(r"[0-9]{2}\.[0-9]{2}", config.get("SLURM_VERSION", "")):
         source = f"SLURM_VERSION = {config['SLURM_VERSION']} of scontrol show config"
-        found.append(Setting(key="slurm_version", value=release[0], source=source))
+        found.append(Setting("slurm_version", release[0], source))
     return found
 
 
@@ -102,7 +102,7 @@ def propose_account(
     """The account that was tried, and what else the user has."""
     found = []
     if account:
-        found.append(Setting(key="account", value=account, source="sacctmgr show associations, and a request with it"))
+        found.append(Setting("account", account, "sacctmgr show associations, and a request with it"))
         others = sorted({one.account for one in associations} - {account})
         if others:
             found.append(Setting(source=f"further accounts of yours: {', '.join(others)}"))
@@ -123,8 +123,7 @@ def propose_requests(
     chosen = {purpose: one.partition for purpose, one in (("gpu", gpu), ("cpu", cpu)) if one}
     found = []
     if chosen:
-        source = "sinfo's partitions, of which sbatch --test-only takes a job there"
-        found.append(Setting(key="partitions", value=chosen, source=source))
+        found.append(Setting("partitions", chosen, "sinfo's partitions, of which sbatch --test-only takes a job there"))
     for name in dict.fromkeys(chosen.values()):
         limit_s, usual_s = partitions[name].time_limit_s, partitions[name].default_time_s
         longest = format_duration(limit_s) if limit_s else "without limit"
@@ -135,17 +134,17 @@ def propose_requests(
     if gpu is None:
         return [
             *found,
-            Setting(key="gpus", value=0, source="no GPU can be asked for here: CPU layouts are the default"),
+            Setting("gpus", 0, "no GPU can be asked for here: CPU layouts are the default"),
         ]
     tried = "sbatch --test-only took a job that asked so"
-    found.append(Setting(key="gpu_flag", value=gpu.gpu_flag, source=tried))
+    found.append(Setting("gpu_flag", gpu.gpu_flag, tried))
     if gpu.gpu_type:
-        found.append(Setting(key="gpu_type", value=gpu.gpu_type, source=f"without a type it was refused; {tried}"))
+        found.append(Setting("gpu_type", gpu.gpu_type, f"without a type it was refused; {tried}"))
     if share:
-        found.append(Setting(key="cpus_per_task", value=share.cpus, source=f"CPUs per GPU: {share.source}"))
+        found.append(Setting("cpus_per_task", share.cpus, f"CPUs per GPU: {share.source}"))
         if share.mem_per_cpu_mib:
             memory = f"{share.mem_per_cpu_mib}M"
-            found.append(Setting(key="mem_per_cpu", value=memory, source="a GPU's share of the memory, by its CPUs"))
+            found.append(Setting("mem_per_cpu", memory, "a GPU's share of the memory, by its CPUs"))
     return found
 
 
@@ -158,7 +157,7 @@ def propose_qos(gpu: Accepted | None, cpu: Accepted | None) -> list[Setting]:
     source = f"partition {first.partition} takes no job without one of your QOS named; it took this one"
     others = [one for one in named if one.qos != first.qos]
     return [
-        Setting(key="qos", value=first.qos, source=source),
+        Setting("qos", first.qos, source),
         *(Setting(source=f"partition {one.partition} needs --qos {one.qos}") for one in others),
     ]
 
@@ -167,8 +166,7 @@ def propose_accelerator(partition: Partition | None) -> list[Setting]:
     """CPUs to train on, where a partition's GPUs are none; nothing where they are real."""
     if {node.gpu_type for node in (partition.nodes if partition else ()) if node.gpus} != {FAKE_GPU}:
         return []
-    source = f"GPUs of type {FAKE_GPU} schedule, and do not compute (docs/testbed.md)"
-    return [Setting(key="accelerator", value="cpu", source=source)]
+    return [Setting("accelerator", "cpu", f"GPUs of type {FAKE_GPU} schedule, and do not compute (docs/testbed.md)")]
 
 
 def propose_surroundings(
@@ -185,11 +183,9 @@ def propose_surroundings(
     """
     found = []
     if has_hyperpod:
-        found.append(Setting(key="auto_resume", value=True, source="/opt/sagemaker_cluster is here: HyperPod"))
+        found.append(Setting("auto_resume", value=True, source="/opt/sagemaker_cluster is here: HyperPod"))
     if scratch:
-        found.append(
-            Setting(key="scratch", value=scratch, source="TmpFS of scontrol show config; --stage-data copies there")
-        )
+        found.append(Setting("scratch", scratch, "TmpFS of scontrol show config; --stage-data copies there"))
     likely = [one for one in modules if one.lower().startswith(_WANTED_MODULES)][:_MOST_MODULES]
     if modules:
         found.append(Setting(source=f"modules here: {', '.join(likely or list(modules)[:_MOST_MODULES])}, …"))

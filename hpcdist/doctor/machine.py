@@ -71,10 +71,10 @@ def judge_room(folder: str, room: Room) -> Check:
     lacks_bytes = room.free_bytes < TOO_FEW_BYTES
     lacks_files = room.free_files is not None and room.free_files < TOO_FEW_FILES
     if lacks_bytes or lacks_files:
-        return Check(name="disk", status="error", sentence=f"only {said}: runs can't be written", hint=_HINT)
+        return Check("disk", "error", f"only {said}: runs can't be written", _HINT)
     if room.free_bytes < FEW_BYTES or (room.free_files is not None and room.free_files < FEW_FILES):
-        return Check(name="disk", status="warning", sentence=f"only {said}: checkpoints may not fit", hint=_HINT)
-    return Check(name="disk", status="ok", sentence=said)
+        return Check("disk", "warning", f"only {said}: checkpoints may not fit", _HINT)
+    return Check("disk", "ok", said)
 
 
 _HINT = "du -sh jobs/runs/* shows what runs take; remove what is not needed, or put the project on a larger disk"
@@ -116,9 +116,9 @@ def judge_quota(quotas: Iterable[Quota]) -> Check | None:
         return None
     share, sentence = max(shares)
     if share < NEARLY_FULL:
-        return Check(name="quota", status="ok", sentence=sentence)
+        return Check("quota", "ok", sentence)
     status, rest = ("error", "is used up") if share >= 1 else ("warning", "is nearly used up")
-    return Check(name="quota", status=status, sentence=f"your quota {rest}: {sentence}", hint=_HINT)  # type: ignore[arg-type]
+    return Check("quota", status, f"your quota {rest}: {sentence}", _HINT)  # type: ignore[arg-type]
 
 
 def _smaller(soft: int, hard: int) -> int | None:
@@ -160,12 +160,12 @@ def _judge_package(package: str, version: str | None, bounds: list[tuple[str, st
     expected = ", ".join(f"{sign}{bound}" for sign, bound in bounds)
     hint = f"pip install '{package}{expected.replace(' ', '')}'"
     if version is None:
-        return Check(name=name, status="error", sentence=f"{package} is not installed beside hpcdist", hint=hint)
+        return Check(name, "error", f"{package} is not installed beside hpcdist", hint)
     found = parse_version(version)
     if all(found >= parse_version(bound) if sign == ">=" else found < parse_version(bound) for sign, bound in bounds):
         evidence = (f"expected {expected or 'any'}",)
-        return Check(name=name, status="ok", sentence=f"{package} {version}", evidence=evidence)
-    return Check(name=name, status="error", sentence=f"{package} is {version}, expected {expected}", hint=hint)
+        return Check(name, "ok", f"{package} {version}", evidence=evidence)
+    return Check(name, "error", f"{package} is {version}, expected {expected}", hint)
 
 
 def judge_pair(torch: str, vision: str) -> Check:
@@ -173,18 +173,17 @@ def judge_pair(torch: str, vision: str) -> Check:
     name = "torchvision for torch"
     ours, theirs = parse_version(torch), parse_version(vision)
     if ours[0] != 2 or theirs[0] != 0 or len(ours) < 2 or len(theirs) < 2:
-        sentence = f"torch {torch} and torchvision {vision}: not known as a pair"
-        return Check(name=name, status="unknown", sentence=sentence)
+        return Check(name, "unknown", f"torch {torch} and torchvision {vision}: not known as a pair")
     expected = f"0.{ours[1] + PAIR_OFFSET}"
     hint = f"pip install 'torchvision=={expected}.*' from the same index as torch"
     if theirs[1] != ours[1] + PAIR_OFFSET:
         sentence = f"torchvision is {vision}, expected {expected} for torch {torch}: it may fail on import"
-        return Check(name=name, status="error", sentence=sentence, hint=hint)
+        return Check(name, "error", sentence, hint)
     builds = [version.partition("+")[2] for version in (torch, vision)]
     if builds[0] != builds[1] and "cpu" in builds:
         sentence = f"torch {torch} and torchvision {vision} are of different builds: one is for CPUs only"
-        return Check(name=name, status="error", sentence=sentence, hint=hint)
-    return Check(name=name, status="ok", sentence=f"torchvision {vision} goes with torch {torch}")
+        return Check(name, "error", sentence, hint)
+    return Check(name, "ok", f"torchvision {vision} goes with torch {torch}")
 
 
 def judge_slurm_release(text: str | None) -> Check:
@@ -192,13 +191,12 @@ def judge_slurm_release(text: str | None) -> Check:
     try:
         release = parse_release(text or "")
     except ParseError:
-        return Check(name="slurm release", status="unknown", sentence="Slurm does not say its release")
+        return Check("slurm release", "unknown", "Slurm does not say its release")
     known = " to ".join(f"{year}.{month:02}" for year, month in (OLDEST, NEWEST))
     if OLDEST <= release <= NEWEST:
-        return Check(name="slurm release", status="ok", sentence=f"Slurm {text}", evidence=(f"known: {known}",))
-    sentence = f"Slurm is {text}; hpcdist is known to work with {known}"
+        return Check("slurm release", "ok", f"Slurm {text}", evidence=(f"known: {known}",))
     hint = "read what `hpcdist submit --dry-run` prints before the first job"
-    return Check(name="slurm release", status="warning", sentence=sentence, hint=hint)
+    return Check("slurm release", "warning", f"Slurm is {text}; hpcdist is known to work with {known}", hint)
 
 
 def parse_version(text: str) -> tuple[int, ...]:
@@ -216,11 +214,11 @@ def check_python(project: Project) -> Check:
     """Whether the interpreter that jobs start is there."""
     own = project.site.python
     if own is None:
-        return Check(name="python", status="ok", sentence=f"Python {platform.python_version()}")
+        return Check("python", "ok", f"Python {platform.python_version()}")
     if os.access(own, os.X_OK):
-        return Check(name="python", status="ok", sentence=f"jobs start {own}")
+        return Check("python", "ok", f"jobs start {own}")
     hint = f"change python in {project.config}, or leave it out to use the one that runs hpcdist"
-    return Check(name="python", status="error", sentence=f"jobs would start {own}, which is no program here", hint=hint)
+    return Check("python", "error", f"jobs would start {own}, which is no program here", hint)
 
 
 def check_packages() -> list[Check]:
@@ -235,15 +233,14 @@ def check_packages() -> list[Check]:
 def check_options(project: Project) -> Check:
     """Whether the settings of the project make a job; that its file can be read was found before."""
     if project.config is None:
-        sentence = f"there is no {CONFIG_NAME}: the options' own defaults hold, and Slurm's"
-        return Check(name="settings", status="ok", sentence=sentence)
+        return Check("settings", "ok", f"there is no {CONFIG_NAME}: the options' own defaults hold, and Slurm's")
     try:
         build_job(project.defaults, str(project.config))
     except HpcdistError as error:
         hint = error.hint or f"change {project.config}"
-        return Check(name="settings", status="error", sentence=f"{project.config}: {error.message}", hint=hint)
+        return Check("settings", "error", f"{project.config}: {error.message}", hint)
     count = len(project.defaults)
-    return Check(name="settings", status="ok", sentence=f"{project.config} is sound, with {count} default(s) for jobs")
+    return Check("settings", "ok", f"{project.config} is sound, with {count} default(s) for jobs")
 
 
 def check_data(project: Project) -> Check:
@@ -255,11 +252,10 @@ def check_data(project: Project) -> Check:
     except (NotReadyError, NotFoundError) as error:
         # A program of one's own needs none of it.
         damaged = not isinstance(error, NotFoundError) and datasets.is_present(name, folder)
-        return Check(name="data", status="error" if damaged else "warning", sentence=error.message, hint=error.hint)
+        return Check("data", "error" if damaged else "warning", error.message, error.hint)
     except OSError as error:
-        sentence = f"can't read {error.filename}: {error.strerror}"
-        return Check(name="data", status="error", sentence=sentence, hint=f"ls -l {folder}")
-    return Check(name="data", status="ok", sentence=f"{name} is in {folder}, with its checksums")
+        return Check("data", "error", f"can't read {error.filename}: {error.strerror}", f"ls -l {folder}")
+    return Check("data", "ok", f"{name} is in {folder}, with its checksums")
 
 
 def check_folder(root: Path) -> Check:
@@ -271,11 +267,11 @@ def check_folder(root: Path) -> Check:
             is_locked = lock_file(file.fileno())
     except OSError as error:
         sentence = f"can't write to {folder}: {error.strerror}"
-        return Check(name="folder", status="error", sentence=sentence, hint="change its permissions, or work elsewhere")
+        return Check("folder", "error", sentence, "change its permissions, or work elsewhere")
     if not is_locked:
         sentence = f"the disk of {folder} locks no files: one run must not be submitted from two shells at once"
-        return Check(name="folder", status="warning", sentence=sentence, hint="mount it with flock, or take another")
-    return Check(name="folder", status="ok", sentence=f"{folder} can be written to")
+        return Check("folder", "warning", sentence, "mount it with flock, or take another")
+    return Check("folder", "ok", f"{folder} can be written to")
 
 
 def check_disk(root: Path) -> list[Check]:
@@ -284,7 +280,7 @@ def check_disk(root: Path) -> list[Check]:
     try:
         stat = os.statvfs(folder)
     except OSError as error:
-        return [Check(name="disk", status="unknown", sentence=f"{folder}: {error.strerror}")]
+        return [Check("disk", "unknown", f"{folder}: {error.strerror}")]
     room = Room(free_bytes=stat.f_bavail * stat.f_frsize, free_files=stat.f_favail if stat.f_files else None)
     quota = judge_quota(parse_quota(_read_quota()))
     return [judge_room(str(folder), room), *([quota] if quota else [])]
@@ -307,10 +303,9 @@ def check_shared(root: Path) -> Check:
     kind = find_filesystem(folder, Path("/proc/self/mounts").read_text(errors="replace"))
     hint = "hpcdist doctor --deep asks the nodes"
     if kind in LOCAL_FILESYSTEMS:
-        sentence = f"{folder} is on {kind}, which is seldom shared with the nodes"
-        return Check(name="shared folder", status="unknown", sentence=sentence, hint=hint)
+        return Check("shared folder", "unknown", f"{folder} is on {kind}, which is seldom shared with the nodes", hint)
     sentence = f"{folder} is on {kind or 'an unknown file system'}; whether the nodes see it was not asked"
-    return Check(name="shared folder", status="unknown", sentence=sentence, hint=hint)
+    return Check("shared folder", "unknown", sentence, hint)
 
 
 def find_filesystem(folder: Path, mounts: str) -> str | None:

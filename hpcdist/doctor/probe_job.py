@@ -80,7 +80,7 @@ def judge_trial(trial: ProbeJobResult) -> list[Check]:
     if probe is not None:
         checks += [_judge_clocks(probe), judge_network(probe)]
     elif trial.state == "COMPLETED" and trial.nodes == 1:
-        checks.append(Check(name="network", status="unknown", sentence="one node: there is no network to measure"))
+        checks.append(Check("network", "unknown", "one node: there is no network to measure"))
     return checks
 
 
@@ -119,14 +119,13 @@ def _judge_job(trial: ProbeJobResult) -> Check:
     if not trial.is_over:
         why = f" ({trial.waits_for})" if trial.waits_for else ""
         sentence = f"job {trial.job_id} was still {trial.state}{why} and was cancelled: nothing is known of the nodes"
-        return Check(name=name, status="unknown", sentence=sentence, hint="hpcdist doctor --deep --timeout 2h")
+        return Check(name, "unknown", sentence, "hpcdist doctor --deep --timeout 2h")
     if trial.state != "COMPLETED":
         sentence = f"job {trial.job_id} ended {trial.state}: {trial.trouble or 'why is not known'}"
-        return Check(name=name, status="error", sentence=sentence, hint=trial.hint or f"hpcdist why {trial.run}")
+        return Check(name, "error", sentence, trial.hint or f"hpcdist why {trial.run}")
     hosts = ", ".join(dict.fromkeys(_host(rank) for rank in trial.ranks))
     evidence = (f"hpcdist logs {trial.run}",)
-    sentence = f"job {trial.job_id} ran well on {hosts or 'its nodes'}"
-    return Check(name=name, status="ok", sentence=sentence, evidence=evidence)
+    return Check(name, "ok", f"job {trial.job_id} ran well on {hosts or 'its nodes'}", evidence=evidence)
 
 
 def _judge_shared(trial: ProbeJobResult) -> Check:
@@ -134,16 +133,15 @@ def _judge_shared(trial: ProbeJobResult) -> Check:
     seen = {rank.node_rank for rank in trial.ranks}
     if trial.cluster is None:
         sentence = f"{len(seen)} emulated node(s) on this machine: nothing is shared over a network"
-        return Check(name="shared folder", status="ok", sentence=sentence)
+        return Check("shared folder", "ok", sentence)
     if len(seen) < trial.nodes and trial.state == "COMPLETED":
         sentence = f"only {len(seen)} of {trial.nodes} node(s) wrote where this machine sees it"
         hint = "put the project on a disk that all nodes share and may write to"
-        return Check(name="shared folder", status="error", sentence=sentence, hint=hint)
+        return Check("shared folder", "error", sentence, hint)
     if len(seen) < trial.nodes:
         sentence = f"{len(seen)} of {trial.nodes} node(s) wrote where this machine sees it, before the job failed"
-        return Check(name="shared folder", status="unknown", sentence=sentence)
-    sentence = f"what {len(seen)} node(s) wrote was read here"
-    return Check(name="shared folder", status="ok", sentence=sentence)
+        return Check("shared folder", "unknown", sentence)
+    return Check("shared folder", "ok", f"what {len(seen)} node(s) wrote was read here")
 
 
 def _judge_software(trial: ProbeJobResult, facts: Sequence[NodeFacts]) -> Check:
@@ -160,8 +158,8 @@ def _judge_software(trial: ProbeJobResult, facts: Sequence[NodeFacts]) -> Check:
     if odd:
         differences = ", ".join(f"{name} {there} there and {mine} here" for name, (there, mine) in odd.items())
         hint = "jobs start another interpreter than yours: see python in hpcdist.toml"
-        return Check(name="nodes' software", status="warning", sentence=differences, hint=hint)
-    return Check(name="nodes' software", status="ok", sentence=f"{said} on the nodes, as here")
+        return Check("nodes' software", "warning", differences, hint)
+    return Check("nodes' software", "ok", f"{said} on the nodes, as here")
 
 
 def judge_cuda(facts: Sequence[NodeFacts]) -> Check:
@@ -172,19 +170,18 @@ def judge_cuda(facts: Sequence[NodeFacts]) -> Check:
     name = "cuda"
     first = next((one for one in facts if one.driver), facts[0])
     if first.driver is None:
-        return Check(name=name, status="ok", sentence="the nodes have no NVIDIA driver: training is on CPUs")
+        return Check(name, "ok", "the nodes have no NVIDIA driver: training is on CPUs")
     said = f"driver {first.driver} runs CUDA {first.cuda_driver}"
     if first.cuda_build is None:
-        sentence = f"{said} on {first.host}, and this torch is built for CPUs only"
         hint = "install torch's CUDA build: https://pytorch.org/get-started/locally"
-        return Check(name=name, status="error", sentence=sentence, hint=hint)
+        return Check(name, "error", f"{said} on {first.host}, and this torch is built for CPUs only", hint)
     old = [one for one in facts if one.driver and _major(one.cuda_driver) < _major(one.cuda_build)]
     if old:
         one = old[0]
         sentence = f"driver {one.driver} on {one.host} runs CUDA {one.cuda_driver}, torch is built for {one.cuda_build}"
         hint = f"install a torch built for CUDA {_major(one.cuda_driver)}, or have the driver renewed"
-        return Check(name=name, status="error", sentence=sentence, hint=hint)
-    return Check(name=name, status="ok", sentence=f"{said}, torch is built for {first.cuda_build}")
+        return Check(name, "error", sentence, hint)
+    return Check(name, "ok", f"{said}, torch is built for {first.cuda_build}")
 
 
 def _major(version: str | None) -> int:
@@ -195,22 +192,21 @@ def _major(version: str | None) -> int:
 def _judge_gpus(trial: ProbeJobResult, facts: Sequence[NodeFacts]) -> Check:
     if not trial.gpus or trial.device == "cpu":
         why = "none were asked for" if not trial.gpus else "accelerator is cpu, so they are not used"
-        return Check(name="gpus", status="ok", sentence=f"GPUs: {why}")
+        return Check("gpus", "ok", f"GPUs: {why}")
     few = [one for one in facts if len(one.gpus) < trial.gpus]
     if few:
         sentence = f"torch can use {len(few[0].gpus)} GPU(s) on {few[0].host}, expected {trial.gpus}"
         hint = 'gpu_flag and gpu_type in hpcdist.toml say how to ask; accelerator = "cpu" trains on CPUs'
-        return Check(name="gpus", status="error", sentence=sentence, hint=hint)
-    return Check(name="gpus", status="ok", sentence=f"{trial.gpus} x {facts[0].gpus[0]} on each node")
+        return Check("gpus", "error", sentence, hint)
+    return Check("gpus", "ok", f"{trial.gpus} x {facts[0].gpus[0]} on each node")
 
 
 def _judge_clocks(probe: Probe) -> Check:
     skew_s = probe.clock_skew_s or 0.0
     if skew_s <= WARN_SKEW_S:
-        return Check(name="nodes' clocks", status="ok", sentence=f"within {1e3 * skew_s:.0f} ms of each other")
+        return Check("nodes' clocks", "ok", f"within {1e3 * skew_s:.0f} ms of each other")
     sentence = f"the nodes' clocks are {skew_s:.1f} s apart: times in logs and records don't fit together"
-    hint = "have the nodes' time synchronised (chronyc tracking)"
-    return Check(name="nodes' clocks", status="warning", sentence=sentence, hint=hint)
+    return Check("nodes' clocks", "warning", sentence, "have the nodes' time synchronised (chronyc tracking)")
 
 
 def judge_network(probe: Probe) -> Check:
@@ -228,7 +224,7 @@ def judge_network(probe: Probe) -> Check:
     hint = (
         "network_interface in hpcdist.toml chooses the fast network (ip -br link on a node lists them)" if slow else ""
     )
-    return Check(name="network", status=status, sentence=sentence, hint=hint, evidence=evidence)
+    return Check("network", status, sentence, hint, evidence=evidence)
 
 
 def _describe(one: AllReduce) -> str:

@@ -41,7 +41,7 @@ FORGOTTEN_S = 86400.0
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}|\.preflight-[0-9a-f]{16}")
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
+class Problem(msgspec.Struct, frozen=True):
     """Something about a run that is not as it should be.
 
     Attributes:
@@ -74,7 +74,7 @@ def find_problems(store: Store, living: Sequence[RunMarker] | None) -> list[Prob
     highest, last = store.highest_local_number(), store.last_local.last()
     if highest > (last or 0):
         sentence = f"{store.runs / '.last-local-id'} says {last or 'nothing'}, and local-{highest} exists already"
-        found.append(Problem(kind="last-id", run=None, path=store.runs, sentence=sentence))
+        found.append(Problem("last-id", None, store.runs, sentence))
     return found
 
 
@@ -98,7 +98,7 @@ def _examine(run: Run, living: Sequence[RunMarker] | None) -> Iterator[Problem]:
     except UsageError as error:
         sentence = f"the record of run {run.name} can't be used: {error.message}"
         hint = "it is sound, but of another hpcdist: use that one"
-        yield Problem(kind="damaged", run=run.name, path=run.path, sentence=sentence, hint=hint, is_repairable=False)
+        yield Problem("damaged", run.name, run.path, sentence, hint, is_repairable=False)
         return
     except (HpcdistError, OSError) as error:
         yield _judge_damaged(run, living, error)
@@ -115,7 +115,7 @@ def find_open(run: Run) -> Problem | None:
     sentence = f"run {run.name} can be entered by others (mode {stat.st_mode & 0o777:o}), expected 700"
     mine = stat.st_uid == os.getuid()
     hint = "hpcdist doctor --fix" if mine else "it is not yours: its owner can change it"
-    return Problem(kind="open", run=run.name, path=run.path, sentence=sentence, hint=hint, is_repairable=mine)
+    return Problem("open", run.name, run.path, sentence, hint, is_repairable=mine)
 
 
 def _judge_without_record(run: Run) -> Problem | None:
@@ -126,7 +126,7 @@ def _judge_without_record(run: Run) -> Problem | None:
     if age_s < (LEFTOVER_AGE_S if run.script.exists() else BEGINNING_S):
         return None
     sentence = f"run {run.name} is half-made: it has no job.json, so it was never sent"
-    return Problem(kind="half-made", run=run.name, path=run.path, sentence=sentence)
+    return Problem("half-made", run.name, run.path, sentence)
 
 
 def _judge_damaged(run: Run, living: Sequence[RunMarker] | None, error: Exception) -> Problem:
@@ -134,13 +134,13 @@ def _judge_damaged(run: Run, living: Sequence[RunMarker] | None, error: Exceptio
     sentence = f"the record of run {run.name} can't be read: {words}"
     writer = find_writer(run, living)
     if writer is None:
-        return Problem(kind="damaged", run=run.name, path=run.path, sentence=sentence)
+        return Problem("damaged", run.name, run.path, sentence)
     return Problem(
-        kind="damaged",
-        run=run.name,
-        path=run.path,
-        sentence=f"{sentence}; it stays where it is: {writer}",
-        hint="hpcdist doctor --fix, later",
+        "damaged",
+        run.name,
+        run.path,
+        f"{sentence}; it stays where it is: {writer}",
+        "hpcdist doctor --fix, later",
         is_repairable=False,
     )
 
@@ -167,21 +167,19 @@ def judge_record(run: Run, record: RunRecord) -> Problem | None:
     if state is None:
         if age_s < LEFTOVER_AGE_S:
             return None
-        sentence = f"run {run.name} ({record.job_id}) never started"
-        return Problem(kind="dead", run=run.name, path=run.path, sentence=sentence)
+        return Problem("dead", run.name, run.path, f"run {run.name} ({record.job_id}) never started")
     now = local.query(run)
     if state.state == "RUNNING" and now is not None and now.state == "FAILED":
         sentence = f"run {run.name} ({record.job_id}) is marked RUNNING, and its supervisor is gone"
-        return Problem(kind="dead", run=run.name, path=run.path, sentence=sentence)
+        return Problem("dead", run.name, run.path, sentence)
     return None
 
 
 def _judge_unsent(run: Run, record: RunRecord) -> Problem:
     if record.backend == "local":
-        sentence = f"run {run.name} was cut off before it started"
-        return Problem(kind="unstarted", run=run.name, path=run.path, sentence=sentence)
+        return Problem("unstarted", run.name, run.path, f"run {run.name} was cut off before it started")
     sentence = f"the submission of run {run.name} was cut off: its job's id was not written down"
-    return Problem(kind="unregistered", run=run.name, path=run.path, sentence=sentence)
+    return Problem("unregistered", run.name, run.path, sentence)
 
 
 def find_leftovers(store: Store) -> list[Problem]:
@@ -196,7 +194,7 @@ def find_leftovers(store: Store) -> list[Problem]:
         if _identify(path) in held or (run is not None and _may_be_written(run, path)):
             continue
         sentence = f"{path} was left by a writer that was killed"
-        found.append(Problem(kind="leftover", run=run.name if run else None, path=path, sentence=sentence))
+        found.append(Problem("leftover", run.name if run else None, path, sentence))
     return found
 
 
@@ -257,9 +255,7 @@ def _find_lost_folders(store: Store, living: Sequence[RunMarker]) -> list[Proble
             continue
         sentence = f"job {mark.job_id} (run {mark.run}) still waits or runs, and its folder was deleted"
         hint = f"scancel {mark.job_id}; its logs and checkpoints are lost"
-        found.append(
-            Problem(kind="lost-folder", run=mark.run, path=folder, sentence=sentence, hint=hint, is_repairable=False)
-        )
+        found.append(Problem("lost-folder", mark.run, folder, sentence, hint, is_repairable=False))
     return found
 
 
@@ -267,15 +263,9 @@ def judge_runs(count: int, problems: Sequence[Problem]) -> list[Check]:
     """One check a problem; one for all where there is none."""
     if not problems:
         said = f"{count} run(s), nothing half done" if count else "no runs yet"
-        return [Check(name="runs", status="ok", sentence=said)]
+        return [Check("runs", "ok", said)]
     return [
-        Check(
-            name="runs",
-            status="warning",
-            sentence=problem.sentence,
-            hint=problem.hint,
-            evidence=(problem.kind, str(problem.path)),
-        )
+        Check("runs", "warning", problem.sentence, problem.hint, evidence=(problem.kind, str(problem.path)))
         for problem in problems
     ]
 
