@@ -42,57 +42,11 @@ from hpcdist.slurm.cluster import (
 )
 from hpcdist.submission.render import quote_sbatch
 
-_ROWS = ["--noheader", "--parsable2"]
 
-
-class Answers(msgspec.Struct, frozen=True, kw_only=True):
-    """What the cluster said, in its own words; empty where it said nothing.
-
-    Attributes:
-        config: Its settings (`scontrol show config`).
-        nodes: `scontrol --oneliner show node`.
-        partitions: `scontrol --oneliner show partition`.
-        accounts: Rows `Account|Partition|QOS|DefaultQOS` of the user.
-        default_account: The account of jobs that name none.
-        qos: Rows `Name|MaxWall|MaxTRES|MaxTRESPU|MaxJobsPU`.
-        srun_help: `srun --help`, which also lists the options of plugins.
-    """
-
-    config: dict[str, str]
-    nodes: str = ""
-    partitions: str = ""
-    accounts: str = ""
-    default_account: str = ""
-    qos: str = ""
-    srun_help: str = ""
-
-
-def ask() -> Answers:
-    """Asks everything there is to ask without a request.
-
-    Raises:
-        HpcdistError: The controller does not answer.
-    """
-    config = commands.read_config()
-    user = getpass.getuser()
-    return Answers(
-        config=config,
-        nodes=commands.run_command(["scontrol", "--oneliner", "--all", "show", "node"]),
-        partitions=commands.run_command(["scontrol", "--oneliner", "show", "partition"]),
-        accounts=_ask(
-            ["sacctmgr", *_ROWS, "show", "associations", "where", f"user={user}"],
-            "Account,Partition,QOS,DefaultQOS",
-        ),
-        default_account=_ask(["sacctmgr", *_ROWS, "show", "user", user], "DefaultAccount"),
-        qos=_ask(["sacctmgr", *_ROWS, "show", "qos"], "Name,MaxWall,MaxTRES,MaxTRESPU,MaxJobsPU"),
-        srun_help=_ask(["srun", "--help"]),
-    )
-
-
-def _ask(command: list[str], fields: str | None = None) -> str:
-    """The answer, or nothing: sites without accounting have no sacctmgr that answers."""
+def _ask(command: list[str]) -> str:
+    """Return the answer, or nothing: sites without accounting have no sacctmgr that answers."""
     try:
-        return commands.run_command([*command, f"format={fields}"] if fields else command)
+        return commands.run_command(command)
     except HpcdistError:
         return ""
 
@@ -120,10 +74,8 @@ PROGRAMS = ("apptainer", "singularity", "enroot", "seff")
 MOST_PARTITIONS = 8
 _RELATIVE = re.compile(r'^(\s*(?:venv|uv|templates|data[_-]dir|image)\s*=\s*")(?!/|[a-z]+://)([^"]*")', re.MULTILINE)
 
-RequestLines = list[tuple[str, str]]
 
-
-class Found(msgspec.Struct, frozen=True, kw_only=True):
+class Found(msgspec.Struct, frozen=True):
     """What a cluster said.
 
     Attributes:
@@ -141,10 +93,16 @@ def look_at_cluster() -> Found:
     Raises:
         HpcdistError: Slurm does not answer.
     """
-    answers = ask()
-    partitions = parse_scontrol(answers.partitions, answers.nodes)
-    associations = parse_associations(answers.accounts)
-    mine = find_association(associations, answers.default_account.strip())
+    config = commands.read_config()
+    user, sacctmgr = getpass.getuser(), ["sacctmgr", "--noheader", "--parsable2", "show"]
+    nodes = commands.run_command(["scontrol", "--oneliner", "--all", "show", "node"])
+    partitions = parse_scontrol(commands.run_command(["scontrol", "--oneliner", "show", "partition"]), nodes)
+    accounts = [*sacctmgr, "associations", "where", f"user={user}", "format=Account,Partition,QOS,DefaultQOS"]
+    associations = parse_associations(_ask(accounts))
+    # What to charge: the user's default account, else the first.
+    default = _ask([*sacctmgr, "user", user, "format=DefaultAccount"]).strip()
+    mine = next((one for one in associations if one.account == default), next(iter(associations), None))
+    limits = parse_qos_limits(_ask([*sacctmgr, "qos", "format=Name,MaxWall,MaxTRES,MaxTRESPU,MaxJobsPU"]))
     named = {one.name: one for one in partitions}
     refused: list[str] = []
     gpu, cpu = (
@@ -157,32 +115,26 @@ def look_at_cluster() -> Found:
     if gpu and share:
         share = _try_share(gpu, share, account)
     settings = [
-        *propose_identity(answers.config),
-        *propose_account(associations, account, parse_qos_limits(answers.qos)),
+        *propose_identity(config),
+        *propose_account(associations, account, limits),
         *propose_requests(gpu, cpu, named, share, refused),
         *propose_accelerator(named[gpu.partition] if gpu else None),
         *propose_surroundings(
             modules=parse_modules(read_modules()),
             programs=[name for name in PROGRAMS if shutil.which(name)],
-            srun_help=answers.srun_help,
-            scratch=_find_scratch(answers.config, partitions),
+            srun_help=_ask(["srun", "--help"]),
+            scratch=_find_scratch(config, partitions),
             has_hyperpod=HYPERPOD.exists(),
         ),
-        _describe_accounting(answers.config),
+        _describe_accounting(config),
     ]
-    return Found(cluster=answers.config.get("ClusterName"), settings=tuple(settings))
-
-
-def find_association(associations: Sequence[Association], default: str) -> Association | None:
-    """What to charge: the user's default account, else the first; None where there is none to choose from."""
-    return next((one for one in associations if one.account == default), next(iter(associations), None))
+    return Found(config.get("ClusterName"), tuple(settings))
 
 
 def _describe_accounting(config: Mapping[str, str]) -> Setting:
-    storage = config.get("AccountingStorageType", "")
-    gathered = config.get("JobAcctGatherType", "")
-    told = f"on ({storage})" if "slurmdbd" in storage else f"off ({storage or '?'})"
-    return Setting(source=f"accounting: {told}, usage by {gathered or '?'} (scontrol show config)")
+    storage, gathered = (config.get(key) or "?" for key in ("AccountingStorageType", "JobAcctGatherType"))
+    state = "on" if "slurmdbd" in storage else "off"
+    return Setting(source=f"accounting: {state} ({storage}), usage by {gathered} (scontrol show config)")
 
 
 def _find_scratch(config: Mapping[str, str], partitions: Sequence[Partition]) -> str | None:
@@ -193,11 +145,7 @@ def _find_scratch(config: Mapping[str, str], partitions: Sequence[Partition]) ->
 
 
 def _try_partitions(
-    candidates: Sequence[Partition],
-    mine: Association | None,
-    refused: list[str],
-    *,
-    gpus: bool,
+    candidates: Sequence[Partition], mine: Association | None, refused: list[str], *, gpus: bool
 ) -> Accepted | None:
     """The first partition that takes a job, and how it has to be asked for there; None where none does.
 
@@ -216,8 +164,8 @@ def _try_partitions(
                 why = try_request(request)
                 if why is None:
                     return wanted
-                asked = (f" --{key}={value}" for key, value in request if key in ("qos", "gpus-per-node", "gres"))
-                refused.append(f"--partition={partition.name}{''.join(asked)}: {why}")
+                given = (f" --{key}={value}" for key, value in request if key in ("qos", "gpus-per-node", "gres"))
+                refused.append(f"--partition={partition.name}{''.join(given)}: {why}")
                 if "qos" not in why.lower():
                     break  # another one would not help
     return None
@@ -230,7 +178,7 @@ def _ways(types: Sequence[str]) -> Iterator[tuple[str, str | None]]:
             yield flag, gpu_type
 
 
-def _request(wanted: Accepted, account: str | None) -> RequestLines:
+def _request(wanted: Accepted, account: str | None) -> list[tuple[str, str]]:
     """Sbatch's options for a minute of one task, with a GPU where one is wanted."""
     request = [("partition", wanted.partition), ("nodes", "1"), ("ntasks-per-node", "1"), ("time", "1")]
     if account:
@@ -270,8 +218,8 @@ def look_at_machine() -> Found:
     """A small file for runs on a machine without Slurm."""
     cores = len(os.sched_getaffinity(0))
     return Found(
-        cluster=None,
-        settings=(
+        None,
+        (
             Setting(source="There is no Slurm on this machine: jobs run here, one process per rank."),
             Setting(source="On the cluster's login node, hpcdist init writes what jobs need there."),
             Setting("cpus_per_task", max(1, cores // 2), f"half of the {cores} CPUs here: two ranks fit"),
