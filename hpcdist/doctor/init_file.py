@@ -129,13 +129,10 @@ def propose_requests(
         longest = format_duration(limit_s) if limit_s else "without limit"
         usual = f", {format_duration(usual_s)} where none is asked for" if usual_s else ""
         found.append(Setting(source=f"partition {name}: time limit {longest}{usual}"))
-    found += propose_qos(gpu, cpu)
+    found += _propose_qos(gpu, cpu)
     found += [Setting(source=f"refused here: {one}") for one in dict.fromkeys(refused)]
     if gpu is None:
-        return [
-            *found,
-            Setting("gpus", 0, "no GPU can be asked for here: CPU layouts are the default"),
-        ]
+        return [*found, Setting("gpus", 0, "no GPU can be asked for here: CPU layouts are the default")]
     tried = "sbatch --test-only took a job that asked so"
     found.append(Setting("gpu_flag", gpu.gpu_flag, tried))
     if gpu.gpu_type:
@@ -148,7 +145,7 @@ def propose_requests(
     return found
 
 
-def propose_qos(gpu: Accepted | None, cpu: Accepted | None) -> list[Setting]:
+def _propose_qos(gpu: Accepted | None, cpu: Accepted | None) -> list[Setting]:
     """The QOS that jobs have to name; the file has one for all, and what CPU jobs need beside it is a remark."""
     named = [one for one in (gpu, cpu) if one and one.qos]
     if not named:
@@ -230,18 +227,20 @@ def format_value(value: Any) -> str:
 
 def format_section(settings: Sequence[Setting]) -> list[str]:
     """The lines of settings and remarks, and of what was written."""
-    lines = [line for setting in settings for line in _format_setting(setting)]
-    return [*lines, _format_record({one.key: one.value for one in settings if one.key})]
+    return [*_format_settings(settings), _format_record(settings)]
 
 
-def _format_setting(setting: Setting) -> list[str]:
-    if not setting.key:
-        return [f"# {clean(setting.source)}"]
-    return [f"# {clean(setting.source)}", f"{setting.key} = {format_value(setting.value)}"]
+def _format_settings(settings: Sequence[Setting]) -> list[str]:
+    lines = []
+    for one in settings:
+        lines.append(f"# {clean(one.source)}")
+        if one.key:
+            lines.append(f"{one.key} = {format_value(one.value)}")
+    return lines
 
 
-def _format_record(values: Mapping[str, Any]) -> str:
-    return _RECORD + json.dumps(values, ensure_ascii=False)
+def _format_record(settings: Sequence[Setting]) -> str:
+    return _RECORD + json.dumps({one.key: one.value for one in settings if one.key}, ensure_ascii=False)
 
 
 def merge_file(text: str, settings: Sequence[Setting], section: str | None, where: str) -> Merged:
@@ -274,29 +273,23 @@ def merge_file(text: str, settings: Sequence[Setting], section: str | None, wher
         if not setting.key:
             continue
         key, new = setting.key, setting.value
+        said = f"the cluster says {format_value(new)} ({setting.source})"
         if key in mine and mine[key] == new:
             continue
         if key in mine and key in base and mine[key] == base[key]:
             own = [_replace(line, key, new) for line in own]
         elif key in mine:
-            kept.append(
-                f"{key} = {format_value(mine[key])} stays; the cluster says {format_value(new)} ({setting.source})"
-            )
+            kept.append(f"{key} = {format_value(mine[key])} stays; {said}")
         elif key in base:
-            kept.append(f"{key} stays out; {_say(setting)}")
+            kept.append(f"{key} stays out; {said}")
         else:
             added.append(setting)
     while own and not own[-1].strip():
         own.pop()
-    new_lines = [line for setting in added for line in _format_setting(setting)]
-    record = _format_record({one.key: one.value for one in settings if one.key})
     rest = lines[end:]
-    joined = [*lines[:first], *own, *new_lines, record, *([""] if rest and rest[0].strip() else []), *rest]
+    gap = [""] if rest and rest[0].strip() else []
+    joined = [*lines[:first], *own, *_format_settings(added), _format_record(settings), *gap, *rest]
     return Merged(text="\n".join(joined) + "\n", kept=tuple(kept))
-
-
-def _say(setting: Setting) -> str:
-    return f"the cluster says {format_value(setting.value)} ({setting.source})"
 
 
 def _find_section(lines: Sequence[str], section: str | None) -> tuple[int, int]:
