@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -68,7 +68,7 @@ def find_problems(store: Store, living: Sequence[RunMarker] | None) -> list[Prob
         store: The runs.
         living: The user's jobs that wait or run; None where Slurm is not here or does not answer.
     """
-    found = [problem for run in store for problem in _examine_standing(run, living)]
+    found = [problem for run in store for problem in _examine(run, living)]
     found += find_leftovers(store)
     found += _find_lost_folders(store, living or ())
     highest, last = store.highest_local_number(), store.last_local.last()
@@ -78,33 +78,33 @@ def find_problems(store: Store, living: Sequence[RunMarker] | None) -> list[Prob
     return found
 
 
-def _examine_standing(run: Run, living: Sequence[RunMarker] | None) -> list[Problem]:
-    """What is wrong with a run; nothing where it is removed while it is looked at."""
+def _examine(run: Run, living: Sequence[RunMarker] | None) -> list[Problem]:
+    """Find what is wrong with a run; nothing where it is removed while it is looked at."""
     try:
-        return list(_examine(run, living))
+        return [problem for problem in (find_open(run), _judge(run, living)) if problem]
     except FileNotFoundError:
         return []
 
 
-def _examine(run: Run, living: Sequence[RunMarker] | None) -> Iterator[Problem]:
-    if problem := find_open(run):
-        yield problem
+def _judge(run: Run, living: Sequence[RunMarker] | None) -> Problem | None:
     try:
         record = run.record()
     except NotFoundError:
-        if problem := _judge_without_record(run):
-            yield problem
-        return
+        return _judge_without_record(run)
     except UsageError as error:
         sentence = f"the record of run {run.name} can't be used: {error.message}"
         hint = "it is sound, but of another hpcdist: use that one"
-        yield Problem("damaged", run.name, run.path, sentence, hint, is_repairable=False)
-        return
+        return Problem("damaged", run.name, run.path, sentence, hint, is_repairable=False)
     except (HpcdistError, OSError) as error:
-        yield _judge_damaged(run, living, error)
-        return
-    if problem := judge_record(run, record):
-        yield problem
+        sentence = (
+            f"the record of run {run.name} can't be read: {error.message if isinstance(error, HpcdistError) else error}"
+        )
+        writer = find_writer(run, living)
+        if writer is None:
+            return Problem("damaged", run.name, run.path, sentence)
+        sentence += f"; it stays where it is: {writer}"
+        return Problem("damaged", run.name, run.path, sentence, "hpcdist doctor --fix, later", is_repairable=False)
+    return judge_record(run, record)
 
 
 def find_open(run: Run) -> Problem | None:
@@ -129,22 +129,6 @@ def _judge_without_record(run: Run) -> Problem | None:
     return Problem("half-made", run.name, run.path, sentence)
 
 
-def _judge_damaged(run: Run, living: Sequence[RunMarker] | None, error: Exception) -> Problem:
-    words = error.message if isinstance(error, HpcdistError) else str(error)
-    sentence = f"the record of run {run.name} can't be read: {words}"
-    writer = find_writer(run, living)
-    if writer is None:
-        return Problem("damaged", run.name, run.path, sentence)
-    return Problem(
-        "damaged",
-        run.name,
-        run.path,
-        f"{sentence}; it stays where it is: {writer}",
-        "hpcdist doctor --fix, later",
-        is_repairable=False,
-    )
-
-
 def find_writer(run: Run, living: Sequence[RunMarker] | None) -> str | None:
     """What may still write into a run's folder, so that it must stay where it is; None where nothing does."""
     marked = next((mark.job_id for mark in living or () if mark.run == run.name), None)
@@ -160,7 +144,10 @@ def judge_record(run: Run, record: RunRecord) -> Problem | None:
     """What is wrong with a run by its own record; to be asked again with the run held, before anything is changed."""
     age_s = time.time() - record.created_at_s
     if record.job_id is None and record.refused is None and age_s > YOUNG_S:
-        return _judge_unsent(run, record)
+        if record.backend == "local":
+            return Problem("unstarted", run.name, run.path, f"run {run.name} was cut off before it started")
+        sentence = f"the submission of run {run.name} was cut off: its job's id was not written down"
+        return Problem("unregistered", run.name, run.path, sentence)
     if record.backend != "local" or record.job_id is None:
         return None
     state = run.local_state()
@@ -175,13 +162,6 @@ def judge_record(run: Run, record: RunRecord) -> Problem | None:
     return None
 
 
-def _judge_unsent(run: Run, record: RunRecord) -> Problem:
-    if record.backend == "local":
-        return Problem("unstarted", run.name, run.path, f"run {run.name} was cut off before it started")
-    sentence = f"the submission of run {run.name} was cut off: its job's id was not written down"
-    return Problem("unregistered", run.name, run.path, sentence)
-
-
 def find_leftovers(store: Store) -> list[Problem]:
     """Temporary files that their writers, killed, left behind: over a minute old, and no process has them open."""
     old = [path for path in _list_temporaries(store) if _age_s(path) > LEFTOVER_AGE_S]
@@ -190,7 +170,8 @@ def find_leftovers(store: Store) -> list[Problem]:
     held = _list_open_files()
     found = []
     for path in old:
-        run = _run_of(store, path)
+        parts = path.relative_to(store.runs).parts
+        run = Run(store.runs / parts[0]) if len(parts) > 1 else None
         if _identify(path) in held or (run is not None and _may_be_written(run, path)):
             continue
         sentence = f"{path} was left by a writer that was killed"
@@ -204,11 +185,6 @@ def _list_temporaries(store: Store) -> Iterator[Path]:
         for path in (Path(folder, name) for name in names if TEMPORARY.fullmatch(name)):
             if path.is_file() and not path.is_symlink():
                 yield path
-
-
-def _run_of(store: Store, path: Path) -> Run | None:
-    parts = path.relative_to(store.runs).parts
-    return Run(store.runs / parts[0]) if len(parts) > 1 else None
 
 
 def _may_be_written(run: Run, path: Path) -> bool:
@@ -310,19 +286,17 @@ def repair(
     """
     # What is moved away is mended last: until then its other problems are found where they were said to be.
     order = sorted((one for one in problems if one.is_repairable), key=lambda one: one.kind in ("damaged", "half-made"))
-    return [_Mender(store, living, config, is_accounted=is_accounted).mend(problem) for problem in order]
+    mender = _Mender(store, living, config, is_accounted)
+    return [mender.mend(problem) for problem in order]
 
 
-class _Mender:
-    """Mends one problem after the other."""
+class _Mender(NamedTuple):
+    """Mends one problem after the other; its fields are what `repair` was given."""
 
-    def __init__(
-        self, store: Store, living: Sequence[RunMarker] | None, config: Mapping[str, str] | None, *, is_accounted: bool
-    ) -> None:
-        self._store = store
-        self._living = living
-        self._config = config
-        self._is_accounted = is_accounted
+    store: Store
+    living: Sequence[RunMarker] | None
+    config: Mapping[str, str] | None
+    is_accounted: bool
 
     def mend(self, problem: Problem) -> Repair:
         """Mends it, or says why not."""
@@ -334,9 +308,13 @@ class _Mender:
         return Repair(kind=problem.kind, run=problem.run, done=done, sentence=sentence)
 
     def _mend_held(self, problem: Problem) -> tuple[bool, str]:
+        if problem.run is None and problem.kind == "last-id":
+            highest = self.store.highest_local_number()
+            self.store.last_local.raise_to(highest)
+            return True, f"the next local job is local-{highest + 1}"
         if problem.run is None:
-            return self._mend_project(problem)
-        run = self._store.run(problem.run)
+            return _remove(problem.path)
+        run = self.store.run(problem.run)
         with run.locked(wait=False) as held:
             if not held:
                 return False, f"run {run.name} is held by another process and was left alone"
@@ -347,13 +325,6 @@ class _Mender:
             if problem.kind in ("damaged", "half-made"):
                 return self._move_aside(run)
             return self._complete_record(run)
-
-    def _mend_project(self, problem: Problem) -> tuple[bool, str]:
-        if problem.kind == "leftover":
-            return _remove(problem.path)
-        highest = self._store.highest_local_number()
-        self._store.last_local.raise_to(highest)
-        return True, f"the next local job is local-{highest + 1}"
 
     def _complete_record(self, run: Run) -> tuple[bool, str]:
         """Brings a record to what is known; nothing where it is well by now."""
@@ -371,14 +342,14 @@ class _Mender:
         record = run.record()
         ranks = run.ranks()
         job_id = split_task(ranks[0].job_id)[0] if ranks else ""
-        if not job_id and self._config is None:
+        if not job_id and self.config is None:
             return False, f"run {run.name} may have a job: Slurm has to be asked, and does not answer"
         job_id = job_id or sbatch.find_by_run(run.name, record.workdir) or ""
         if job_id:
-            cluster = (ranks[0].cluster if ranks else None) or slurm_cluster.find_cluster_name(self._config)
+            cluster = (ranks[0].cluster if ranks else None) or slurm_cluster.find_cluster_name(self.config)
             run.write_record(msgspec.structs.replace(record, job_id=job_id, cluster=cluster))
             return True, f"run {run.name} is job {job_id}: found by its name and written down"
-        if self._is_accounted and time.time() - record.created_at_s < SEARCHED_S:
+        if self.is_accounted and time.time() - record.created_at_s < SEARCHED_S:
             return self._refuse(run, "the submission was cut off before Slurm had the job")
         return False, f"Slurm knows no job of run {run.name} now; whether there was one can't be told any more"
 
@@ -394,11 +365,11 @@ class _Mender:
         except UsageError:
             return False, f"run {run.name} stays where it is: its record is of another hpcdist"
         except HpcdistError:
-            if writer := find_writer(run, self._living):
+            if writer := find_writer(run, self.living):
                 return False, f"run {run.name} stays where it is: {writer}"
         else:
             return False, f"run {run.name} is well by now"
-        folder = self._store.runs / ASIDE
+        folder = self.store.runs / ASIDE
         folder.mkdir(mode=0o700, exist_ok=True)
         target = folder / f"{run.name}-{time.time_ns()}"
         run.path.rename(target)
