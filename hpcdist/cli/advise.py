@@ -109,9 +109,7 @@ def _group(several: Sequence[tuple[Job | None, Observation]]) -> Group:
             findings[finding.code] = finding
     job = several[-1][0]
     return Group(
-        run=job.run.name if job else None,
-        advice=advise([one for _, one in several]),
-        findings=tuple(findings.values()),
+        run=job.run.name if job else None, advice=advise([one for _, one in several]), findings=tuple(findings.values())
     )
 
 

@@ -28,14 +28,7 @@ from hpcdist.submission.prepare import complete_job, prepare
 @click.option("--run", metavar="NAME", help="Name of the run, the same on all machines [one for each].")
 @click.pass_context
 def train(
-    ctx: click.Context,
-    /,
-    *,
-    node_rank: int,
-    master: str,
-    procs_per_node: int | None,
-    run: str | None,
-    **options: Any,
+    ctx: click.Context, /, *, node_rank: int, master: str, procs_per_node: int | None, run: str | None, **options: Any
 ) -> None:
     """Train on several machines without a scheduler: run this on each of them.
 

@@ -156,10 +156,7 @@ class Job:
         return record
 
     def join(
-        self,
-        efficiency: Efficiency | None,
-        status: JobStatus | None = None,
-        endings: Sequence[Ending] | None = None,
+        self, efficiency: Efficiency | None, status: JobStatus | None = None, endings: Sequence[Ending] | None = None
     ) -> JobRecord:
         """Figures that are known already, joined with what the ranks measured; nothing is written.
 

@@ -14,15 +14,7 @@ _WATCHER_BYTES = 48 * 1024**2
 # The phases of `TrainingMetrics.phases_s` that lie before steady training.
 _STARTING = ("imports", "process_group", "preflight", "data", "first_step")
 _PHASES = (*_STARTING, "steady", "validation", "checkpoint")
-PARTS = (
-    "queued",
-    "lost",
-    "launch",
-    *_PHASES,
-    "other",
-    "unsplit",
-    "shutdown",
-)
+PARTS = ("queued", "lost", "launch", *_PHASES, "other", "unsplit", "shutdown")
 """The parts that add up, in the order of a job's life; in `Timeline` each has `_s` at its end."""
 
 

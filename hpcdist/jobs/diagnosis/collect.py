@@ -31,10 +31,7 @@ MOST_LOGS = 4096  # ranks
 
 
 def explain(
-    status: JobStatus,
-    run: Run | None = None,
-    usage: Efficiency | None = None,
-    endings: Sequence[Ending] | None = None,
+    status: JobStatus, run: Run | None = None, usage: Efficiency | None = None, endings: Sequence[Ending] | None = None
 ) -> Diagnosis:
     """Why a job or array task is where it is.
 
