@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from hpcdist.errors import UsageError
 from hpcdist.records.efficiency import Efficiency
@@ -103,8 +103,9 @@ class Column(NamedTuple):
         field: Its heading where a program reads it, with the unit: `wall_time_s`.
         kind: How its values are printed.
         weight: The least is left out first where the terminal is narrow.
-        value: The figure, None when it is unknown.
         least: To how many characters it may be shortened; 0 for never.
+        names: What reportseff and sacct call it, parted by blanks.
+        derive: Makes the figure, None when it is unknown; without it the figure is the job's own field.
     """
 
     key: str
@@ -112,8 +113,17 @@ class Column(NamedTuple):
     field: str
     kind: Kind
     weight: int
-    value: Callable[[Efficiency], Value]
     least: int = 0
+    names: str = ""
+    derive: Callable[[Efficiency], Value] | None = None
+
+    def value(self, one: Efficiency) -> Value:
+        """Return the figure of a job; None when it is unknown."""
+        return self.derive(one) if self.derive else getattr(one, self.field)
+
+
+def _shown_id(one: Efficiency) -> str | None:
+    return one.array_job_id or one.het_job_id or one.job_id
 
 
 def time_efficiency(one: Efficiency) -> float | None:
@@ -131,59 +141,38 @@ def waited_s(one: Efficiency) -> float | None:
 
 
 COLUMNS = (
-    Column("job", "JOB", "job_id", "text", 100, lambda one: one.array_job_id or one.het_job_id or one.job_id),
-    Column("name", "NAME", "name", "text", 40, attrgetter("name"), 8),
-    Column("user", "USER", "user", "text", 35, attrgetter("user"), 6),
-    Column("group", "GROUP", "group", "text", 10, attrgetter("group"), 6),
-    Column("partition", "PARTITION", "partition", "text", 20, attrgetter("partition"), 6),
-    Column("cluster", "CLUSTER", "cluster", "text", 8, attrgetter("cluster"), 6),
-    Column("state", "STATE", "state", "text", 90, attrgetter("state"), 5),
-    Column("exit", "EXIT", "exit_code", "count", 30, attrgetter("exit_code")),
-    Column("elapsed", "ELAPSED", "wall_time_s", "duration", 60, attrgetter("wall_time_s")),
-    Column("limit", "LIMIT", "time_limit_s", "duration", 25, attrgetter("time_limit_s")),
-    Column("time", "TIME%", "time_efficiency", "share", 50, time_efficiency),
-    Column("cputime", "CPU TIME", "cpu_time_s", "duration", 24, attrgetter("cpu_time_s")),
-    Column("cpu", "CPU%", "cpu_efficiency", "share", 80, attrgetter("cpu_efficiency")),
-    Column("mem", "MEM%", "memory_efficiency", "share", 75, attrgetter("memory_efficiency")),
+    Column("job", "JOB", "job_id", "text", 100, names="jobid", derive=_shown_id),
+    Column("name", "NAME", "name", "text", 40, 8, names="jobname"),
+    Column("user", "USER", "user", "text", 35, 6),
+    Column("group", "GROUP", "group", "text", 10, 6),
+    Column("partition", "PARTITION", "partition", "text", 20, 6),
+    Column("cluster", "CLUSTER", "cluster", "text", 8, 6),
+    Column("state", "STATE", "state", "text", 90, 5),
+    Column("exit", "EXIT", "exit_code", "count", 30, names="exitcode"),
+    Column("elapsed", "ELAPSED", "wall_time_s", "duration", 60),
+    Column("limit", "LIMIT", "time_limit_s", "duration", 25, names="timelimit"),
+    Column("time", "TIME%", "time_efficiency", "share", 50, names="timeeff", derive=time_efficiency),
+    Column("cputime", "CPU TIME", "cpu_time_s", "duration", 24, names="totalcpu"),
+    Column("cpu", "CPU%", "cpu_efficiency", "share", 80, names="cpueff"),
+    Column("mem", "MEM%", "memory_efficiency", "share", 75, names="memeff memory"),
     # The mean over the job. What sacct has (gres/gpuutil) is a peak, and is in no column.
-    Column("gpu", "GPU%", "gpu_efficiency", "share", 70, attrgetter("gpu_efficiency")),
-    Column("memused", "MEM USED", "memory_used_bytes", "size", 45, attrgetter("memory_used_bytes")),
-    Column("memreq", "MEM REQ", "memory_requested_bytes", "size", 44, attrgetter("memory_requested_bytes")),
-    Column("gpumem", "GPU MEM", "gpu_memory_used_bytes", "size", 43, attrgetter("gpu_memory_used_bytes")),
-    Column("nodes", "NODES", "nodes", "count", 28, attrgetter("nodes")),
-    Column("cpus", "CPUS", "cores", "count", 27, attrgetter("cores")),
-    Column("gpus", "GPUS", "gpus", "count", 26, attrgetter("gpus")),
-    Column("nodelist", "NODELIST", "node_list", "text", 9, attrgetter("node_list"), 8),
-    Column("waited", "WAITED", "waited_s", "duration", 22, waited_s),
-    Column("submitted", "SUBMITTED", "submitted_at_s", "moment", 15, attrgetter("submitted_at_s")),
-    Column("started", "STARTED", "started_at_s", "moment", 16, attrgetter("started_at_s")),
-    Column("ended", "ENDED", "ended_at_s", "moment", 17, attrgetter("ended_at_s")),
-    Column("source", "SOURCE", "source", "text", 7, attrgetter("source")),
+    Column("gpu", "GPU%", "gpu_efficiency", "share", 70, names="gpueff"),
+    Column("memused", "MEM USED", "memory_used_bytes", "size", 45, names="maxrss"),
+    Column("memreq", "MEM REQ", "memory_requested_bytes", "size", 44, names="reqmem"),
+    Column("gpumem", "GPU MEM", "gpu_memory_used_bytes", "size", 43),
+    Column("nodes", "NODES", "nodes", "count", 28, names="nnodes"),
+    Column("cpus", "CPUS", "cores", "count", 27, names="alloccpus cores ncpus"),
+    Column("gpus", "GPUS", "gpus", "count", 26),
+    Column("nodelist", "NODELIST", "node_list", "text", 9, 8),
+    Column("waited", "WAITED", "waited_s", "duration", 22, derive=waited_s),
+    Column("submitted", "SUBMITTED", "submitted_at_s", "moment", 15, names="submit"),
+    Column("started", "STARTED", "started_at_s", "moment", 16, names="start"),
+    Column("ended", "ENDED", "ended_at_s", "moment", 17, names="end"),
+    Column("source", "SOURCE", "source", "text", 7),
 )
 DEFAULT = ("job", "name", "state", "elapsed", "time", "cpu", "mem", "gpu")
-# What reportseff and sacct call them.
-_ALIASES = {
-    "jobid": "job",
-    "jobname": "name",
-    "exitcode": "exit",
-    "timelimit": "limit",
-    "timeeff": "time",
-    "totalcpu": "cputime",
-    "cpueff": "cpu",
-    "memeff": "mem",
-    "memory": "mem",
-    "gpueff": "gpu",
-    "maxrss": "memused",
-    "reqmem": "memreq",
-    "nnodes": "nodes",
-    "alloccpus": "cpus",
-    "cores": "cpus",
-    "ncpus": "cpus",
-    "submit": "submitted",
-    "start": "started",
-    "end": "ended",
-}
 _BY_KEY = {column.key: column for column in COLUMNS}
+_BY_NAME = {name: column for column in COLUMNS for name in (column.field, *column.names.split())}
 
 
 def find_column(word: str) -> Column:
@@ -193,17 +182,13 @@ def find_column(word: str) -> Column:
         UsageError: There is none; the hint has the nearest.
     """
     key = word.strip().lower().removesuffix("%")
-    key = _ALIASES.get(key, key)
-    if key in _BY_KEY:
-        return _BY_KEY[key]
-    for column in COLUMNS:
-        if column.field == key:
-            return column
-    known = (*_BY_KEY, *_ALIASES)
-    meant = nearest(key, known, cutoff=0) or ""
+    if column := _BY_KEY.get(key) or _BY_NAME.get(key):
+        return column
+    aliases = {name: column.key for column in COLUMNS for name in column.names.split()}
+    meant = nearest(key, (*_BY_KEY, *aliases), cutoff=0) or ""
     raise UsageError(
         f"there is no column {word[:60]!a}",
-        f"did you mean {_ALIASES.get(meant, meant)}? There are: {', '.join(_BY_KEY)}",
+        f"did you mean {aliases.get(meant, meant)}? There are: {', '.join(_BY_KEY)}",
     )
 
 
@@ -246,24 +231,22 @@ def _order(value: Value) -> tuple[float, list[tuple[float, str]]]:
     return float(value or 0), []
 
 
+_FORMS: Mapping[Kind, Callable[[Any], str]] = {
+    "share": "{:.1%}".format,
+    "size": format_bytes,
+    "duration": format_duration,
+    "moment": format_local_moment,
+}
+
+
 def format_value(column: Column, one: Efficiency) -> str:
     """A figure for a person to read; a dash when it is unknown."""
     value = column.value(one)
     if value is None or value == "":
         return "-"
-    if isinstance(value, str):
-        return value
-    if column.kind == "share":
-        mark = "~" if column.key == "mem" and one.memory_is_estimate else ""
-        return f"{mark}{value:.1%}"
-    if column.kind == "size":
-        mark = "~" if column.key == "memused" and one.memory_is_estimate else ""
-        return mark + format_bytes(value)
-    if column.kind == "duration":
-        return format_duration(value)
-    if column.kind == "moment":
-        return format_local_moment(value)
-    return str(value)
+    form = _FORMS.get(column.kind)
+    mark = "~" if column.key in ("mem", "memused") and one.memory_is_estimate else ""
+    return mark + form(value) if form else str(value)
 
 
 def judge(column: Column, one: Efficiency) -> Rating | None:
@@ -391,7 +374,9 @@ def parsable_formatter(columns: Sequence[Column]) -> Callable[[Efficiency], str]
     fields as the header.
     """
     # Significant digits: six of a fraction, and of seconds and bytes all there are.
-    readers = [(column.value, "%.6g" if column.kind == "share" else "%.15g") for column in columns]
+    readers = [
+        (column.derive or attrgetter(column.field), "%.6g" if column.kind == "share" else "%.15g") for column in columns
+    ]
     separators = len(columns) - 1
 
     def form(one: Efficiency) -> str:
