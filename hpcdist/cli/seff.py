@@ -35,6 +35,7 @@ from hpcdist.slurm.sacct_query import DELIMITER, FIELDS, check_job_id, expand_jo
 if TYPE_CHECKING:
     from hpcdist.jobs.efficiency import Source
     from hpcdist.jobs.job import Job
+    from hpcdist.records.store import Store
 
 
 class SeffQuery(NamedTuple):
@@ -62,16 +63,21 @@ class SeffQuery(NamedTuple):
         return (self.parsable or self.jsonl) and self.sort is None
 
     @property
+    def is_table(self) -> bool:
+        """Whether a table was asked for even where there is one job."""
+        return self.as_table or any(word is not None for word in (self.columns, self.sort, self.state))
+
+    @property
     def is_by_time(self) -> bool:
         """Whether Slurm is asked for the jobs of a time, not for named ones."""
         from_slurm = not (self.jobs or self.study or self.text or self.sacct_file)
         return from_slurm and any(word is not None for word in (self.since, self.user, self.state))
 
     def check(self) -> None:
-        """Finds what contradicts itself before anything is asked.
+        """Find what contradicts itself or is no word of ours before anything is asked.
 
         Raises:
-            UsageError: Options that exclude each other were given.
+            UsageError: Options that exclude each other were given, or one can't be used.
         """
         places = {"JOB": self.jobs, "--study": self.study, "--text": self.text, "--sacct-file": self.sacct_file}
         given = [name for name, on in places.items() if on]
@@ -89,9 +95,13 @@ class SeffQuery(NamedTuple):
             raise UsageError(f"{' and '.join(chosen)} exclude each other", "choose one of them")
         if self.watch and (self.text or self.sacct_file):
             raise UsageError(f"{given[0]} and --watch exclude each other", "a file's jobs do not change")
-
-
-DEFAULT_SINCE = "7d"
+        choose_columns(self.columns)
+        if self.sort is not None:
+            find_column(self.sort.removeprefix("-"))
+        if self.since is not None:
+            parse_since(self.since)
+        if self.state is not None:
+            parse_states(self.state)
 
 
 def iter_figures(request: SeffQuery) -> Iterator[Efficiency]:
@@ -112,7 +122,7 @@ def iter_figures(request: SeffQuery) -> Iterator[Efficiency]:
         from hpcdist.jobs import efficiency as job_efficiency
 
         users = parse_users(request.user) if request.user is not None else ()
-        found = job_efficiency.iter_period(parse_since(request.since or DEFAULT_SINCE), users)
+        found = job_efficiency.iter_period(parse_since(request.since or "7d"), users)
         request = request._replace(user=None)
     elif request.jobs:
         found = _iter_named(request)
@@ -180,14 +190,20 @@ def _find_named(token: str, source: "Source | None") -> Efficiency | list[str]:
     return expand_job_id(job_id)
 
 
+def _open_store() -> "Store":
+    from hpcdist.config.project import find_project
+    from hpcdist.records.store import Store
+
+    return Store(find_project(Path.cwd()).root)
+
+
 def _iter_study(name: str) -> Iterator[Efficiency]:
     """The jobs of a study's trials in their order; trials without figures are counted on standard error."""
-    from hpcdist.config.project import find_project
     from hpcdist.studies.state import load_study
     from hpcdist.studies.trials import iter_figures_of_trials
 
     silent = 0
-    for one in iter_figures_of_trials(load_study(name, find_project(Path.cwd()).root)):
+    for one in iter_figures_of_trials(load_study(name, _open_store().root)):
         silent += one is None
         if one is not None:
             yield one
@@ -210,11 +226,9 @@ def _slurm_id(token: str) -> str | None:
 
 def _iter_project() -> Iterator[Efficiency]:
     """The runs of this project, newest first; those without any figure are counted on standard error."""
-    from hpcdist.config.project import find_project
     from hpcdist.jobs.job import Job, read_known
-    from hpcdist.records.store import Store
 
-    jobs = [Job(run) for run in Store(find_project(Path.cwd()).root)]
+    jobs = [Job(run) for run in _open_store()]
     if not jobs:
         click.echo("no runs here yet; hpcdist submit makes one", err=True)
     known, trouble = read_known(jobs)
@@ -267,54 +281,12 @@ WIDEST = 10_000
 PATIENCE_S = 30.0
 
 
-def show(request: SeffQuery) -> None:
-    """Prints what was asked for.
-
-    Raises:
-        HpcdistError: A word can't be used, or there are no figures.
-    """
-    _check_words(request)
-    if request.watch is not None:
-        _watch(request, request.watch)
-    elif request.jsonl:
-        _print_lines(_sorted(request))
-    elif request.parsable:
-        _print_parsable(request, _sorted(request))
-    elif len(request.jobs) == 1 and "[" not in request.jobs[0] and not _is_table(request):
-        _show_job(request)
-    else:
-        jobs, missing = _gather(_sorted(request))
-        _show_jobs(request, jobs)
-        if request.jobs:
-            _write_boards(jobs)
-        if missing:
-            raise missing
-
-
-def _is_table(request: SeffQuery) -> bool:
-    """Whether a table was asked for even where there is one job."""
-    return request.as_table or any(word is not None for word in (request.columns, request.sort, request.state))
-
-
-def _check_words(request: SeffQuery) -> None:
-    """Reads every word that can be wrong before Slurm is asked."""
-    choose_columns(request.columns)
-    if request.sort is not None:
-        find_column(request.sort.removeprefix("-"))
-    if request.since is not None:
-        parse_since(request.since)
-    if request.state is not None:
-        parse_states(request.state)
-
-
-def _sorted(request: SeffQuery) -> Iterable[Efficiency]:
-    found = iter_figures(request)
-    return found if request.sort is None else _sort(found, request.sort)
-
-
-def _sort(found: Iterable[Efficiency], by: str) -> Iterator[Efficiency]:
-    jobs, missing = _gather(found)
-    yield from sort_jobs(jobs, by)
+def _iter_sorted(request: SeffQuery) -> Iterator[Efficiency]:
+    if request.sort is None:
+        yield from iter_figures(request)
+        return
+    jobs, missing = _gather(iter_figures(request))
+    yield from sort_jobs(jobs, request.sort)
     if missing:
         raise missing
 
@@ -356,6 +328,7 @@ def _print_parsable(request: SeffQuery, jobs: Iterable[Efficiency]) -> None:
 
 def _show_job(request: SeffQuery) -> None:
     """One job as seff shows it; an array as a table of its tasks."""
+    from hpcdist.cli.output import write_boards
     from hpcdist.cli.status import find_or_id
     from hpcdist.jobs.job import Job, read_efficiencies
 
@@ -366,7 +339,8 @@ def _show_job(request: SeffQuery) -> None:
         raise NotReadyError(f"job {one.array_job_id or one.job_id} is PENDING", f"hpcdist wait {one.job_id}")
     ours = [(_task(job, one), one) for one in found] if isinstance(job, Job) else []
     _show_jobs(request, found, ours[0][0].folder.ranks() if ours else ())
-    _write(ours)
+    for own, one in ours:
+        write_boards(own, one)
 
 
 def _task(job: "Job", efficiency: Efficiency) -> "Job":
@@ -386,7 +360,7 @@ def _show_jobs(request: SeffQuery, jobs: Sequence[Efficiency], ranks: Sequence[R
     elif not jobs:
         if request.is_by_time or _is_named(request):
             click.echo("there are no such jobs", err=True)
-    elif len(jobs) == 1 and _is_named(request) and not _is_table(request):
+    elif len(jobs) == 1 and _is_named(request) and not request.is_table:
         click.echo(format_efficiency(jobs[0], ranks))
     else:
         lines = _table(request, jobs)
@@ -416,7 +390,7 @@ def _watch(request: SeffQuery, interval_s: float) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            jobs, missing = _gather(_sorted(request))
+            jobs, missing = _gather(_iter_sorted(request))
             lines = _table(request, jobs) if jobs else ["there are no such jobs"]
         except NotReadyError as error:
             jobs, missing, lines = [], None, [error.message]
@@ -434,23 +408,17 @@ def _watch(request: SeffQuery, interval_s: float) -> None:
 
 
 def _write_boards(jobs: Sequence[Efficiency]) -> None:
-    """Puts the figures of this project's own jobs beside their curves in TensorBoard."""
-    from hpcdist.config.project import find_project
+    """Put the figures of this project's own jobs beside their curves in TensorBoard."""
+    store = _open_store()
+    if not store.runs.is_dir():
+        return
+    from hpcdist.cli.output import write_boards
     from hpcdist.jobs.job import Job
-    from hpcdist.records.store import Store
 
-    store = Store(find_project(Path.cwd()).root)
-    runs = {run.job_id: Job(run) for run in store} if store.runs.is_dir() else {}
-    found = [(runs.get(split_task(one.array_job_id or one.job_id)[0]), one) for one in jobs] if runs else []
-    _write([(_task(job, one), one) for job, one in found if job is not None])
-
-
-def _write(figures: Sequence[tuple["Job", Efficiency]]) -> None:
-    if figures:
-        from hpcdist.cli.output import write_boards
-
-        for job, one in figures:
-            write_boards(job, one)
+    runs = {run.job_id: Job(run) for run in store}
+    for one in jobs:
+        if job := runs.get(split_task(one.array_job_id or one.job_id)[0]):
+            write_boards(_task(job, one), one)
 
 
 @click.command(epilog="Example: hpcdist seff 1234, or hpcdist seff --since 2d --state failed --sort -mem")
@@ -488,4 +456,18 @@ def seff(jobs: tuple[str, ...], **options: object) -> None:
     """
     request = SeffQuery(jobs=jobs, **options)  # type: ignore[arg-type]
     request.check()
-    show(request)
+    if request.watch is not None:
+        _watch(request, request.watch)
+    elif len(jobs) == 1 and "[" not in jobs[0] and not (request.jsonl or request.parsable or request.is_table):
+        _show_job(request)
+    elif request.jsonl:
+        _print_lines(_iter_sorted(request))
+    elif request.parsable:
+        _print_parsable(request, _iter_sorted(request))
+    else:
+        found, missing = _gather(_iter_sorted(request))
+        _show_jobs(request, found)
+        if jobs:
+            _write_boards(found)
+        if missing:
+            raise missing

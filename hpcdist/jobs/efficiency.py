@@ -25,21 +25,11 @@ Source = Literal["seff", "sacct", "ranks"]
 NAMED_JOBS = 10  # of an array, thousands of tasks may be unknown
 
 
-def query_slurm(job_ids: Sequence[str], source: Source | None = None) -> list[Efficiency]:
-    """What Slurm accounted for jobs; an array gives one per task.
+def iter_known(job_ids: Sequence[str], source: Source | None = None) -> Iterator[Efficiency]:
+    """Yield what Slurm accounted for jobs; an array gives one per task.
 
     One job is read through the site's own `seff` when that is on PATH; several, or none there, through one sacct. Of
     several, those that accounting does not know yet come last, without figures, in the state the queue has them in.
-
-    Raises:
-        NotReadyError: Accounting is off, or has nothing on the only job that was asked for.
-        NotFoundError: Slurm does not know one of the jobs.
-    """
-    return list(iter_known(job_ids, source))
-
-
-def iter_known(job_ids: Sequence[str], source: Source | None = None) -> Iterator[Efficiency]:
-    """As `query_slurm`, but jobs that Slurm does not know take nothing from the others.
 
     Raises:
         NotReadyError: Accounting is off, or has nothing on the only job that was asked for.

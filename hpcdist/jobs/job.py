@@ -238,7 +238,7 @@ def read_efficiencies(jobs: Sequence[Job | str], source: job_efficiency.Source |
     """
     ids = [_id_to_ask(job, source) for job in jobs]
     asked = [job_id for job_id in ids if job_id]
-    answers = job_efficiency.query_slurm(asked, source) if asked else []
+    answers = list(job_efficiency.iter_known(asked, source)) if asked else []
     found: list[Efficiency] = []
     for job, job_id, own in zip(jobs, ids, job_efficiency.match(ids, answers), strict=True):
         if isinstance(job, Job) and job_id is None:

@@ -214,7 +214,7 @@ def test_each_job_s_figures_are_in_the_order_of_the_jobs_and_looked_at_once(proj
     ids = [str(number) for number in range(1, 301)]
     answers = parse_sacct([row(JobID=one, JobIDRaw=one) for one in ids])
     looked_at, names_of = [], job_efficiency.names_of
-    monkeypatch.setattr(job_efficiency, "query_slurm", lambda asked, source: answers)
+    monkeypatch.setattr(job_efficiency, "iter_known", lambda asked, source: answers)
     monkeypatch.setattr(job_efficiency, "names_of", lambda one: looked_at.append(one) or names_of(one))
     assert [one.job_id for one in read_efficiencies(ids[::-1])] == ids[::-1]
     assert len(looked_at) == len(ids)
@@ -224,7 +224,7 @@ def test_an_array_gives_its_tasks_once_each_in_sacct_s_order(project, monkeypatc
     tasks = [row(JobID=f"5_{task}", JobIDRaw=str(5 + task)) for task in (1, 2, 3)]
     waiting = row(JobID="5_[4-5]", JobIDRaw="5", State="PENDING")
     answers = parse_sacct([*tasks, waiting])
-    monkeypatch.setattr(job_efficiency, "query_slurm", lambda asked, source: answers)
+    monkeypatch.setattr(job_efficiency, "iter_known", lambda asked, source: answers)
     assert [one.array_job_id for one in read_efficiencies(["5_[2-5]", "5"])] == [
         *["5_2", "5_3", "5_[4-5]"],
         *["5_1", "5_2", "5_3", "5_[4-5]"],

@@ -128,7 +128,7 @@ def _usage(status: JobStatus, run: Run | None, job: JobSpec | None, ranks: Seque
         return None
     if run is None or not run.is_local:
         try:
-            return job_efficiency.query_slurm([status.job_id], "sacct")[0]
+            return list(job_efficiency.iter_known([status.job_id], "sacct"))[0]
         except (HpcdistError, IndexError):
             pass
     if job is None or not ranks:
