@@ -1,6 +1,6 @@
 """The options of a job, in Slurm's own words, shared by submit and render; and `--site`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,69 +130,56 @@ class JobCommand(click.Command):
 
 
 def training_options(function: F) -> F:
-    """Adds the options of a training that is started by hand to a command."""
+    """Add the options of a training that is started by hand to a command."""
     kept = {"--nodes", "--gpus", "--cpus-per-task", "--time", "--name"}
-    extra = click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the ranks; repeatable.")
-    function = _switches(extra(function))
-    for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
-        if flag in kept or (flag, kind, text) in TRAINING:
-            function = click.option(flag, type=kind, metavar=_metavar(kind), help=text)(function)
-    return function
+    rows = [row for row in (*LAYOUT, *SCHEDULING) if row[0] in kept]
+    plain = [_plain(*row) for row in (*rows, *TRAINING)]
+    env = _repeated("--env", "K=V", "Environment variable of the ranks")
+    return _add(function, [*plain, *(_switch(*row) for row in SWITCHES), env])
 
 
 def job_options(function: F) -> F:
-    """Adds every option of a job to a command."""
-    extra = (
-        click.option("--exclusive", is_flag=True, default=None, help="Whole nodes."),
-        click.option(
-            "--resumable",
-            is_flag=True,
-            default=None,
-            help="The COMMAND saves when asked to and can go on (docs/resume.md).",
-        ),
-        click.option(
-            "--max-requeues", type=int, metavar="N", help="Requeues of a run that was stopped before its end [10]."
-        ),
-        click.option(
-            "--replace-bad-node",
-            is_flag=True,
-            default=None,
-            help="Leave out a node that the preflight blames, and requeue the job.",
-        ),
-        click.option(
-            "--stage-data",
-            is_flag=True,
-            default=None,
-            help="Copy --data-dir to each node's own disk first; a COMMAND finds it in $HPCDIST_DATA_DIR.",
+    """Add every option of a job to a command."""
+    options = [
+        *(_plain(*row) for row in (*LAYOUT, *SCHEDULING, *TRAINING)),
+        *(_switch(*row) for row in SWITCHES),
+        _switch("--exclusive", "Whole nodes."),
+        _switch("--resumable", "The COMMAND saves when asked to and can go on (docs/resume.md)."),
+        _plain("--max-requeues", int, "Requeues of a run that was stopped before its end [10]."),
+        _switch("--replace-bad-node", "Leave out a node that the preflight blames, and requeue the job."),
+        _switch(
+            "--stage-data", "Copy --data-dir to each node's own disk first; a COMMAND finds it in $HPCDIST_DATA_DIR."
         ),
         click.option("--launcher", type=click.Choice(["srun", "torchrun"]), help="What starts the ranks [srun]."),
-        click.option("--setup", multiple=True, metavar="LINE", help="Shell line to run first; repeatable."),
-        click.option("--env", multiple=True, metavar="K=V", help="Environment variable of the job; repeatable."),
-        click.option("--sbatch", multiple=True, metavar="KEY=VALUE", help="Any other sbatch option; repeatable."),
-        click.option("--srun", multiple=True, metavar="KEY=VALUE", help="Any other srun option; repeatable."),
-    )
-    for decorate in reversed(extra):
+        _repeated("--setup", "LINE", "Shell line to run first"),
+        _repeated("--env", "K=V", "Environment variable of the job"),
+        _repeated("--sbatch", "KEY=VALUE", "Any other sbatch option"),
+        _repeated("--srun", "KEY=VALUE", "Any other srun option"),
+    ]
+    return _add(function, options)
+
+
+def _add(function: F, options: Sequence[Callable[[F], F]]) -> F:
+    for decorate in reversed(options):
         function = decorate(function)
-    function = _switches(function)
-    for flag, kind, text in reversed((*LAYOUT, *SCHEDULING, *TRAINING)):
-        function = click.option(flag, type=kind, metavar=_metavar(kind), help=text, shell_complete=_OFFERS.get(flag))(
-            function
-        )
     return function
 
 
 # What the shell offers for a value.
 _OFFERS = {"--partition": offer_partitions, "--dependency": offer_jobs}
+_METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
-def _switches(function: F) -> F:
-    for flags, text in reversed(SWITCHES):
-        function = click.option(flags, default=None, help=text)(function)
-    return function
+def _plain(flag: str, kind: type, text: str) -> Callable[[F], F]:
+    return click.option(flag, type=kind, metavar=_METAVARS[kind], help=text, shell_complete=_OFFERS.get(flag))
 
 
-def _metavar(kind: type) -> str:
-    return {int: "N", float: "X"}.get(kind, "TEXT")
+def _switch(flags: str, text: str) -> Callable[[F], F]:
+    return click.option(flags, is_flag=True, default=None, help=text)
+
+
+def _repeated(flag: str, form: str, text: str) -> Callable[[F], F]:
+    return click.option(flag, multiple=True, metavar=form, help=f"{text}; repeatable.")
 
 
 def collect_options(file: Path | None, given: dict[str, Any], command: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -128,7 +128,8 @@ def _usage(status: JobStatus, run: Run | None, job: JobSpec | None, ranks: Seque
         return None
     if run is None or not run.is_local:
         try:
-            return list(job_efficiency.iter_known([status.job_id], "sacct"))[0]
+            found = list(job_efficiency.iter_known([status.job_id], "sacct"))
+            return found[0]
         except (HpcdistError, IndexError):
             pass
     if job is None or not ranks:
