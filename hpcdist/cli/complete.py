@@ -20,12 +20,7 @@ Offer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem]"]
 
 
 def _offer(find: Callable[[], Iterable[tuple[str, str]]], *, separator: str = "") -> Offer:
-    """What click asks at Tab.
-
-    Args:
-        find: Finds the words, each with what shells that can will show beside it.
-        separator: What parts several words of one value; empty where there is but one.
-    """
+    """Return what click asks at Tab: words and what stands beside them; `separator` parts several words of a value."""
 
     def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
         from click.shell_completion import CompletionItem

@@ -31,13 +31,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str | None]]) ->
 
 
 def format_cause(name: str, cause: Cause, *, tail: bool = True) -> str:
-    """The cause first, then the end of the log, where that is, and what to do.
-
-    Args:
-        name: What ended and how.
-        cause: Why.
-        tail: Whether to show the end of the log.
-    """
+    """Return the cause of what ended, with `tail` the end of its log and where that is, and what to do."""
     lines = [f"{name}: {cause.sentence}"]
     lines += [f"  | {line}" for line in cause.tail] if tail else []
     lines += [f"log: {cause.log}"] if cause.log and tail else []
@@ -156,12 +150,9 @@ def _format_disagreement(one: Disagreement) -> str:
 
 
 def write_boards(job: Job, efficiency: Efficiency | None, record: JobRecord | None = None) -> None:
-    """Writes a job's figures, where its time went, and what its ranks used over time; a run without curves gets none.
+    """Write a job's figures, where its time went, and what its ranks used over time; a run without curves gets none.
 
-    Args:
-        job: The job.
-        efficiency: Its figures; nothing is written without any, or of a job that is not over.
-        record: Its record; None joins one from the figures.
+    Nothing is written without figures, or of a job that is not over. Without a record, one is joined from the figures.
     """
     if efficiency is None or efficiency.live or efficiency.state == "PENDING":
         return

@@ -52,12 +52,9 @@ def judge_partition(asked: str | None, partitions: Sequence[Partition]) -> Check
 
 
 def judge_accounting(gathering: Gathering, storage: str | None, trouble: str) -> Check:
-    """Whether Slurm accounts for jobs, and what it gathers of them.
+    """Say whether Slurm accounts for jobs, and what it gathers of them.
 
-    Args:
-        gathering: How it gathers usage.
-        storage: Its setting `AccountingStorageType`.
-        trouble: What sacct complained of; empty when it answered.
+    `storage` is its `AccountingStorageType`; `trouble` is what sacct complained of, empty when it answered.
     """
     name = "accounting"
     if trouble:
@@ -79,12 +76,9 @@ def judge_accounting(gathering: Gathering, storage: str | None, trouble: str) ->
 
 
 def judge_clock(controller_s: float | None, before_s: float, after_s: float) -> Check:
-    """This machine's clock against the controller's.
+    """Compare this machine's clock, before and after the controller was asked, with the controller's.
 
-    Args:
-        controller_s: The controller's, in whole seconds since the epoch; None where it is not known.
-        before_s: This machine's before the controller was asked.
-        after_s: And after it had answered.
+    All in seconds since the epoch, the controller's in whole ones.
     """
     if controller_s is None:
         return Check("clock", "unknown", "the controller does not say what time it is")
@@ -109,11 +103,9 @@ _LOOK = "load Slurm's module (module load slurm), or ask on the login node"
 
 
 def check_slurm(defaults: Mapping[str, Any], *, is_needed: bool = False) -> tuple[Check, dict[str, str] | None]:
-    """Whether Slurm answers, and its settings if it does; None where it is not here.
+    """Say whether Slurm answers, and its settings if it does; None where it is not here.
 
-    Args:
-        defaults: The project's defaults for jobs: one that only Slurm knows says that it is needed.
-        is_needed: Whether it was asked for.
+    A default that only Slurm knows says that it is needed, too.
     """
     try:
         available = commands.is_available()

@@ -114,13 +114,9 @@ class Doctor:
         on_change: Tell | None = None,
         timeout_s: float = WAIT_S,
     ) -> list[Check]:
-        """The checks that take a job on the nodes; here, without Slurm, on emulated ones. After `examine`.
+        """Make the checks that take a job on the nodes; here, without Slurm, on emulated ones. After `examine`.
 
-        Args:
-            nodes: Nodes; None is two, or as many as there are.
-            gpus: GPUs per node; None is one where the partition has any.
-            on_change: Called about once a second with where the job is.
-            timeout_s: For how long it may wait and run.
+        Without numbers it has two nodes, or as many as there are, and a GPU on each where the partition has any.
         """
         if self._slurm_is_away or self._fault is not None:
             return [Check("job on the nodes", "unknown", "no job was sent: what is wrong above has to be mended first")]

@@ -133,13 +133,7 @@ def choose_options(kind: DrillKind, world_size: int) -> dict[str, Any]:
 
 
 def judge(kind: DrillKind, seen: Seen, *, hang_timeout_s: float) -> tuple[bool | None, str]:
-    """Whether a job did as it should; None when it was not put to the test.
-
-    Args:
-        kind: How it was broken.
-        seen: What was seen of it.
-        hang_timeout_s: Its `--hang-timeout`.
-    """
+    """Say whether a job, broken on purpose, did as it should; None when it was not put to the test."""
     if not seen.is_broken:
         if seen.cause.kind == "completed":
             return None, "the training was over before it could be broken: give it more --epochs"
@@ -255,13 +249,7 @@ def prepare_drill(kind: DrillKind, given: Mapping[str, Any], project: Project) -
 
 
 def run_drill(kind: DrillKind, prepared: PreparedJob, means: Means, tell: Tell) -> Result:
-    """Submits, breaks, follows, judges; the job never outlives the drill.
-
-    Args:
-        kind: How to break the job.
-        prepared: What `prepare_drill` made.
-        means: What may be used for it.
-        tell: Called with what happens, for a person.
+    """Submit, break, follow and judge a job, and tell a person what happens; the job never outlives the drill.
 
     Raises:
         SubmitError: The scheduler refused the job.

@@ -147,13 +147,9 @@ def _find_scratch(config: Mapping[str, str], partitions: Sequence[Partition]) ->
 def _try_partitions(
     candidates: Sequence[Partition], mine: Association | None, refused: list[str], *, gpus: bool
 ) -> Accepted | None:
-    """The first partition that takes a job, and how it has to be asked for there; None where none does.
+    """Find the first partition (the likeliest come first) that takes a job, and how it has to be requested there.
 
-    Args:
-        candidates: The partitions, the likeliest first.
-        mine: What the user charges.
-        refused: What was refused, and why, is added here.
-        gpus: Whether a GPU is wanted.
+    What was refused, and why, is added to `refused`.
     """
     for partition in candidates[:MOST_PARTITIONS]:
         types = {node.gpu_type for node in partition.nodes if node.gpu_type}

@@ -169,14 +169,9 @@ def propose_accelerator(partition: Partition | None) -> list[Setting]:
 def propose_surroundings(
     *, modules: Sequence[str], programs: Sequence[str], srun_help: str, scratch: str | None, has_hyperpod: bool
 ) -> list[Setting]:
-    """What is there beside Slurm; remarks but for what is certain.
+    """Propose what is there beside Slurm; remarks but for what is certain.
 
-    Args:
-        modules: What `module avail` lists.
-        programs: Those of apptainer, singularity, enroot and seff that are on PATH here.
-        srun_help: `srun --help`.
-        scratch: The nodes' own folder, by the settings.
-        has_hyperpod: Whether this is SageMaker HyperPod.
+    `programs` are those of apptainer, singularity, enroot and seff that are on PATH here.
     """
     found = []
     if has_hyperpod:
@@ -244,13 +239,9 @@ def _format_record(settings: Sequence[Setting]) -> str:
 
 
 def merge_file(text: str, settings: Sequence[Setting], section: str | None, where: str) -> Merged:
-    """A file with what the cluster says now; what a person wrote, changed or took out stays.
+    """Return a file with what the cluster says now; what a person wrote, changed or took out stays.
 
-    Args:
-        text: The file's text.
-        settings: What the cluster says.
-        section: The profile to write under `[sites.NAME]`; None is the file's own settings.
-        where: The file's name, for messages.
+    The section is the profile under `[sites.NAME]`; None is the file's own settings.
 
     Raises:
         UsageError: It is no TOML.

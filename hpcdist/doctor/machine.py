@@ -135,12 +135,7 @@ _BOUND = re.compile(r"(>=|<)\s*([0-9.]+)")
 
 
 def judge_packages(versions: Mapping[str, str], requirements: Iterable[str]) -> list[Check]:
-    """torch, torchvision and Lightning against what hpcdist asks for, and the first two against each other.
-
-    Args:
-        versions: What is installed, by package.
-        requirements: hpcdist's own, as its metadata has them (`torch>=2.4`).
-    """
+    """Judge torch, torchvision and Lightning by hpcdist's requirements (`torch>=2.4`), and the first two as a pair."""
     bounds = _parse_bounds(requirements)
     checks = [_judge_package(package, versions.get(package), bounds.get(package, [])) for package in NAMED]
     torch, vision = versions.get("torch"), versions.get("torchvision")

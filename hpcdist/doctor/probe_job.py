@@ -248,17 +248,9 @@ def probe_between_nodes(
     on_change: Tell | None = None,
     timeout_s: float = WAIT_S,
 ) -> ProbeJobResult:
-    """Submits the job, waits for it, and keeps what it measured where `probes.read_probes` finds it.
+    """Submit the job, wait for it, and keep what it measured where `read_probes` finds it.
 
     A job that does not end in time is cancelled.
-
-    Args:
-        project: The project to run in; its defaults say where.
-        backend: What runs it.
-        nodes: Nodes.
-        gpus: GPUs per node.
-        on_change: Called about once a second with where it is.
-        timeout_s: For how long it may wait and run.
 
     Raises:
         SubmitError: The scheduler refused it.
@@ -300,12 +292,9 @@ def prepare_trial(project: Project, *, backend: Backend, nodes: int, gpus: int) 
 
 
 def choose_shape(partition: str | None, partitions: Sequence[Partition], wanted_gpus: object) -> tuple[int, int]:
-    """Nodes and GPUs per node of a trial: two of the partition's nodes, a GPU on each where it has any.
+    """Return nodes and GPUs per node of a trial: two of the partition's nodes, a GPU on each where it has any.
 
-    Args:
-        partition: The partition that jobs go to; None is the default one.
-        partitions: The cluster's.
-        wanted_gpus: The project's default of GPUs per node, if it has one.
+    No partition is the default one; `wanted_gpus` is the project's default of GPUs per node.
     """
     chosen = choose_partition(partition, partitions)
     if chosen is None:

@@ -62,12 +62,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def find_problems(store: Store, living: Sequence[RunMarker] | None) -> list[Problem]:
-    """All that is wrong with a project's runs.
-
-    Args:
-        store: The runs.
-        living: The user's jobs that wait or run; None where Slurm is not here or does not answer.
-    """
+    """Find all that is wrong with runs; `living` jobs wait or run, None where Slurm is not here or does not answer."""
     found = [problem for run in store for problem in _examine(run, living)]
     found += find_leftovers(store)
     found += _find_lost_folders(store, living or ())
@@ -275,14 +270,10 @@ def repair(
     *,
     is_accounted: bool,
 ) -> list[Repair]:
-    """Mends what can be mended.
+    """Mend what can be mended.
 
-    Args:
-        store: The runs.
-        problems: What was found.
-        living: The user's jobs that wait or run; None where Slurm is not here or does not answer.
-        config: The cluster's settings; None likewise.
-        is_accounted: Whether accounting answers, so that Slurm's not knowing a job means that there is none.
+    `living` and the cluster's settings are None where Slurm is not here or does not answer. Where accounting answers,
+    its not knowing a job means that there is none.
     """
     # What is moved away is mended last: until then its other problems are found where they were said to be.
     order = sorted((one for one in problems if one.is_repairable), key=lambda one: one.kind in ("damaged", "half-made"))

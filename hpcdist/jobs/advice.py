@@ -31,10 +31,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PeakUsage:
-    """The runs of one job, and the highest of what they used.
-
-    Args:
-        runs: Oldest first; at least one. The last says what was asked for.
+    """The runs of one job, oldest first, and the highest of what they used; the last says what was requested.
 
     Attributes:
         runs: The runs.
@@ -235,12 +232,9 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def advise(observations: Sequence[Observation]) -> Advice:
-    """The next request of a job that ran once or several times: from the highest use, never below it.
+    """Return the next request of a job that ran once or several times: from the highest use, never below it.
 
-    Only a job that completed shows what is enough; others can only raise a request.
-
-    Args:
-        observations: Runs of the same job, oldest first; at least one.
+    Only a job that completed shows what is enough; others can only raise a request. The oldest run comes first.
     """
     pool = PeakUsage(observations)
     cpus = _advise_cpus(pool)

@@ -28,13 +28,7 @@ def uses_gpus(efficiency: Efficiency, job: JobSpec | None) -> bool:
 
 
 def audit_job(efficiency: Efficiency | None, ranks: Sequence[RankUsage], job: JobSpec | None) -> Audit:
-    """What really ran of one job.
-
-    Args:
-        efficiency: Its accounting; None when there is none.
-        ranks: What its ranks measured.
-        job: What was asked for; None for a job that hpcdist did not submit.
-    """
+    """Say what really ran of a job: by its accounting, its ranks and what was requested, where each is known."""
     trainings = [rank.training for rank in ranks if rank.training]
     worlds = {training.world_size for training in trainings if training.world_size is not None}
     batches = {training.global_batch_size for training in trainings if training.global_batch_size is not None}

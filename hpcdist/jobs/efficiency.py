@@ -60,13 +60,10 @@ def _read_seff(job_ids: Sequence[str]) -> tuple[list[Efficiency], list[str]]:
 
 
 def iter_slurm(job_ids: Sequence[str], *, missing_ok: bool = False) -> Iterator[Efficiency]:
-    """What Slurm accounted for jobs, as sacct prints it; for any number of jobs, for none is kept.
+    """Yield what Slurm accounted for jobs, as sacct prints it; for any number of jobs, for none is kept.
 
-    Jobs that still run come after the others, and after them those that accounting does not know yet.
-
-    Args:
-        job_ids: The jobs.
-        missing_ok: Whether a job that accounting does not know is passed over.
+    Jobs that still run come after the others, and after them those that accounting does not know yet; with `missing_ok`
+    these are passed over.
 
     Raises:
         NotReadyError: Accounting is off, or has nothing on the only job that was asked for.
@@ -146,11 +143,9 @@ def match(job_ids: Sequence[str | None], answers: Sequence[Efficiency]) -> list[
 
 
 def _query_missing(job_ids: Sequence[str], *, alone: bool) -> Iterator[Efficiency]:
-    """Jobs of which accounting has no row yet, as the queue has them.
+    """Yield jobs of which accounting has no row yet, as the queue has them.
 
-    Args:
-        job_ids: The jobs.
-        alone: Whether this is all that was asked for, so that a state would be no answer.
+    Of a job that is `alone`, all that was asked for, a state would be no answer.
 
     Raises:
         NotReadyError: The only job waits, or is not accounted for yet.

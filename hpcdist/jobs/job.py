@@ -62,10 +62,7 @@ class Job:
         return self.run.task(self.task)
 
     def statuses(self, *, settled: bool = False) -> list[JobStatus]:
-        """Where the job is, one status per array task.
-
-        Args:
-            settled: Whether to wait until accounting knows of what is over, too.
+        """Return where the job is, one status per array task; `settled` waits until accounting knows of what is over.
 
         Raises:
             NotFoundError: The run's folder was deleted.

@@ -31,11 +31,9 @@ def furthest(statuses: Sequence[JobStatus]) -> JobStatus:
 
 
 def query(runs: Sequence[tuple[Run, str | None]], *, settled: bool = False) -> list[list[JobStatus]]:
-    """Where runs are, one list each: an array gives a status per task.
+    """Return where runs, or the array task (`4` of `123_4`) named with each, are: a list each, a status per task.
 
-    Args:
-        runs: Runs, each with the array task (`4` of `123_4`) that is meant, or None for all of it.
-        settled: Whether to wait until accounting knows of all that are over.
+    `settled` waits until accounting knows of all that are over.
     """
     ids = [join_task(run.job_id, task) for run, task in runs]
     asked = [job_id for (run, _), job_id in zip(runs, ids, strict=True) if job_id and not run.is_local]
@@ -64,15 +62,10 @@ def query(runs: Sequence[tuple[Run, str | None]], *, settled: bool = False) -> l
 
 
 def _settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None]) -> JobStatus:
-    """What can be said of a job that Slurm does not know any more: what its ranks wrote, or else that it is `LOST`.
+    """Say what can be said of a job that Slurm does not know any more: what its ranks wrote, or else that it is `LOST`.
 
     Slurm forgets a job some minutes after its end where it keeps no accounting, and one that is seconds old when its
     controller crashes. The status of any other job stays as it is.
-
-    Args:
-        status: What Slurm said of it.
-        run: Its run.
-        here: Gives the name of the cluster that was asked.
     """
     if status.state != "LOST" and not queue.is_forgotten(status):
         return status

@@ -193,11 +193,9 @@ def find_column(word: str) -> Column:
 
 
 def choose_columns(text: str | None, *, gpus: bool = True) -> list[Column]:
-    """The columns of `job,state,cpu`; `+user,gpus` adds to those there are without it.
+    """Return the columns of `job,state,cpu`; `+user,gpus` adds to those there are without it.
 
-    Args:
-        text: The columns; None for those there are without it.
-        gpus: Whether a job had GPUs; without any, GPU% is there only where it is named.
+    Where no job has GPUs, GPU% is there only if it is named.
 
     Raises:
         UsageError: There is no such column, or none is named.
@@ -290,13 +288,9 @@ _COLOURS: Mapping[Rating, str] = {"good": "32", "weak": "33", "bad": "31", "runn
 def format_jobs(
     jobs: Sequence[Efficiency], columns: Sequence[Column], *, width: int | None = None, colour: bool = False
 ) -> list[str]:
-    """The table's lines: a heading, a line per job, and a note where one is due.
+    """Return the table's lines: a heading, a line per job, and a note where one is due.
 
-    Args:
-        jobs: The jobs, in the order of their lines.
-        columns: The columns; the ones without a place in `width` are shortened or left out.
-        width: Characters a line may have; None for any number.
-        colour: Whether good and bad figures are coloured.
+    Columns without a place in `width` characters are shortened or left out.
     """
     cells = [[clean(format_value(column, one)) for column in columns] for one in jobs]
     widths = [max([len(column.title), *[measure(row[at]) for row in cells]]) for at, column in enumerate(columns)]

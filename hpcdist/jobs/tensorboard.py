@@ -31,12 +31,7 @@ _RGBA = 4  # Summary.Image's colour space of a picture with an alpha channel
 
 
 def find_folder(run_dir: Path, root: Path) -> Path | None:
-    """The folder with a run's curves; None when it left none.
-
-    Args:
-        run_dir: The run's folder, or that of its array task.
-        root: The project's folder.
-    """
+    """Return the folder with the curves of a run's (or its array task's) folder; None when it left none."""
     relative = run_dir.relative_to(root / "jobs" / "runs").parts
     return next(iter(root.glob(f"tb_logs/*/*-{'-'.join(relative)}")), None)
 
@@ -97,14 +92,10 @@ def write_usage(folder: Path, curves: Sequence[UsageCurve]) -> None:
 
 
 def write_plots(folder: Path, made_at_s: float, plots: Mapping[str, bytes]) -> None:
-    """Write a study's plots for TensorBoard's page of images; the folder is made.
+    """Write a study's plots, PNG by key, for TensorBoard's page of images; the folder is made.
 
     Like `write_efficiency` a function of the figures alone. A study of which nothing can be drawn gets no file.
-
-    Args:
-        folder: Where the event file goes.
-        made_at_s: When the study was compared, seconds since the epoch.
-        plots: Each plot as PNG, by its key.
+    `made_at_s` is when the study was compared, seconds since the epoch.
     """
     values = []
     for key, png in plots.items():

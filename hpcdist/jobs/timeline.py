@@ -19,15 +19,11 @@ PARTS = ("queued", "lost", "launch", *_PHASES, "other", "unsplit", "shutdown")
 
 
 def build_timeline(efficiency: Efficiency, ranks: Sequence[RankUsage], submitted_at_s: float | None = None) -> Timeline:
-    """Where a job's time went.
+    """Return where a job's time went.
 
     One rank speaks for all, the first that measured a training: its phases follow each other without gaps, and what
-    it waits for others is in them. Time that no program accounts for is `unsplit_s`, never guessed.
-
-    Args:
-        efficiency: The job's accounting; `earlier_runs` are its runs before it was requeued.
-        ranks: What the ranks of its last run measured.
-        submitted_at_s: When it was submitted, where the accounting does not say, seconds since the epoch.
+    it waits for others is in them. Time that no program accounts for is `unsplit_s`, never guessed. `submitted_at_s`
+    (seconds since the epoch) is for accounting that does not say.
     """
     wall_s = efficiency.wall_time_s
     queued_s, lost_s = _before(efficiency, submitted_at_s)

@@ -33,13 +33,10 @@ MOST_LOGS = 4096  # ranks
 def explain(
     status: JobStatus, run: Run | None = None, usage: Efficiency | None = None, endings: Sequence[Ending] | None = None
 ) -> Diagnosis:
-    """Why a job or array task is where it is.
+    """Say why a job or array task is where it is.
 
-    Args:
-        status: Where it is.
-        run: Its run; None for a job that hpcdist did not submit.
-        usage: Its accounting where the caller has it; None asks for it.
-        endings: How its attempts ended, where the caller has asked Slurm, which is then asked nothing more.
+    Its run is None where hpcdist did not submit it. Its usage and endings are asked for unless given;
+    with the endings given, Slurm is asked nothing more.
     """
     attempts = collect(status, run, usage, endings)
     causes = [judge(evidence) for evidence in attempts]

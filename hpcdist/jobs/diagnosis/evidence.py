@@ -160,14 +160,9 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def cause(
         self, kind: Kind, sentence: str, hint: str = "", *proofs: str | None, rank: RankUsage | None = None
     ) -> Cause:
-        """The cause with all that goes with it.
+        """Return the cause with all that goes with it.
 
-        Args:
-            kind: What it is.
-            sentence: It in words.
-            hint: What to do next.
-            *proofs: What it rests on, beside what is always told.
-            rank: The rank to blame where that is not the culprit.
+        It rests on `proofs` beside what is always told. A `rank` is to blame where that is not the culprit.
         """
         blamed, ending = rank or (None if kind in _NOBODY_S else self.culprit), self.ending
         log = self.log_of(blamed) if blamed else self.log
