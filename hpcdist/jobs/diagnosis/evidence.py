@@ -158,7 +158,12 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return next((one for one in shown if one), None)
 
     def cause(
-        self, kind: Kind, sentence: str, hint: str = "", *proofs: str | None, rank: RankUsage | None = None
+        self,
+        kind: Kind,
+        sentence: str,
+        hint: str = "",
+        *proofs: str | re.Match[str] | None,
+        rank: RankUsage | None = None,
     ) -> Cause:
         """Return the cause with all that goes with it.
 
@@ -166,12 +171,13 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """
         blamed, ending = rank or (None if kind in _NOBODY_S else self.culprit), self.ending
         log = self.log_of(blamed) if blamed else self.log
+        words = [proof.string if isinstance(proof, re.Match) else proof for proof in proofs]
         kept = TAIL_LINES if blamed or not self.ranks else SHORT_TAIL_LINES
         return Cause(
             kind=kind,
             sentence=sentence,
             hint=hint,
-            evidence=tuple(dict.fromkeys(proof for proof in (*proofs, *self._facts()) if proof)),
+            evidence=tuple(dict.fromkeys(proof for proof in (*words, *self._facts()) if proof)),
             rank=blamed.rank if blamed else None,
             host=blamed.host if blamed else None,
             exit_code=blamed.exit_code if blamed else ending.exit_code,

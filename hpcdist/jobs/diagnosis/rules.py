@@ -4,6 +4,7 @@ Each rule looks for one cause and says nothing where it is not sure; the first t
 decided comes first, then what the rank that failed first says of itself, then what is left.
 """
 
+import re
 from collections.abc import Callable
 
 from hpcdist.jobs.advice import RAISE, time_text
@@ -53,207 +54,203 @@ _SIGNAL_HINTS = {
 }
 
 
-def failed_long_before(attempt: Evidence) -> Cause | None:
+def failed_long_before(evidence: Evidence) -> Cause | None:
     """A rank failed on its own, and what ended the job much later only ended the waiting."""
-    first, ended_at_s = attempt.culprit, attempt.ending.ended_at_s
+    first, ended_at_s = evidence.culprit, evidence.ending.ended_at_s
     if first is None or first.ended_at_s is None or ended_at_s is None:
         return None
-    on_its_own = attempt.innocence(first) in (0, 1)
-    return of_one_rank(attempt) if on_its_own and first.ended_at_s < ended_at_s - LONG_BEFORE_S else None
+    on_its_own = evidence.innocence(first) in (0, 1)
+    return of_one_rank(evidence) if on_its_own and first.ended_at_s < ended_at_s - LONG_BEFORE_S else None
 
 
-def of_one_rank(attempt: Evidence) -> Cause | None:
+def of_one_rank(evidence: Evidence) -> Cause | None:
     """The first of the rules below that speaks."""
-    return next((cause for rule in OF_ONE_RANK if (cause := rule(attempt))), None)
+    return next((cause for rule in OF_ONE_RANK if (cause := rule(evidence))), None)
 
 
-def preflight(attempt: Evidence) -> Cause | None:
+def preflight(evidence: Evidence) -> Cause | None:
     """The built-in training found a node that is not fit, before it began."""
-    told = (rank.training.fault for rank in attempt.ranks if rank.training)
+    told = (rank.training.fault for rank in evidence.ranks if rank.training)
     fault = next((one for one in told if one), None)
     if fault is None:
         return None
-    blamed = next((rank for rank in attempt.ranks if rank.rank == fault.rank), None)
-    hint = attempt.rerun("exclude", fault.host) if fault.host else fault.hint
-    return attempt.cause("preflight", f"the preflight failed: {fault.sentence}", hint, rank=blamed)
+    blamed = next((rank for rank in evidence.ranks if rank.rank == fault.rank), None)
+    hint = evidence.rerun("exclude", fault.host) if fault.host else fault.hint
+    return evidence.cause("preflight", f"the preflight failed: {fault.sentence}", hint, rank=blamed)
 
 
-def stopped(attempt: Evidence) -> Cause | None:
+def stopped(evidence: Evidence) -> Cause | None:
     """A program that can go on saved its work and stopped, and nobody requeued it."""
-    job = attempt.job
-    codes = {rank.exit_code for rank in attempt.ranks} or {attempt.ending.exit_code}
-    by_itself = attempt.culprit and attempt.culprit.exit_code != STOPPED_STATUS
+    job = evidence.job
+    codes = {rank.exit_code for rank in evidence.ranks} or {evidence.ending.exit_code}
+    by_itself = evidence.culprit and evidence.culprit.exit_code != STOPPED_STATUS
     if job is None or not job.goes_on or STOPPED_STATUS not in codes or by_itself:
         return None
-    return attempt.cause("stopped", "it saved its work and stopped unfinished, and was not requeued", attempt.go_on())
+    return evidence.cause("stopped", "it saved its work and stopped unfinished, and was not requeued", evidence.go_on())
 
 
-def hang(attempt: Evidence) -> Cause | None:
+def hang(evidence: Evidence) -> Cause | None:
     """The built-in training saw that no step was made."""
-    sign = attempt.said(HANG)
-    if attempt.culprit is None or (attempt.culprit.exit_code != HANG_STATUS and not sign):
+    sign = evidence.said(HANG)
+    if evidence.culprit is None or (evidence.culprit.exit_code != HANG_STATUS and not sign):
         return None
     made = f"made no step for {sign[1]} s" if sign else "made no step"
-    blamed, sentence = attempt.culprit, f"{attempt.who} {made}"
-    if _waited(attempt, blamed):
-        silent = [rank for rank in attempt.ranks if rank.exit_code != 0 and not _waited(attempt, rank)]
+    blamed, sentence = evidence.culprit, f"{evidence.who} {made}"
+    if _waited(evidence, blamed):
+        silent = [rank for rank in evidence.ranks if rank.exit_code != 0 and not _waited(evidence, rank)]
         if len(silent) == 1:
-            blamed, sentence = silent[0], f"{name_rank(silent[0])} {made}: {attempt.who} waited for it"
+            blamed, sentence = silent[0], f"{name_rank(silent[0])} {made}: {evidence.who} waited for it"
         elif silent:
             numbers = format_ranks([rank.rank for rank in silent])
-            sentence = f"one of ranks {numbers} {made}: {attempt.who} waited for it"
+            sentence = f"one of ranks {numbers} {made}: {evidence.who} waited for it"
         else:
-            sentence = f"all ranks waited for each other: {attempt.who} {made}"
-    hint = f"see what it was doing: hpcdist logs --rank {blamed.rank} {attempt.name}; py-spy dump shows it live"
-    return attempt.cause("hang", sentence, hint, rank=blamed)
+            sentence = f"all ranks waited for each other: {evidence.who} {made}"
+    hint = f"see what it was doing: hpcdist logs --rank {blamed.rank} {evidence.name}; py-spy dump shows it live"
+    return evidence.cause("hang", sentence, hint, rank=blamed)
 
 
-def _waited(attempt: Evidence, rank: RankUsage) -> bool:
-    log = attempt.log_of(rank)
+def _waited(evidence: Evidence, rank: RankUsage) -> bool:
+    log = evidence.log_of(rank)
     return log is not None and find_line(WAITING, log.lines) is not None
 
 
-def cuda_out_of_memory(attempt: Evidence) -> Cause | None:
+def cuda_out_of_memory(evidence: Evidence) -> Cause | None:
     """The GPU's memory is too small."""
-    sign = attempt.said(CUDA_OUT_OF_MEMORY)
+    sign = evidence.said(CUDA_OUT_OF_MEMORY)
     if sign is None:
         return None
     hint = "use a smaller batch, more GPUs for the same global batch, gradient accumulation, or a GPU with more memory"
-    return attempt.cause("cuda-out-of-memory", f"{attempt.who} ran out of GPU memory", hint, sign.string)
+    return evidence.cause("cuda-out-of-memory", f"{evidence.who} ran out of GPU memory", hint, sign)
 
 
-def out_of_memory(attempt: Evidence) -> Cause | None:
+def out_of_memory(evidence: Evidence) -> Cause | None:
     """The program could not get memory, or was killed with its memory full."""
-    sign = attempt.said(NO_MEMORY)
-    no_memory = sign is not None or (attempt.raised is not None and attempt.raised.name == "MemoryError")
-    killed = attempt.culprit is not None and attempt.culprit.signal == KILLED and attempt.is_memory_short()
+    sign = evidence.said(NO_MEMORY)
+    no_memory = sign is not None or (evidence.raised is not None and evidence.raised.name == "MemoryError")
+    killed = evidence.culprit is not None and evidence.culprit.signal == KILLED and evidence.is_memory_short()
     if not no_memory and not killed:
         return None
     what = "was killed with its memory full" if killed else "could not get the memory it wanted"
-    proof = sign.string if sign else None
-    return attempt.cause("out-of-memory", f"{attempt.who} {what}", attempt.more_memory(), attempt.memory_proof(), proof)
+    return evidence.cause(
+        "out-of-memory", f"{evidence.who} {what}", evidence.more_memory(), evidence.memory_proof(), sign
+    )
 
 
-def full_disk(attempt: Evidence) -> Cause | None:
+def full_disk(evidence: Evidence) -> Cause | None:
     """There was no room to write to."""
-    sign = attempt.said(FULL_DISK)
+    sign = evidence.said(FULL_DISK)
     if sign is None:
         return None
-    quota = "quota" in sign[0]
-    what = "its quota is used up" if quota else "no space is left on the disk"
-    hint = (
-        "delete what is not needed (quota -s, du -sh *)"
-        if quota
-        else "free some space (df -h, du -sh *), or write elsewhere"
-    )
-    return attempt.cause("full-disk", f"{attempt.who} could not write: {what}", hint, sign.string)
+    what, hint = "no space is left on the disk", "free some space (df -h, du -sh *), or write elsewhere"
+    if "quota" in sign[0]:
+        what, hint = "its quota is used up", "delete what is not needed (quota -s, du -sh *)"
+    return evidence.cause("full-disk", f"{evidence.who} could not write: {what}", hint, sign)
 
 
-def missing_module(attempt: Evidence) -> Cause | None:
+def missing_module(evidence: Evidence) -> Cause | None:
     """A Python module is not installed for the interpreter that ran."""
-    sign = attempt.said(MISSING_MODULE)
+    sign = evidence.said(MISSING_MODULE)
     if sign is None:
         return None
     hint = f"install {sign[1]} into the environment the job uses, or activate the right one with --setup"
-    return attempt.cause("missing-module", f"{attempt.who} found no module {sign[1]!r}", hint, sign.string)
+    return evidence.cause("missing-module", f"{evidence.who} found no module {sign[1]!r}", hint, sign)
 
 
-def bad_script(attempt: Evidence) -> Cause | None:
+def bad_script(evidence: Evidence) -> Cause | None:
     """The shell or srun could not start a program."""
-    code = attempt.culprit.exit_code if attempt.culprit else attempt.ending.exit_code
-    sign = find_line(BAD_COMMAND, attempt.lines[-SHORT_TAIL_LINES:])
-    if attempt.raised or code not in (1, 2, 126, 127) or (sign is None and code in (1, 2)):
+    code = evidence.culprit.exit_code if evidence.culprit else evidence.ending.exit_code
+    sign = find_line(BAD_COMMAND, evidence.lines[-SHORT_TAIL_LINES:])
+    if evidence.raised or code not in (1, 2, 126, 127) or (sign is None and code in (1, 2)):
         return None
     why = {126: "a program is not executable", 127: "a program was not found"}.get(code or 0, "a line of it failed")
     hint = "check the command and the --setup lines; what the login node has, the nodes may need a module for"
-    where = f" ({attempt.who})" if attempt.culprit else ""
-    return attempt.cause("bad-script", f"the script failed{where}: {sign[0] if sign else why}", hint)
+    where = f" ({evidence.who})" if evidence.culprit else ""
+    return evidence.cause("bad-script", f"the script failed{where}: {sign[0] if sign else why}", hint)
 
 
-def missing_data(attempt: Evidence) -> Cause | None:
+def missing_data(evidence: Evidence) -> Cause | None:
     """A file that the program wanted is not there."""
-    sign = attempt.said(MISSING_FILE)
+    sign = evidence.said(MISSING_FILE)
     if sign is None:
         return None
-    told = find_line(HINT, attempt.lines)
+    told = find_line(HINT, evidence.lines)
     hint = told[1] if told else "check the path from a compute node; relative paths start where the job was submitted"
-    return attempt.cause(
-        "missing-data", f"{attempt.who} did not find its data: {sign[1] or sign[2]}", hint, sign.string
-    )
+    sentence = f"{evidence.who} did not find its data: {sign[1] or sign[2]}"
+    return evidence.cause("missing-data", sentence, hint, sign)
 
 
-def time_out(attempt: Evidence) -> Cause | None:
+def time_out(evidence: Evidence) -> Cause | None:
     """Ranks waited for others in vain: those others are to blame."""
-    sign = find_time_out(attempt.lines)
-    if attempt.culprit is None or sign is None:
+    sign = find_time_out(evidence.lines)
+    if evidence.culprit is None or sign is None:
         return None
-    silent = _silent_ranks(attempt)
-    missing = sorted(set(range(attempt.world_size)) - {rank.rank for rank in attempt.ranks})
+    silent = _silent_ranks(evidence)
+    missing = sorted(set(range(evidence.world_size)) - {rank.rank for rank in evidence.ranks})
     if len(silent) + len(missing) == 1:
         name = name_rank(silent[0]) if silent else f"rank {missing[0]}, which never started,"
-        sentence = f"{name} did not join the others: {attempt.who} waited for it until its time-out"
+        sentence = f"{name} did not join the others: {evidence.who} waited for it until its time-out"
     elif silent or missing:
         numbers = format_ranks(sorted([*missing, *(rank.rank for rank in silent)]))
-        sentence = f"ranks {numbers} did not join the others: {attempt.who} waited for them until its time-out"
+        sentence = f"ranks {numbers} did not join the others: {evidence.who} waited for them until its time-out"
     else:
-        sentence = f"all ranks waited for each other until the time-out of {attempt.who}"
-    number = silent[0].rank if silent else attempt.culprit.rank
-    hint = f"see what it was doing: hpcdist logs --rank {number} {attempt.name}"
-    return attempt.cause("time-out", sentence, hint, sign, rank=silent[0] if silent else None)
+        sentence = f"all ranks waited for each other until the time-out of {evidence.who}"
+    number = silent[0].rank if silent else evidence.culprit.rank
+    hint = f"see what it was doing: hpcdist logs --rank {number} {evidence.name}"
+    return evidence.cause("time-out", sentence, hint, sign, rank=silent[0] if silent else None)
 
 
-def _silent_ranks(attempt: Evidence) -> list[RankUsage]:
+def _silent_ranks(evidence: Evidence) -> list[RankUsage]:
     """The ranks that no time-out message is from, or that a barrier names."""
-    named = {number for log in attempt.logs for number in find_barrier_ranks(log.lines)}
+    named = {number for log in evidence.logs for number in find_barrier_ranks(log.lines)}
     if named:
-        return [rank for rank in attempt.ranks if rank.rank in named]
-    logs = [(rank, attempt.log_of(rank)) for rank in attempt.ranks if rank.exit_code != 0]
+        return [rank for rank in evidence.ranks if rank.rank in named]
+    logs = [(rank, evidence.log_of(rank)) for rank in evidence.ranks if rank.exit_code != 0]
     return [rank for rank, log in logs if not (log and find_time_out(log.lines))]
 
 
-def lost_peer(attempt: Evidence) -> Cause | None:
+def lost_peer(evidence: Evidence) -> Cause | None:
     """A rank lost its connection to another that did not say why it went; the one that vanished is to blame."""
-    said = attempt.raised is not None and is_lost_peer(attempt.raised.text)
-    lost = attempt.culprit is not None and (said or attempt.culprit.exit_code == LOST_PEER_STATUS)
+    said = evidence.raised is not None and is_lost_peer(evidence.raised.text)
+    lost = evidence.culprit is not None and (said or evidence.culprit.exit_code == LOST_PEER_STATUS)
     # Slurm may end a rank before it notices that its connection broke.
-    ended = attempt.culprit is not None and attempt.culprit.signal == TERMINATED
-    gone = [rank for rank in attempt.ranks if rank.ended_at_s is None]
-    proof = attempt.raised.text.split("\n")[0] if attempt.raised else None
+    ended = evidence.culprit is not None and evidence.culprit.signal == TERMINATED
+    gone = [rank for rank in evidence.ranks if rank.ended_at_s is None]
+    proof = evidence.raised.text.split("\n")[0] if evidence.raised else None
     if len(gone) == 1 and (lost or ended):
-        then = f"{attempt.who} lost its connection to it" if lost else f"{attempt.who} was ended after it"
+        then = f"{evidence.who} lost its connection to it" if lost else f"{evidence.who} was ended after it"
         sentence = f"{name_rank(gone[0])} vanished without a word: {then}"
-        seen = attempt.found(TASK_END)
-        words = (proof, seen.string if seen else None)
-        return attempt.cause("lost-peer", sentence, attempt.rerun("exclude", gone[0].host), *words, rank=gone[0])
+        hint = evidence.rerun("exclude", gone[0].host)
+        return evidence.cause("lost-peer", sentence, hint, proof, evidence.found(TASK_END), rank=gone[0])
     if not lost:
         return None
-    sentence = f"{attempt.who} lost its connection to another rank, and no rank says that it failed before"
-    return attempt.cause("lost-peer", sentence, "submit it again; a node or the network between them may be bad", proof)
+    sentence = f"{evidence.who} lost its connection to another rank, and no rank says that it failed before"
+    return evidence.cause(
+        "lost-peer", sentence, "submit it again; a node or the network between them may be bad", proof
+    )
 
 
-def user_exception(attempt: Evidence) -> Cause | None:
+def user_exception(evidence: Evidence) -> Cause | None:
     """The program raised, or ended with an error of ours."""
-    if attempt.raised is not None and not attempt.raised.is_interruption:
-        where = f" at {attempt.raised.where}" if attempt.raised.where else ""
-        hint = f"mend {attempt.raised.where}" if attempt.raised.where else "look at its log"
-        if (job := attempt.job) and job.command and LIGHTNING_LAYOUT.search(attempt.raised.text):
+    if evidence.raised is not None and not evidence.raised.is_interruption:
+        where = f" at {evidence.raised.where}" if evidence.raised.where else ""
+        hint = f"mend {evidence.raised.where}" if evidence.raised.where else "look at its log"
+        if (job := evidence.job) and job.command and LIGHTNING_LAYOUT.search(evidence.raised.text):
             trainer = f"Trainer(devices={job.layout.ranks_per_node}, num_nodes={job.layout.nodes})"
             hint = f"a Lightning script needs {trainer}"
-        return attempt.cause(
-            "user-exception", f"{attempt.who} raised {attempt.raised.text.splitlines()[0]}{where}", hint
-        )
-    error, told = find_line(ERROR, attempt.lines[-4:]), find_line(HINT, attempt.lines[-4:])
-    if error is None or attempt.culprit is None:
+        sentence = f"{evidence.who} raised {evidence.raised.text.splitlines()[0]}{where}"
+        return evidence.cause("user-exception", sentence, hint)
+    error, told = find_line(ERROR, evidence.lines[-4:]), find_line(HINT, evidence.lines[-4:])
+    if error is None or evidence.culprit is None:
         return None
-    return attempt.cause("user-exception", f"{attempt.who} ended with an error: {error[1]}", told[1] if told else "")
+    return evidence.cause("user-exception", f"{evidence.who} ended with an error: {error[1]}", told[1] if told else "")
 
 
-def killed(attempt: Evidence) -> Cause | None:
+def killed(evidence: Evidence) -> Cause | None:
     """A signal that none of the above explains."""
-    if attempt.culprit is None or not attempt.culprit.signal:
+    if evidence.culprit is None or not evidence.culprit.signal:
         return None
-    sentence = f"{attempt.who} ended with {describe_exit(None, attempt.culprit.signal)}"
-    return attempt.cause("killed", sentence, _SIGNAL_HINTS.get(attempt.culprit.signal, ""), attempt.memory_proof())
+    sentence = f"{evidence.who} ended with {describe_exit(None, evidence.culprit.signal)}"
+    return evidence.cause("killed", sentence, _SIGNAL_HINTS.get(evidence.culprit.signal, ""), evidence.memory_proof())
 
 
 OF_ONE_RANK = (
@@ -273,27 +270,27 @@ OF_ONE_RANK = (
 )
 
 
-def ended_before_the_ranks(attempt: Evidence) -> Cause | None:
+def ended_before_the_ranks(evidence: Evidence) -> Cause | None:
     """The script ended before any rank started, by itself or because Slurm could start none."""
-    if attempt.ranks or attempt.run is None or not attempt.ending.exit_code:
+    if evidence.ranks or evidence.run is None or not evidence.ending.exit_code:
         return None
-    if said := attempt.found(NOT_BEGUN):
-        hint = f"hpcdist rerun {attempt.run}; if Slurm says so again, ask the site's support"
-        return attempt.cause("never-started", f"Slurm began no rank of it: {said[1]}", hint)
-    sentence = f"the script ended with exit code {attempt.ending.exit_code} before any rank started"
-    return attempt.cause("bad-script", sentence, "look at the --setup lines and the end of the batch script's log")
+    if said := evidence.found(NOT_BEGUN):
+        hint = f"hpcdist rerun {evidence.run}; if Slurm says so again, ask the site's support"
+        return evidence.cause("never-started", f"Slurm began no rank of it: {said[1]}", hint)
+    sentence = f"the script ended with exit code {evidence.ending.exit_code} before any rank started"
+    return evidence.cause("bad-script", sentence, "look at the --setup lines and the end of the batch script's log")
 
 
-def unknown(attempt: Evidence) -> Cause:
+def unknown(evidence: Evidence) -> Cause:
     """All that is known, and no guess."""
-    ending = attempt.ending
-    if attempt.culprit is not None:
-        code = describe_exit(attempt.culprit.exit_code, attempt.culprit.signal) or "an exception, and went on"
-        return attempt.cause("unknown", f"{attempt.who} ended with {code}", "", attempt.memory_proof())
+    ending = evidence.ending
+    if evidence.culprit is not None:
+        code = describe_exit(evidence.culprit.exit_code, evidence.culprit.signal) or "an exception, and went on"
+        return evidence.cause("unknown", f"{evidence.who} ended with {code}", "", evidence.memory_proof())
     words = describe_exit(ending.exit_code, ending.signal) or ""
     reason = ending.reason or ""
     sentence = ", ".join(word for word in (words, reason) if word) or "nobody says why"
-    return attempt.cause("unknown", sentence, "", attempt.memory_proof())
+    return evidence.cause("unknown", sentence, "", evidence.memory_proof())
 
 
 # What Slurm itself holds a job for after it could not start it: such a job waits for ever. Some
@@ -327,46 +324,42 @@ WAITING_HINTS = {
 }
 
 
-def refused(attempt: Evidence) -> Cause | None:
+def refused(evidence: Evidence) -> Cause | None:
     """Slurm did not take the script."""
-    if attempt.state != "REFUSED":
+    if evidence.state != "REFUSED":
         return None
-    words = attempt.ending.reason or "it did not say why"
-    return attempt.cause("bad-script", f"Slurm refused the job: {words}", "mend the request and submit it again")
+    words = evidence.ending.reason or "it did not say why"
+    return evidence.cause("bad-script", f"Slurm refused the job: {words}", "mend the request and submit it again")
 
 
-def lost(attempt: Evidence) -> Cause | None:
+def lost(evidence: Evidence) -> Cause | None:
     """Slurm does not know it any more, and did not see it end: its controller came back without it."""
-    if attempt.state != "LOST":
+    if evidence.state != "LOST":
         return None
-    words = attempt.ending.reason or "the controller has forgotten it"
-    return attempt.cause(
-        "lost", f"Slurm lost the job: {words}", attempt.go_on(), "sacctmgr show runawayjobs lists such jobs"
-    )
+    sentence = f"Slurm lost the job: {evidence.ending.reason or 'the controller has forgotten it'}"
+    return evidence.cause("lost", sentence, evidence.go_on(), "sacctmgr show runawayjobs lists such jobs")
 
 
-def completed(attempt: Evidence) -> Cause | None:
+def completed(evidence: Evidence) -> Cause | None:
     """Nothing went wrong."""
-    return attempt.cause("completed", "it ended well") if attempt.state == "COMPLETED" else None
+    return evidence.cause("completed", "it ended well") if evidence.state == "COMPLETED" else None
 
 
-def waiting(attempt: Evidence) -> Cause | None:
+def waiting(evidence: Evidence) -> Cause | None:
     """The job waits, or was ended before it started."""
-    ending = attempt.ending
+    ending = evidence.ending
     reason = ending.reason or ""
     found = next((hint for start, hint in WAITING_HINTS.items() if _begins(reason, start)), "")
-    hint = found.format(job=attempt.job_id or "it")
-    if attempt.state == "PENDING":
-        return attempt.cause("never-started", f"it waits{f': {reason}' if reason else ''}", hint)
-    never_ran = ending.nodes is None and not attempt.ranks and ending.submitted_at_s is not None
-    if attempt.state not in ("CANCELLED", "DEADLINE", "BOOT_FAIL") or not never_ran:
+    hint = found.format(job=evidence.job_id or "it")
+    if evidence.state == "PENDING":
+        return evidence.cause("never-started", f"it waits{f': {reason}' if reason else ''}", hint)
+    never_ran = ending.nodes is None and not evidence.ranks and ending.submitted_at_s is not None
+    if evidence.state != "CANCELLED" or not never_ran:
         return None
-    if attempt.state == "CANCELLED" and reason.startswith("DependencyNeverSatisfied"):
-        return attempt.cause("never-started", "a job it depends on failed, so it was cancelled unstarted", hint)
+    if reason.startswith("DependencyNeverSatisfied"):
+        return evidence.cause("never-started", "a job it depends on failed, so it was cancelled unstarted", hint)
     by = f" by {ending.cancelled_by}" if ending.cancelled_by else ""
-    return (
-        attempt.cause("cancelled", f"it was cancelled{by} before it started") if attempt.state == "CANCELLED" else None
-    )
+    return evidence.cause("cancelled", f"it was cancelled{by} before it started")
 
 
 def is_held(state: str, reason: str | None) -> bool:
@@ -383,100 +376,89 @@ def _begins(reason: str, start: str) -> bool:
     return reason.replace(" ", "_").startswith(start.replace(" ", "_"))
 
 
-def running(attempt: Evidence) -> Cause | None:
+def running(evidence: Evidence) -> Cause | None:
     """It is not over; a rank that failed already is told."""
-    if attempt.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING", "STOPPED", "RESIZING"):
+    if evidence.state not in ("RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING", "STOPPED", "RESIZING"):
         return None
-    if attempt.culprit is None:
-        return attempt.cause("running", "it runs")
-    return attempt.cause(
-        "running", f"it runs still, but {attempt.who} failed", "if it does not end by itself, cancel it"
-    )
+    if evidence.culprit is None:
+        return evidence.cause("running", "it runs")
+    sentence = f"it runs still, but {evidence.who} failed"
+    return evidence.cause("running", sentence, "if it does not end by itself, cancel it")
 
 
-def killed_for_memory(attempt: Evidence) -> Cause | None:
+def killed_for_memory(evidence: Evidence) -> Cause | None:
     """Slurm or the kernel ended it for wanting more memory than it was given."""
-    killed = [step.name for step in attempt.ending.steps if step.state == "OUT_OF_MEMORY"]
-    sign = attempt.found(OOM_KILL)
-    if attempt.state == "COMPLETED" or not (attempt.state == "OUT_OF_MEMORY" or killed or sign):
+    killed = [step.name for step in evidence.ending.steps if step.state == "OUT_OF_MEMORY"]
+    sign = evidence.found(OOM_KILL)
+    if evidence.state == "COMPLETED" or not (evidence.state == "OUT_OF_MEMORY" or killed or sign):
         return None
-    proof = sign.string if sign else None
-    return attempt.cause(
-        "out-of-memory",
-        f"{attempt.who} used more memory than it was given",
-        attempt.more_memory(),
-        attempt.memory_proof(),
-        proof,
-    )
+    sentence = f"{evidence.who} used more memory than it was given"
+    return evidence.cause("out-of-memory", sentence, evidence.more_memory(), evidence.memory_proof(), sign)
 
 
-def node_failure(attempt: Evidence) -> Cause | None:
+def node_failure(evidence: Evidence) -> Cause | None:
     """A node died, or did not boot."""
-    said, seen = attempt.found(CANCELLED_FOR), attempt.found(NODE_FAILURE)
+    said, seen = evidence.found(CANCELLED_FOR), evidence.found(NODE_FAILURE)
     by_log = seen is not None or (said is not None and said[1] == "NODE FAILURE")
-    if attempt.state not in ("NODE_FAIL", "BOOT_FAIL") and not (by_log and attempt.state != "COMPLETED"):
+    if evidence.state not in ("NODE_FAIL", "BOOT_FAIL") and not (by_log and evidence.state != "COMPLETED"):
         return None
-    lost = _silent_rank(attempt)
-    nodes = attempt.ending.nodes
-    node = (
-        seen[1] if seen else lost.host if lost else nodes if nodes and "[" not in nodes and "," not in nodes else None
-    )
-    hint = attempt.rerun("exclude", node) if node else "submit it again; sinfo -R tells which node is down"
+    lost = _silent_rank(evidence)
+    nodes = evidence.ending.nodes
+    only = nodes if nodes and "[" not in nodes and "," not in nodes else None
+    node = seen[1] if seen else lost.host if lost else only
+    hint = evidence.rerun("exclude", node) if node else "submit it again; sinfo -R tells which node is down"
     sentence = f"node {node} failed" if node else f"one of its nodes failed ({nodes or 'nobody says which'})"
-    there = next((rank for rank in attempt.ranks if rank.host == node), lost)
-    return attempt.cause("node-failure", sentence, hint, seen.string if seen else None, rank=there)
+    there = next((rank for rank in evidence.ranks if rank.host == node), lost)
+    return evidence.cause("node-failure", sentence, hint, seen, rank=there)
 
 
-def _silent_rank(attempt: Evidence) -> RankUsage | None:
+def _silent_rank(evidence: Evidence) -> RankUsage | None:
     """The only rank, or the first of the only node, whose end nobody wrote down while others ended."""
-    open_ended = [rank for rank in attempt.ranks if rank.ended_at_s is None]
-    alone = len({rank.host for rank in open_ended}) == 1 and len(open_ended) < len(attempt.ranks)
+    open_ended = [rank for rank in evidence.ranks if rank.ended_at_s is None]
+    alone = len({rank.host for rank in open_ended}) == 1 and len(open_ended) < len(evidence.ranks)
     return open_ended[0] if alone else None
 
 
-def preempted(attempt: Evidence) -> Cause | None:
+def preempted(evidence: Evidence) -> Cause | None:
     """A job with a higher priority took its nodes."""
-    said = attempt.found(CANCELLED_FOR)
-    if attempt.state != "PREEMPTED" and not (
-        said and said[1] == "PREEMPTION" and attempt.state in ("FAILED", "CANCELLED")
-    ):
+    said = evidence.found(CANCELLED_FOR)
+    if evidence.state != "PREEMPTED" and not _is_ended_for("PREEMPTION", said, evidence):
         return None
     hint = "submit it again, with --sbatch requeue= where the site allows it, or in a partition that is not preempted"
-    return attempt.cause("preempted", "a job of higher priority took its nodes", hint, said.string if said else None)
+    return evidence.cause("preempted", "a job of higher priority took its nodes", hint, said)
 
 
-def time_limit(attempt: Evidence) -> Cause | None:
+def time_limit(evidence: Evidence) -> Cause | None:
     """It ran into its time limit, or would have missed its deadline."""
-    if attempt.state == "DEADLINE":
-        return attempt.cause("time-limit", "it could not end before its deadline", "submit it with a later --deadline")
-    said = attempt.found(CANCELLED_FOR)
-    if attempt.state != "TIMEOUT" and not (
-        said and said[1] == "TIME LIMIT" and attempt.state in ("FAILED", "CANCELLED")
-    ):
+    if evidence.state == "DEADLINE":
+        return evidence.cause("time-limit", "it could not end before its deadline", "submit it with a later --deadline")
+    said = evidence.found(CANCELLED_FOR)
+    if evidence.state != "TIMEOUT" and not _is_ended_for("TIME LIMIT", said, evidence):
         return None
-    limit_s = attempt.pool.time_limit_s() if attempt.pool else None
+    limit_s, used_s = (evidence.pool.time_limit_s(), evidence.pool.wall_time_s()) if evidence.pool else (None, None)
     of = f" of {format_duration(limit_s)}" if limit_s else ""
-    hint = attempt.rerun("time", time_text(RAISE * limit_s)) if limit_s else "ask for more with --time"
-    proof = (
-        f"{format_duration(attempt.pool.wall_time_s() or 0)} used"
-        if attempt.pool and attempt.pool.wall_time_s()
-        else None
-    )
-    return attempt.cause("time-limit", f"it ran into its time limit{of}", hint, proof, said.string if said else None)
+    hint = evidence.rerun("time", time_text(RAISE * limit_s)) if limit_s else "ask for more with --time"
+    proof = f"{format_duration(used_s)} used" if used_s else None
+    return evidence.cause("time-limit", f"it ran into its time limit{of}", hint, proof, said)
 
 
-def cancelled(attempt: Evidence) -> Cause | None:
+def _is_ended_for(why: str, said: re.Match[str] | None, evidence: Evidence) -> bool:
+    """Say whether slurmstepd named the reason where Slurm's state does not."""
+    return said is not None and said[1] == why and evidence.state in ("FAILED", "CANCELLED")
+
+
+def cancelled(evidence: Evidence) -> Cause | None:
     """Somebody ended it."""
-    if attempt.state not in ("CANCELLED", "REVOKED"):
+    if evidence.state not in ("CANCELLED", "REVOKED"):
         return None
-    by = attempt.ending.cancelled_by
-    hint = f"hpcdist rerun {attempt.run}" if attempt.run else ""
-    return attempt.cause("cancelled", f"it was cancelled{f' by {by}' if by else ''}", hint)
+    by = evidence.ending.cancelled_by
+    hint = f"hpcdist rerun {evidence.run}" if evidence.run else ""
+    return evidence.cause("cancelled", f"it was cancelled{f' by {by}' if by else ''}", hint)
 
 
-def requeued(attempt: Evidence) -> Cause | None:
+def requeued(evidence: Evidence) -> Cause | None:
     """An earlier attempt that was put back into the queue on purpose."""
-    return attempt.cause("requeued", "it was put back into the queue") if attempt.state == "REQUEUED" else None
+    return evidence.cause("requeued", "it was put back into the queue") if evidence.state == "REQUEUED" else None
 
 
 Rule = Callable[[Evidence], Cause | None]
