@@ -20,7 +20,7 @@ from hpcdist.jobs.timeline import build_timeline, find_disagreements
 from hpcdist.launcher import local
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Diagnosis, Ending, JobRecord, JobStatus, Progress, join_task, split_task
-from hpcdist.records.store import Run, RunRecord, Store
+from hpcdist.records.store import Run, Store
 from hpcdist.slurm import commands
 from hpcdist.slurm.sacct_query import check_job_id
 
@@ -168,10 +168,7 @@ class Job:
         timed = efficiency
         if efficiency is not None and efficiency.source == "seff":
             timed = self._efficiency_or_none("sacct") or efficiency  # seff has no points in time
-        try:
-            asked: RunRecord | None = self.run.record()
-        except HpcdistError:
-            asked = None
+        submitted = job_status.read_record(self.run)
         failed = status.is_over and status.state != "COMPLETED"
         ranks = self.folder.ranks()
         return JobRecord(
@@ -179,9 +176,9 @@ class Job:
             efficiency=efficiency,
             ranks=ranks,
             failure=collect.explain(status, self.run, timed, endings).cause if failed else None,
-            timeline=build_timeline(timed, ranks, asked.created_at_s if asked else None) if timed else None,
+            timeline=build_timeline(timed, ranks, submitted.created_at_s if submitted else None) if timed else None,
             disagreements=find_disagreements(timed, ranks) if timed else (),
-            audit=audit_job(timed, ranks, asked.job if asked else None),
+            audit=audit_job(timed, ranks, submitted.job if submitted else None),
         )
 
     def _await_ranks(self, status: JobStatus) -> None:
@@ -190,11 +187,8 @@ class Job:
         is_told = any(usage.exit_code or usage.signal for usage in ranks)
         if status.state != "COMPLETED" and (status.state != "FAILED" or is_told or not ranks):
             return  # what was killed may never write
-        try:
-            count = self.run.record().job.layout.world_size
-        except HpcdistError:
-            return
-        self.folder.wait_for_ranks(count)
+        if submitted := job_status.read_record(self.run):
+            self.folder.wait_for_ranks(submitted.job.layout.world_size)
 
     def _settle(self, status: JobStatus) -> JobStatus:
         """Where a job that is over is when accounting knows of its end, too; that is waited for once."""

@@ -9,7 +9,7 @@ import msgspec
 from hpcdist.errors import HpcdistError
 from hpcdist.launcher import local
 from hpcdist.records.job import JobStatus, join_task, split_task
-from hpcdist.records.store import Run
+from hpcdist.records.store import Run, RunRecord
 from hpcdist.slurm import commands, queue
 
 LONGEST_PAUSE_S = 10.0
@@ -70,7 +70,8 @@ def _settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None
     if status.state != "LOST" and not queue.is_forgotten(status):
         return status
     replace = functools.partial(msgspec.structs.replace, status)
-    cluster = _sent_to(run)
+    record = read_record(run)
+    cluster = record.cluster if record else None
     if cluster and here() not in (cluster, None):
         return replace(state="UNKNOWN", reason=f"it was sent to the cluster {cluster}, which is not this one")
     ranks = run.task(split_task(status.job_id)[1]).ranks()
@@ -88,9 +89,10 @@ def _settle_forgotten(status: JobStatus, run: Run, here: Callable[[], str | None
     )
 
 
-def _sent_to(run: Run) -> str | None:
+def read_record(run: Run) -> RunRecord | None:
+    """Return what was submitted; None where nobody wrote that down or it can't be read."""
     try:
-        return run.record().cluster
+        return run.record()
     except HpcdistError:
         return None
 
@@ -104,20 +106,15 @@ def _name_cluster() -> str | None:
 
 
 def _named(status: JobStatus, run: Run) -> JobStatus:
-    try:
-        spec = run.record().job
-    except HpcdistError:
-        return msgspec.structs.replace(status, run=run.name)
-    return msgspec.structs.replace(status, run=run.name, name=spec.name, layout=spec.layout.name)
+    named = msgspec.structs.replace(status, run=run.name)
+    record = read_record(run)
+    return msgspec.structs.replace(named, name=record.job.name, layout=record.job.layout.name) if record else named
 
 
 def _unsent_status(run: Run) -> JobStatus:
-    try:
-        refused = run.record().refused
-    except HpcdistError:
-        refused = None
-    if refused:
-        return JobStatus(job_id=None, state="REFUSED", reason=refused)
+    record = read_record(run)
+    if record and record.refused:
+        return JobStatus(job_id=None, state="REFUSED", reason=record.refused)
     return JobStatus(job_id=None, state="UNKNOWN", reason="was never submitted")
 
 

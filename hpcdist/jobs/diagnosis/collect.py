@@ -17,6 +17,7 @@ from hpcdist.jobs import efficiency as job_efficiency
 from hpcdist.jobs.advice import Observation
 from hpcdist.jobs.diagnosis.evidence import Evidence, Log
 from hpcdist.jobs.diagnosis.rules import judge
+from hpcdist.jobs.status import read_record
 from hpcdist.launcher import local
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import Attempt, Diagnosis, Ending, JobStatus, split_task
@@ -55,7 +56,9 @@ def collect(
 ) -> list[Evidence]:
     """The evidence about each attempt of a job or array task, oldest first."""
     task = split_task(status.job_id)[1]
-    job, ranks, logs = _job(run), run.task(task).ranks() if run else [], read_logs(run, task) if run else []
+    record = read_record(run) if run else None
+    job = record.job if record else None
+    ranks, logs = (run.task(task).ranks(), read_logs(run, task)) if run else ([], [])
     endings = _endings(status, run, known)
     used = usage or (_usage(status, run, job, ranks) if known is None else None)
     # Accounting may have forgotten attempts, and is behind where it shows fewer than the ranks have seen.
@@ -74,13 +77,6 @@ def collect(
         )
         found.append(evidence)
     return found
-
-
-def _job(run: Run | None) -> JobSpec | None:
-    try:
-        return run.record().job if run else None
-    except HpcdistError:
-        return None
 
 
 def _endings(status: JobStatus, run: Run | None, known: Sequence[Ending] | None) -> list[Ending]:
@@ -163,9 +159,8 @@ def _task_of(path: Path) -> int | None:
 
 def find_secrets(run: Run) -> list[str]:
     """The values of secrets that may stand in a run's logs, as far as this process knows them."""
-    try:
-        record = run.record()
-    except HpcdistError:
+    record = read_record(run)
+    if record is None:
         return known_secrets(os.environ)
     return known_secrets(os.environ, {*record.site.secrets, *record.job.secret_env})
 
