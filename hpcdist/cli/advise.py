@@ -12,9 +12,7 @@ from hpcdist.errors import NotReadyError
 from hpcdist.jobs.advice import Advice, Observation, Recommendation, advise
 from hpcdist.jobs.audit import Claim, audit_job, find_inconsistent
 from hpcdist.jobs.job import Job, read_efficiencies
-from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import AuditFinding, split_task
-from hpcdist.records.store import RunRecord
 from hpcdist.text import printable, printable_line
 
 # What sbatch calls an option where hpcdist has another word.
@@ -72,18 +70,16 @@ def observe(jobs: Sequence[Job | str]) -> list[tuple[Job | None, Observation]]:
     """
     found: list[tuple[Job | None, Observation]] = []
     for job in jobs:
-        asked = job.run.record() if isinstance(job, Job) else None
+        submitted = job.run.record() if isinstance(job, Job) else None
         for one in read_efficiencies([job], "sacct"):
             if one.started_at_s is None or one.wall_time_s is None:
                 raise NotReadyError(f"job {one.array_job_id or one.job_id} is {one.state}: it never ran", "")
-            found.append(_observe(job, asked, one) if isinstance(job, Job) else (None, Observation(efficiency=one)))
+            if submitted is None or isinstance(job, str):
+                found.append((None, Observation(efficiency=one)))
+                continue
+            mine = Job(job.run, split_task(one.array_job_id)[1] or job.task)
+            found.append((mine, Observation(efficiency=one, job=submitted.job, ranks=tuple(mine.folder.ranks()))))
     return found
-
-
-def _observe(job: Job, asked: RunRecord | None, efficiency: Efficiency) -> tuple[Job, Observation]:
-    mine = Job(job.run, split_task(efficiency.array_job_id)[1] or job.task)
-    ranks = tuple(mine.folder.ranks())
-    return mine, Observation(efficiency=efficiency, job=asked.job if asked else None, ranks=ranks)
 
 
 def _by_request(observed: Sequence[tuple[Job | None, Observation]]) -> list[list[tuple[Job | None, Observation]]]:
@@ -98,8 +94,8 @@ def _request(one: Observation) -> bytes:
     if one.job:
         return msgspec.json.encode(one.job, order="sorted")
     it = one.efficiency
-    asked = (it.user, it.name, it.nodes, it.cores, it.gpus, it.memory_requested_bytes, it.time_limit_s)
-    return msgspec.json.encode(asked)
+    request = (it.user, it.name, it.nodes, it.cores, it.gpus, it.memory_requested_bytes, it.time_limit_s)
+    return msgspec.json.encode(request)
 
 
 def _group(several: Sequence[tuple[Job | None, Observation]]) -> Group:

@@ -18,8 +18,6 @@ from hpcdist.slurm.cluster import Partition
 from hpcdist.slurm.queue import RunMarker
 from hpcdist.submission.open_project import open_project
 
-__all__ = ["Doctor", "probe_between_nodes"]
-
 
 class Doctor:
     """One look at a project.
@@ -122,7 +120,9 @@ class Doctor:
             return [Check("job on the nodes", "unknown", "no job was sent: what is wrong above has to be mended first")]
         backend: Backend = "local" if self._config is None else "slurm"
         defaults: Mapping[str, object] = self.project.defaults
-        shape = choose_shape(self._named_partition(), self._partitions, defaults.get("gpus"))
+        named = defaults.get("partition") or self.project.site.partitions.gpu
+        partition = named if isinstance(named, str) else None
+        shape = choose_shape(partition, self._partitions, defaults.get("gpus"))
         try:
             self.trial = probe_between_nodes(
                 self.project,
@@ -135,7 +135,3 @@ class Doctor:
         except HpcdistError as error:
             return [Check("job on the nodes", "error", error.message, error.hint)]
         return judge_trial(self.trial)
-
-    def _named_partition(self) -> str | None:
-        named = self.project.defaults.get("partition") or self.project.site.partitions.gpu
-        return named if isinstance(named, str) else None

@@ -33,18 +33,6 @@ QUOTA_BLOCK_BYTES = 1024
 _NUMBERS = re.compile(r"(\d+)\*?")
 
 
-class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """What is free on a file system (statvfs(3)).
-
-    Attributes:
-        free_bytes: For an ordinary user.
-        free_files: Inodes likewise; None where the file system has no fixed number.
-    """
-
-    free_bytes: int
-    free_files: int | None = None
-
-
 class Quota(msgspec.Struct, frozen=True, kw_only=True):
     """A user's share of a file system, and what is used of it.
 
@@ -63,16 +51,14 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
     limit_files: int | None = None
 
 
-def judge_room(folder: str, room: Room) -> Check:
-    """Whether a folder's disk has room for runs."""
-    said = f"{format_bytes(room.free_bytes)} free at {folder}"
-    if room.free_files is not None:
-        said += f", {room.free_files:,} files"
-    lacks_bytes = room.free_bytes < TOO_FEW_BYTES
-    lacks_files = room.free_files is not None and room.free_files < TOO_FEW_FILES
-    if lacks_bytes or lacks_files:
+def judge_room(folder: str, free_bytes: int, free_files: int | None) -> Check:
+    """Say whether a folder's disk has room for runs (statvfs(3)); it need not have a fixed number of files."""
+    said = f"{format_bytes(free_bytes)} free at {folder}"
+    if free_files is not None:
+        said += f", {free_files:,} files"
+    if free_bytes < TOO_FEW_BYTES or (free_files is not None and free_files < TOO_FEW_FILES):
         return Check("disk", "error", f"only {said}: runs can't be written", _HINT)
-    if room.free_bytes < FEW_BYTES or (room.free_files is not None and room.free_files < FEW_FILES):
+    if free_bytes < FEW_BYTES or (free_files is not None and free_files < FEW_FILES):
         return Check("disk", "warning", f"only {said}: checkpoints may not fit", _HINT)
     return Check("disk", "ok", said)
 
@@ -276,9 +262,9 @@ def check_disk(root: Path) -> list[Check]:
         stat = os.statvfs(folder)
     except OSError as error:
         return [Check("disk", "unknown", f"{folder}: {error.strerror}")]
-    room = Room(free_bytes=stat.f_bavail * stat.f_frsize, free_files=stat.f_favail if stat.f_files else None)
+    room = judge_room(str(folder), stat.f_bavail * stat.f_frsize, stat.f_favail if stat.f_files else None)
     quota = judge_quota(parse_quota(_read_quota()))
-    return [judge_room(str(folder), room), *([quota] if quota else [])]
+    return [room, *([quota] if quota else [])]
 
 
 def _read_quota() -> str:

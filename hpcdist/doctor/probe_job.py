@@ -9,7 +9,7 @@ import msgspec
 
 from hpcdist.config.job import Backend
 from hpcdist.config.project import Project
-from hpcdist.doctor.check import Check, CheckStatus
+from hpcdist.doctor.check import Check
 from hpcdist.doctor.cluster import PLACE_WORDS, choose_partition
 from hpcdist.errors import HpcdistError
 from hpcdist.jobs.job import Job
@@ -86,22 +86,18 @@ def judge_trial(trial: ProbeJobResult) -> list[Check]:
 
 def find_probe(trial: ProbeJobResult) -> Probe | None:
     """What the ranks measured of their network; None where they did not."""
-    measured = [rank for rank in trial.ranks if rank.training and rank.training.probe]
+    measured = [rank.training for rank in trial.ranks if rank.training and rank.training.probe]
     if not measured:
         return None
     # All leave an all-reduce together; the slowest rank's figure holds its whole time.
-    slowest = max(measured, key=lambda rank: rank.training.probe[0].latency_s if rank.training else 0.0)
-    training = slowest.training
-    if training is None:
-        return None
+    training = max(measured, key=lambda one: one.probe[0].latency_s)
     hosts = {rank.node_rank: _host(rank) for rank in trial.ranks}
-    used_gpu = trial.gpus and trial.device != "cpu"
     return Probe(
         cluster=trial.cluster,
         partition=trial.partition,
         nodes=trial.nodes,
         gpus=trial.gpus,
-        device="cuda" if used_gpu else "cpu",
+        device="cuda" if trial.gpus and trial.device != "cpu" else "cpu",
         hosts=tuple(hosts[node] for node in sorted(hosts)),
         run=trial.run,
         measured_at_s=trial.ended_at_s,
@@ -215,16 +211,13 @@ def judge_network(probe: Probe) -> Check:
     rate = largest.bandwidth_bytes_per_s
     said = f"all-reduce over {', '.join(probe.hosts)}: {1e3 * smallest.latency_s:.2f} ms, {rate / 1e6:,.0f} MB/s"
     evidence = tuple(_describe(one) for one in probe.all_reduce)
-    slow = [
-        *(["much latency"] if smallest.latency_s > SLOW_LATENCY_S else []),
-        *(["little bandwidth"] if rate < SLOW_BYTES_PER_S else []),
-    ]
-    status: CheckStatus = "warning" if slow else "ok"
-    sentence = f"{said}: {' and '.join(slow)} for training on several nodes" if slow else said
-    hint = (
-        "network_interface in hpcdist.toml chooses the fast network (ip -br link on a node lists them)" if slow else ""
-    )
-    return Check("network", status, sentence, hint, evidence=evidence)
+    judged = {"much latency": smallest.latency_s > SLOW_LATENCY_S, "little bandwidth": rate < SLOW_BYTES_PER_S}
+    slow = [word for word, is_so in judged.items() if is_so]
+    if not slow:
+        return Check("network", "ok", said, evidence=evidence)
+    sentence = f"{said}: {' and '.join(slow)} for training on several nodes"
+    hint = "network_interface in hpcdist.toml chooses the fast network (ip -br link on a node lists them)"
+    return Check("network", "warning", sentence, hint, evidence)
 
 
 def _describe(one: AllReduce) -> str:

@@ -312,7 +312,10 @@ class _Mender(NamedTuple):
             if problem.kind == "leftover":
                 return _remove(problem.path)
             if problem.kind == "open":
-                return _close(run)
+                if find_open(run) is None:
+                    return False, f"run {run.name} is well by now"
+                run.path.chmod(0o700)
+                return True, f"run {run.name} is private to you now (mode 700)"
             if problem.kind in ("damaged", "half-made"):
                 return self._move_aside(run)
             return self._complete_record(run)
@@ -370,13 +373,6 @@ class _Mender(NamedTuple):
 def _remove(path: Path) -> tuple[bool, str]:
     path.unlink(missing_ok=True)
     return True, f"removed {path}"
-
-
-def _close(run: Run) -> tuple[bool, str]:
-    if find_open(run) is None:
-        return False, f"run {run.name} is well by now"
-    run.path.chmod(0o700)
-    return True, f"run {run.name} is private to you now (mode 700)"
 
 
 def _end(run: Run) -> tuple[bool, str]:

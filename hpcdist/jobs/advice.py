@@ -316,7 +316,9 @@ def _advise_memory(pool: PeakUsage, cpus: Recommendation | None) -> Recommendati
         return Recommendation(option, asked, asked, evidence, kept)
     if kept and asked_bytes is not None and peak >= MEMORY_SHARE * asked_bytes:
         needed, rule = asked_bytes, "as much as before on fewer CPUs"
-    parts = _cpus_per_node(pool, cpus) if per_cpu else 1
+    parts = pool.cpus_per_node() if per_cpu else 1
+    if per_cpu and cpus is not None and cpus.is_change and cpus.advised is not None:
+        parts = int(cpus.advised) * pool.tasks_per_node
     advised = memory_text(needed / parts)
     if asked_bytes is not None and parse_slurm_memory(advised) * parts >= asked_bytes >= needed and not fewer_cpus:
         return Recommendation(option, asked, asked, evidence, "small enough")
@@ -332,13 +334,6 @@ def _why_memory_fits(pool: PeakUsage, asked_bytes: int | None, needed: float, pe
     if peak >= MEMORY_SHARE * asked_bytes:
         return f"{MEMORY_SHARE:.0%} and more used, 20 % of headroom left"
     return None
-
-
-def _cpus_per_node(pool: PeakUsage, cpus: Recommendation | None) -> int:
-    """CPUs that a node will give."""
-    if cpus is not None and cpus.is_change and cpus.advised is not None:
-        return int(cpus.advised) * pool.tasks_per_node
-    return pool.cpus_per_node()
 
 
 def _advise_time(pool: PeakUsage) -> Recommendation | None:

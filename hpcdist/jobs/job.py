@@ -269,13 +269,11 @@ def _id_to_ask(job: Job | str, source: job_efficiency.Source | None) -> str | No
     """The id to ask Slurm for; None where the ranks tell."""
     if isinstance(job, str):
         return check_job_id(job)
-    return None if source == "ranks" or job.run.is_local else check_job_id(_known_id(job))
-
-
-def _known_id(job: Job) -> str:
+    if source == "ranks" or job.run.is_local:
+        return None
     if job.id is None:
         raise NotReadyError(f"run {job.run.name} has no job", "submit it again with the same --run")
-    return job.id
+    return check_job_id(job.id)
 
 
 def _efficiency_of_ranks(job: Job) -> Efficiency:

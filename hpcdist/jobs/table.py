@@ -312,7 +312,7 @@ def fit(columns: Sequence[Column], widths: list[int], width: int | None) -> list
         The places of the columns that stay, at least the most important one.
     """
     kept = list(range(len(columns)))
-    while width is not None and (excess := _total(widths, kept) - width) > 0:
+    while width is not None and (excess := sum(widths[at] + len(GAP) for at in kept) - len(GAP) - width) > 0:
         at = max(kept, key=lambda place: widths[place] - columns[place].least if columns[place].least else 0)
         spare = widths[at] - max(columns[at].least, len(columns[at].title)) if columns[at].least else 0
         if spare > 0:
@@ -322,10 +322,6 @@ def fit(columns: Sequence[Column], widths: list[int], width: int | None) -> list
         else:
             widths[kept[0]] = max(1, width)
     return kept
-
-
-def _total(widths: Sequence[int], kept: Sequence[int]) -> int:
-    return sum(widths[at] for at in kept) + len(GAP) * (len(kept) - 1)
 
 
 def _line(parts: Sequence[tuple[str, int, Rating | None]], columns: Sequence[Column], kept: Sequence[int]) -> str:

@@ -10,7 +10,6 @@ from hpcdist.doctor.cluster import choose_partition, judge_accounting, judge_clo
 from hpcdist.doctor.machine import (
     GIB,
     Quota,
-    Room,
     find_filesystem,
     judge_packages,
     judge_pair,
@@ -119,7 +118,7 @@ class TestRoom:
         ],
     )
     def test_disk(self, free_bytes, free_files, status):
-        assert judge_room("/p", Room(free_bytes=free_bytes, free_files=free_files)).status == status
+        assert judge_room("/p", free_bytes, free_files).status == status
 
     # The layout of quota(1) with -w -p: blocks of 1 KiB, a star where a limit is passed.
     QUOTA = """Disk quotas for user ada (uid 1000):

@@ -60,11 +60,8 @@ def failed_long_before(evidence: Evidence) -> Cause | None:
     if first is None or first.ended_at_s is None or ended_at_s is None:
         return None
     on_its_own = evidence.innocence(first) in (0, 1)
-    return of_one_rank(evidence) if on_its_own and first.ended_at_s < ended_at_s - LONG_BEFORE_S else None
-
-
-def of_one_rank(evidence: Evidence) -> Cause | None:
-    """The first of the rules below that speaks."""
+    if not on_its_own or first.ended_at_s >= ended_at_s - LONG_BEFORE_S:
+        return None
     return next((cause for rule in OF_ONE_RANK if (cause := rule(evidence))), None)
 
 
