@@ -103,27 +103,20 @@ def _group(several: Sequence[tuple[Job | None, Observation]]) -> Group:
     for _, one in several:
         for finding in audit_job(one.efficiency, one.ranks, one.job).findings:
             findings[finding.code] = finding
-    job = several[-1][0]
-    return Group(
-        run=job.run.name if job else None, advice=advise([one for _, one in several]), findings=tuple(findings.values())
-    )
+    job, advice = several[-1][0], advise([one for _, one in several])
+    return Group(run=job.run.name if job else None, advice=advice, findings=tuple(findings.values()))
 
 
 def _across_layouts(observed: Sequence[tuple[Job | None, Observation]]) -> list[AuditFinding]:
     """Runs of one training whose figures don't fit their number of ranks."""
     trainings: dict[bytes, list[Claim]] = {}
     for _, one in observed:
-        ranks = one.job.layout.world_size if one.job else one.efficiency.gpus
-        if ranks is None or one.efficiency.state != "COMPLETED" or not one.efficiency.wall_time_s:
+        used, job = one.efficiency, one.job
+        ranks = job.layout.world_size if job else used.gpus
+        if ranks is None or used.state != "COMPLETED" or not used.wall_time_s:
             continue
-        claim = Claim(
-            name=f"job {one.efficiency.job_id}",
-            ranks=ranks,
-            wall_time_s=one.efficiency.wall_time_s,
-            memory_used_bytes=one.efficiency.memory_used_bytes,
-            cores=one.efficiency.cores,
-        )
-        same = (one.job.name, one.job.command, one.job.training) if one.job else (one.efficiency.name,)
+        claim = Claim(f"job {used.job_id}", ranks, used.wall_time_s, used.memory_used_bytes, used.cores)
+        same = (job.name, job.command, job.training) if job else (used.name,)
         trainings.setdefault(msgspec.json.encode(same), []).append(claim)
     return [finding for claims in trainings.values() for finding in find_inconsistent(claims)]
 

@@ -70,9 +70,8 @@ def drill(
         raise NotReadyError("a drill needs Slurm, and there is no sbatch here", "run it on the cluster's login node")
     project = open_here()
     given = collect_options(None, options)
-    means = Means(
-        at_step=at_step, preempt_with=preempt_with, kill_node=allow_kill_node, timeout_s=parse_duration(timeout)
-    )
+    timeout_s = parse_duration(timeout)
+    means = Means(at_step=at_step, preempt_with=preempt_with, kill_node=allow_kill_node, timeout_s=timeout_s)
     chosen = [kind for kind in DRILLS if kind in kinds or "all" in kinds]
     prepared = [prepare_drill(kind, given, project) for kind in chosen]
     progress.warn_of_missing_data(prepared[0])

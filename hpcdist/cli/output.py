@@ -52,13 +52,10 @@ def format_efficiency(efficiency: Efficiency, ranks: Sequence[RankUsage]) -> str
         lines.append(f"GPU Efficiency: {busy} of {efficiency.gpus} GPU(s) (mean utilisation)")
         lines.append(f"GPU Memory Utilized: {'-' if used is None else format_bytes(used)}")
     training = next((rank.training for rank in ranks if rank.training), None)
-    if training:
-        if training.accuracy is not None:
-            lines.append(f"Test accuracy: {training.accuracy:.2%}")
-        if training.images_per_s is not None:
-            lines.append(
-                f"Training throughput: {training.images_per_s:,.0f} images/s over {training.world_size} rank(s)"
-            )
+    if training and training.accuracy is not None:
+        lines.append(f"Test accuracy: {training.accuracy:.2%}")
+    if training and training.images_per_s is not None:
+        lines.append(f"Training throughput: {training.images_per_s:,.0f} images/s over {training.world_size} rank(s)")
     if efficiency.source == "ranks":
         lines.append("Source: what the ranks measured of themselves")
     if efficiency.live:

@@ -130,13 +130,11 @@ def _exits(status: JobStatus, ranks: list[RankUsage]) -> str | None:
     """Exit codes: one when all ranks agree, else of each rank; `s9` is a signal, `-` a rank that did not say."""
     if not ranks or not status.is_over:
         return None if status.exit_code is None else str(status.exit_code)
-    words = [
-        "-" if r.exit_code is None and r.signal is None else f"s{r.signal}" if r.signal else str(r.exit_code)
-        for r in ranks
-    ]
-    return (
-        words[0] if len(set(words)) == 1 else " ".join(f"{r.rank}:{word}" for r, word in zip(ranks, words, strict=True))
-    )
+    codes = ["-" if rank.exit_code is None else str(rank.exit_code) for rank in ranks]
+    words = [f"s{rank.signal}" if rank.signal else code for rank, code in zip(ranks, codes, strict=True)]
+    if len(set(words)) == 1:
+        return words[0]
+    return " ".join(f"{rank.rank}:{word}" for rank, word in zip(ranks, words, strict=True))
 
 
 @click.command(epilog="Example: hpcdist logs -f 1234")

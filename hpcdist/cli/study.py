@@ -142,9 +142,8 @@ def _show_plan(plan: StudyPlan, project: Project, *, as_json: bool) -> None:
     if not plan.batches:
         click.echo("nothing is missing: all trials were sent", err=True)
         return
-    click.echo(
-        format_table(("TRIALS", "LAYOUT", "AT ONCE", "RUN", "VARIANTS"), [_plan_row(one) for one in plan.batches])
-    )
+    header = ("TRIALS", "LAYOUT", "AT ONCE", "RUN", "VARIANTS")
+    click.echo(format_table(header, [_plan_row(one) for one in plan.batches]))
     hours = "unknown, since not all have a time limit" if plan.gpu_hours is None else f"{plan.gpu_hours:.2f} at most"
     click.echo(f"{sum(len(one.trials) for one in plan.batches)} trials, GPU-hours: {hours}; nothing was sent", err=True)
 

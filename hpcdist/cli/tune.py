@@ -100,9 +100,8 @@ def tune_command(
     else:
         _show(found, settings, difference)
     if any(one.is_crowded for one in found.attempts):
-        click.echo(
-            "nothing is written: measure again when the machine is quiet, or with --exclusive on Slurm", err=True
-        )
+        advice = "measure again when the machine is quiet, or with --exclusive on Slurm"
+        click.echo(f"nothing is written: {advice}", err=True)
         ctx.exit(1)
     if file and changed != text and not dry_run:
         _write(file, changed)

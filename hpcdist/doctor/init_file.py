@@ -186,9 +186,8 @@ def propose_surroundings(
     if "--container-image" in srun_help:
         found.append(Setting(source='containers: srun has pyxis; [container] runtime = "pyxis", image = "…"'))
     elif runtimes:
-        found.append(
-            Setting(source=f'containers: {", ".join(runtimes)}; [container] runtime = "apptainer", image = "…"')
-        )
+        likely_one = '[container] runtime = "apptainer", image = "…"'
+        found.append(Setting(source=f"containers: {', '.join(runtimes)}; {likely_one}"))
     told = "on PATH" if "seff" in programs else "not here: hpcdist seff reads sacct, or what the ranks measured"
     return [*found, Setting(source=f"seff: {told}")]
 

@@ -215,9 +215,8 @@ def judge_network(probe: Probe) -> Check:
     slow = [word for word, is_so in judged.items() if is_so]
     if not slow:
         return Check("network", "ok", said, evidence=evidence)
-    sentence = f"{said}: {' and '.join(slow)} for training on several nodes"
     hint = "network_interface in hpcdist.toml chooses the fast network (ip -br link on a node lists them)"
-    return Check("network", "warning", sentence, hint, evidence)
+    return Check("network", "warning", f"{said}: {' and '.join(slow)} for training on several nodes", hint, evidence)
 
 
 def _describe(one: AllReduce) -> str:

@@ -91,9 +91,8 @@ def _judge(run: Run, living: Sequence[RunMarker] | None) -> Problem | None:
         hint = "it is sound, but of another hpcdist: use that one"
         return Problem("damaged", run.name, run.path, sentence, hint, is_repairable=False)
     except (HpcdistError, OSError) as error:
-        sentence = (
-            f"the record of run {run.name} can't be read: {error.message if isinstance(error, HpcdistError) else error}"
-        )
+        words = error.message if isinstance(error, HpcdistError) else error
+        sentence = f"the record of run {run.name} can't be read: {words}"
         writer = find_writer(run, living)
         if writer is None:
             return Problem("damaged", run.name, run.path, sentence)

@@ -260,9 +260,8 @@ def _advise_gpus(pool: PeakUsage) -> list[Recommendation]:
         return lines + ranks if asked > 1 else lines
     shares = pool.gpu_shares()
     if shares is None:
-        return [
-            Recommendation("gpus", str(asked), str(asked), f"{pool.last.gpus} allocated", "nobody measured their use")
-        ]
+        evidence = f"{pool.last.gpus} allocated"
+        return [Recommendation("gpus", str(asked), str(asked), evidence, "nobody measured their use")]
     used, mean = pool.gpus_used_per_node(), sum(shares) / len(shares)
     evidence = f"{used} of {asked} per node used, {mean:.0%} busy (ranks, {pool.count})"
     if 0 < used < asked and pool.may_lower:

@@ -60,14 +60,14 @@ def _fewer_ranks(audit: Audit, efficiency: Efficiency | None) -> AuditFinding | 
     if efficiency is None or efficiency.state != "COMPLETED" or asked is None or ran is None or ran >= asked:
         return None
     evidence: dict[str, float | str] = {"ranks": ran, "ranks_asked": asked}
-    return AuditFinding(code="fewer-ranks", sentence=f"{ran} of {asked} ranks ran", evidence=evidence)
+    return AuditFinding("fewer-ranks", f"{ran} of {asked} ranks ran", evidence)
 
 
 def _alone(audit: Audit) -> AuditFinding | None:
     if audit.world_size != 1 or audit.ranks is None or audit.ranks < 2:
         return None
     sentence = f"each of the {audit.ranks} ranks trained alone: every one says its world has one rank"
-    return AuditFinding(code="alone", sentence=sentence, evidence={"ranks": audit.ranks, "world_size": 1})
+    return AuditFinding("alone", sentence, {"ranks": audit.ranks, "world_size": 1})
 
 
 def _same_work(audit: Audit, ranks: Sequence[RankUsage]) -> AuditFinding | None:
@@ -82,16 +82,14 @@ def _same_work(audit: Audit, ranks: Sequence[RankUsage]) -> AuditFinding | None:
         return None
     rest = f"{sum(samples):,} samples where {expected:,} would do: each trained on the same data"
     evidence: dict[str, float | str] = {"samples": sum(samples), "samples_expected": expected, "ranks": len(ranks)}
-    return AuditFinding(code="same-work", sentence=f"the {len(ranks)} ranks computed {rest}", evidence=evidence)
+    return AuditFinding("same-work", f"the {len(ranks)} ranks computed {rest}", evidence)
 
 
 def _idle_gpus(audit: Audit) -> AuditFinding | None:
     if not audit.gpus or audit.gpus_used is None or audit.gpus_used >= audit.gpus:
         return None
-    sentence = f"{audit.gpus_used} of {audit.gpus} GPUs were used"
-    return AuditFinding(
-        code="idle-gpus", sentence=sentence, evidence={"gpus": audit.gpus, "gpus_used": audit.gpus_used}
-    )
+    evidence: dict[str, float | str] = {"gpus": audit.gpus, "gpus_used": audit.gpus_used}
+    return AuditFinding("idle-gpus", f"{audit.gpus_used} of {audit.gpus} GPUs were used", evidence)
 
 
 def _waiting_gpus(measured: Sequence[float]) -> AuditFinding | None:
@@ -100,14 +98,14 @@ def _waiting_gpus(measured: Sequence[float]) -> AuditFinding | None:
     if mean is None or mean >= GPU_SHARE:
         return None
     sentence = f"the GPUs were busy {mean:.0%} of the time: they wait for data, for each other or for small batches"
-    return AuditFinding(code="waiting-gpus", sentence=sentence, evidence={"gpu_utilization": mean})
+    return AuditFinding("waiting-gpus", sentence, {"gpu_utilization": mean})
 
 
 def _unused_gpus(efficiency: Efficiency, job: JobSpec | None) -> AuditFinding | None:
     if not efficiency.gpus or uses_gpus(efficiency, job):
         return None
     sentence = f"{efficiency.gpus} GPU(s) were allocated, and the training was told to use the CPUs"
-    return AuditFinding(code="unused-gpus", sentence=sentence, evidence={"gpus": efficiency.gpus, "accelerator": "cpu"})
+    return AuditFinding("unused-gpus", sentence, {"gpus": efficiency.gpus, "accelerator": "cpu"})
 
 
 def _idle_cores(efficiency: Efficiency, audit: Audit, job: JobSpec | None) -> AuditFinding | None:
@@ -120,16 +118,16 @@ def _idle_cores(efficiency: Efficiency, audit: Audit, job: JobSpec | None) -> Au
     # Twice as many: Slurm counts both threads of a core where it hands out whole cores.
     if asked is not None and cores > 2 * asked:
         sentence = f"{cores} cores were allocated where {asked} were asked for; {busy:.1f} were busy"
-        return AuditFinding(code="idle-cores", sentence=sentence, evidence=evidence | {"cores_asked": asked})
+        return AuditFinding("idle-cores", sentence, evidence | {"cores_asked": asked})
     tasks = audit.ranks_asked or efficiency.nodes or 1
     # A task can't have less than one CPU, nor part of another.
     fewest = tasks * math.ceil(busy / tasks)
     if uses_gpus(efficiency, job) or busy >= CPU_SHARE * cores or fewest >= cores:
         return None
-    return AuditFinding(code="idle-cores", sentence=f"{busy:.1f} of {cores} cores were busy", evidence=evidence)
+    return AuditFinding("idle-cores", f"{busy:.1f} of {cores} cores were busy", evidence)
 
 
-class Claim(msgspec.Struct, frozen=True, kw_only=True):
+class Claim(msgspec.Struct, frozen=True):
     """A run of a training in one of several layouts, as it is told.
 
     Attributes:
@@ -178,11 +176,11 @@ def _inconsistency(measure: Claim, claim: Claim) -> AuditFinding | None:
     if claim.cores and cores_per_rank and round(claim.cores / cores_per_rank) == ranks:
         cores = f"; its {claim.cores} cores are those of {ranks} too"
     return AuditFinding(
-        code="inconsistent",
-        sentence=f"{claim.name} is said to have had {claim.ranks} rank(s), but its figures fit {ranks}: "
+        "inconsistent",
+        f"{claim.name} is said to have had {claim.ranks} rank(s), but its figures fit {ranks}: "
         f"{format_bytes(claim.memory_used_bytes)} is the memory of {fits:.1f} ranks, "
         f"and it was {speedup:.2f} times as fast as one rank{cores}",
-        evidence={
+        {
             "ranks_claimed": claim.ranks,
             "ranks_by_memory": round(fits, 2),
             "speedup": round(speedup, 2),

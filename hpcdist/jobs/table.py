@@ -347,9 +347,8 @@ def measure(text: str) -> int:
     """Places the text takes in a terminal: two for a wide character, none for an accent of its own."""
     if text.isascii():
         return len(text)
-    return sum(
-        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in {"W", "F"} else 1 for c in text
-    )
+    wide = sum(unicodedata.east_asian_width(c) in {"W", "F"} for c in text if not unicodedata.combining(c))
+    return wide + sum(not unicodedata.combining(c) for c in text)
 
 
 def format_parsable_header(columns: Sequence[Column]) -> str:
@@ -364,9 +363,8 @@ def parsable_formatter(columns: Sequence[Column]) -> Callable[[Efficiency], str]
     fields as the header.
     """
     # Significant digits: six of a fraction, and of seconds and bytes all there are.
-    readers = [
-        (column.derive or attrgetter(column.field), "%.6g" if column.kind == "share" else "%.15g") for column in columns
-    ]
+    digits_of = {"share": "%.6g"}
+    readers = [(one.derive or attrgetter(one.field), digits_of.get(one.kind, "%.15g")) for one in columns]
     separators = len(columns) - 1
 
     def form(one: Efficiency) -> str:

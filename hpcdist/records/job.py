@@ -279,7 +279,7 @@ class Disagreement(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class AuditFinding(msgspec.Struct, frozen=True, kw_only=True):
+class AuditFinding(msgspec.Struct, frozen=True):
     """Something about a job that its owner should know.
 
     Attributes:

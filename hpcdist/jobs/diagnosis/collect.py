@@ -127,9 +127,8 @@ def _usage(status: JobStatus, run: Run | None, job: JobSpec | None, ranks: Seque
             pass
     if job is None or not ranks:
         return None
-    return job_efficiency.from_ranks(
-        status.job_id, job.layout, ranks, local.query(run) if run and run.is_local else None
-    )
+    state = local.query(run) if run and run.is_local else None
+    return job_efficiency.from_ranks(status.job_id, job.layout, ranks, state)
 
 
 def _observation(
@@ -146,9 +145,8 @@ def read_logs(run: Run, task: str | None) -> list[Log]:
     found = sorted(path for path in run.task(task).logs.glob("*_log.out") if _task_of(path) is not None)
     secrets = find_secrets(run)
     logs = [_read_log(path, _task_of(path), secrets) for path in found[:MOST_LOGS]]
-    batch = sorted(run.logs.glob(f"*_{task}_batch.out" if task else "*_batch.out")) or sorted(
-        run.logs.glob("start.log")
-    )
+    batch = sorted(run.logs.glob(f"*_{task}_batch.out" if task else "*_batch.out"))
+    batch = batch or list(run.logs.glob("start.log"))
     return [_read_log(path, None, secrets) for path in batch[-1:]] + logs
 
 

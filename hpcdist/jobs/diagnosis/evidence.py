@@ -193,9 +193,8 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         words = [f"{ending.state}{f', {code}' if code else ''}{f', {ending.reason}' if ending.reason else ''}"]
         for step in ending.steps:
             code = describe_exit(step.exit_code, step.signal)
-            words += (
-                [f"step {step.name}: {step.state}{f', {code}' if code else ''}"] if step.state != "COMPLETED" else []
-            )
+            if step.state != "COMPLETED":
+                words.append(f"step {step.name}: {step.state}{f', {code}' if code else ''}")
         ends: dict[str, list[int]] = {}
         for rank in self.ranks:
             ends.setdefault(describe_exit(rank.exit_code, rank.signal) or "no end", []).append(rank.rank)

@@ -128,9 +128,8 @@ def out_of_memory(evidence: Evidence) -> Cause | None:
     if not no_memory and not killed:
         return None
     what = "was killed with its memory full" if killed else "could not get the memory it wanted"
-    return evidence.cause(
-        "out-of-memory", f"{evidence.who} {what}", evidence.more_memory(), evidence.memory_proof(), sign
-    )
+    proof = evidence.memory_proof()
+    return evidence.cause("out-of-memory", f"{evidence.who} {what}", evidence.more_memory(), proof, sign)
 
 
 def full_disk(evidence: Evidence) -> Cause | None:
@@ -221,9 +220,8 @@ def lost_peer(evidence: Evidence) -> Cause | None:
     if not lost:
         return None
     sentence = f"{evidence.who} lost its connection to another rank, and no rank says that it failed before"
-    return evidence.cause(
-        "lost-peer", sentence, "submit it again; a node or the network between them may be bad", proof
-    )
+    hint = "submit it again; a node or the network between them may be bad"
+    return evidence.cause("lost-peer", sentence, hint, proof)
 
 
 def user_exception(evidence: Evidence) -> Cause | None:
