@@ -124,8 +124,8 @@ def format_audit(audit: Audit) -> str:
     """What really ran, as far as it is known."""
     parts = []
     if audit.ranks is not None:
-        asked = "" if audit.ranks_asked in (None, audit.ranks) else f" of {audit.ranks_asked}"
-        parts.append(f"{audit.ranks}{asked} rank(s)")
+        requested = "" if audit.ranks_asked in (None, audit.ranks) else f" of {audit.ranks_asked}"
+        parts.append(f"{audit.ranks}{requested} rank(s)")
     if audit.world_size is not None and audit.world_size != audit.ranks:
         parts.append(f"world size {audit.world_size}")
     if audit.gpus:

@@ -89,20 +89,20 @@ def run(
     trials run here, one after the other.
     """
     project = open_here()
-    asked = read_study(file, project, scale)
+    wanted = read_study(file, project, scale)
     chosen = choose_backend(backend)
     if dry_run:
-        _show_plan(plan_study(asked, project, backend=chosen, source=file, retry=retry), project, as_json=as_json)
+        _show_plan(plan_study(wanted, project, backend=chosen, source=file, retry=retry), project, as_json=as_json)
         return
-    watch = RunWatch(asked.name)
+    watch = RunWatch(wanted.name)
     try:
-        state = run_study(asked, project, backend=chosen, source=file, retry=retry, watch=watch)
+        state = run_study(wanted, project, backend=chosen, source=file, retry=retry, watch=watch)
     except KeyboardInterrupt:
         watch.close()
         click.echo(
             f"stopped; what was begun goes on. hpcdist study run {file}"
             f"{'' if scale == 'full' else ' --scale small'} does the rest, "
-            f"hpcdist study cancel {asked.name} ends it",
+            f"hpcdist study cancel {wanted.name} ends it",
             err=True,
         )
         ctx.exit(130)

@@ -21,23 +21,23 @@ REFUSED_SKEW_S = 300.0
 WARN_SKEW_S = 5.0
 
 
-def choose_partition(asked: str | None, partitions: Sequence[Partition]) -> Partition | None:
+def choose_partition(requested: str | None, partitions: Sequence[Partition]) -> Partition | None:
     """The first of those asked for (`a,b`), else the default one; None where there is none of the name."""
-    if asked:
-        return next((one for name in asked.split(",") for one in partitions if one.name == name), None)
+    if requested:
+        return next((one for name in requested.split(",") for one in partitions if one.name == name), None)
     return next((one for one in partitions if one.is_default), None)
 
 
-def judge_partition(asked: str | None, partitions: Sequence[Partition]) -> Check:
+def judge_partition(requested: str | None, partitions: Sequence[Partition]) -> Check:
     """Whether the partition that jobs go to exists, is up and has nodes."""
     names = [one.name for one in partitions]
-    for name in (asked or "").split(",") if asked else ():
+    for name in (requested or "").split(",") if requested else ():
         if name not in names:
             near = nearest(name, names)
             hint = f"did you mean {near!r}? change partition in hpcdist.toml" if near else "sinfo lists them"
             sentence = f"there is no partition {name!r} that you can see, expected one of: {', '.join(names) or 'none'}"
             return Check("partition", "error", sentence, hint)
-    chosen = choose_partition(asked, partitions)
+    chosen = choose_partition(requested, partitions)
     if chosen is None:
         sentence = "no partition is named in hpcdist.toml, and the cluster has no default one"
         hint = f'put partition = "{names[0]}" into hpcdist.toml' if names else "sinfo lists them"

@@ -241,10 +241,10 @@ def prepare_drill(kind: DrillKind, given: Mapping[str, Any], project: Project) -
     Raises:
         UsageError: An option can't be used.
     """
-    asked = complete_job(given, project)
-    if asked.array or asked.command:
+    plain = complete_job(given, project)
+    if plain.array or plain.command:
         raise UsageError("a drill is one job of the built-in training", "leave out --array and the command")
-    job = complete_job(merge_options(choose_options(kind, asked.layout.world_size), given), project)
+    job = complete_job(merge_options(choose_options(kind, plain.layout.world_size), given), project)
     return prepare(job, project, backend="slurm", run=new_run_name(job))
 
 

@@ -56,11 +56,11 @@ def audit_job(efficiency: Efficiency | None, ranks: Sequence[RankUsage], job: Jo
 
 def _fewer_ranks(audit: Audit, efficiency: Efficiency | None) -> AuditFinding | None:
     """A job that failed may lack ranks for a reason that is told elsewhere."""
-    asked, ran = audit.ranks_asked, audit.ranks
-    if efficiency is None or efficiency.state != "COMPLETED" or asked is None or ran is None or ran >= asked:
+    requested, ran = audit.ranks_asked, audit.ranks
+    if efficiency is None or efficiency.state != "COMPLETED" or requested is None or ran is None or ran >= requested:
         return None
-    evidence: dict[str, float | str] = {"ranks": ran, "ranks_asked": asked}
-    return AuditFinding("fewer-ranks", f"{ran} of {asked} ranks ran", evidence)
+    evidence: dict[str, float | str] = {"ranks": ran, "ranks_asked": requested}
+    return AuditFinding("fewer-ranks", f"{ran} of {requested} ranks ran", evidence)
 
 
 def _alone(audit: Audit) -> AuditFinding | None:
@@ -114,11 +114,11 @@ def _idle_cores(efficiency: Efficiency, audit: Audit, job: JobSpec | None) -> Au
     if cores is None or busy is None or efficiency.live:
         return None
     evidence: dict[str, float | str] = {"cores": cores, "cores_busy": round(busy, 3)}
-    asked = job.layout.world_size * job.layout.cpus_per_task if job else None
+    requested = job.layout.world_size * job.layout.cpus_per_task if job else None
     # Twice as many: Slurm counts both threads of a core where it hands out whole cores.
-    if asked is not None and cores > 2 * asked:
-        sentence = f"{cores} cores were allocated where {asked} were asked for; {busy:.1f} were busy"
-        return AuditFinding("idle-cores", sentence, evidence | {"cores_asked": asked})
+    if requested is not None and cores > 2 * requested:
+        sentence = f"{cores} cores were allocated where {requested} were asked for; {busy:.1f} were busy"
+        return AuditFinding("idle-cores", sentence, evidence | {"cores_asked": requested})
     tasks = audit.ranks_asked or efficiency.nodes or 1
     # A task can't have less than one CPU, nor part of another.
     fewest = tasks * math.ceil(busy / tasks)

@@ -228,8 +228,8 @@ def read_efficiencies(jobs: Sequence[Job | str], source: job_efficiency.Source |
         NotFoundError: Slurm knows no such job.
     """
     ids = [_id_to_ask(job, source) for job in jobs]
-    asked = [job_id for job_id in ids if job_id]
-    answers = list(job_efficiency.iter_known(asked, source)) if asked else []
+    wanted = [job_id for job_id in ids if job_id]
+    answers = list(job_efficiency.iter_known(wanted, source)) if wanted else []
     found: list[Efficiency] = []
     for job, job_id, own in zip(jobs, ids, job_efficiency.match(ids, answers), strict=True):
         if isinstance(job, Job) and job_id is None:
@@ -249,11 +249,11 @@ def read_known(jobs: Sequence[Job]) -> tuple[list[list[Efficiency]], HpcdistErro
     """
     are_local = [job.run.is_local for job in jobs]
     ids = [None if is_local else job.id for job, is_local in zip(jobs, are_local, strict=True)]
-    asked = dict.fromkeys(split_task(job_id)[0] for job_id in ids if job_id)
+    wanted = dict.fromkeys(split_task(job_id)[0] for job_id in ids if job_id)
     answers: list[Efficiency] = []
     trouble = None
     try:
-        for one in job_efficiency.iter_slurm(list(asked), missing_ok=True):
+        for one in job_efficiency.iter_slurm(list(wanted), missing_ok=True):
             answers.append(one)  # noqa: PERF402 extend() does not promise to keep what came before an error
     except HpcdistError as error:
         trouble = error

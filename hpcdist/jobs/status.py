@@ -36,9 +36,9 @@ def query(runs: Sequence[tuple[Run, str | None]], *, settled: bool = False) -> l
     `settled` waits until accounting knows of all that are over.
     """
     ids = [join_task(run.job_id, task) for run, task in runs]
-    asked = [job_id for (run, _), job_id in zip(runs, ids, strict=True) if job_id and not run.is_local]
+    wanted = [job_id for (run, _), job_id in zip(runs, ids, strict=True) if job_id and not run.is_local]
     try:
-        answers, silence = queue.query(asked, settled=settled), None
+        answers, silence = queue.query(wanted, settled=settled), None
     except HpcdistError as error:
         # A list of runs is of use without Slurm too.
         answers, silence = {}, error.message.splitlines()[0]

@@ -229,25 +229,25 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def more_memory(self) -> str:
         """What to do against too little memory, with the figure: what `advise` says of it too."""
-        pool, (asked, used) = self.pool, self._memory()
-        if pool is None or not (asked or used):
+        pool, (given, used) = self.pool, self._memory()
+        if pool is None or not (given or used):
             return "ask for more memory with --mem, or use less: smaller batches, fewer workers"
-        needed = raised_memory_bytes(asked, used)
+        needed = raised_memory_bytes(given, used)
         if pool.is_memory_per_cpu():
             return self.rerun("mem_per_cpu", memory_text(needed / pool.cpus_per_node()))
         return self.rerun("mem", memory_text(needed))
 
     def memory_proof(self) -> str | None:
         """How much of its memory the fullest node used, as far as it is known."""
-        asked, used = self._memory()
+        given, used = self._memory()
         if not used:
-            return f"{format_bytes(asked)} per node asked for" if asked else None
-        return f"{format_bytes(used)} per node used{f' of {format_bytes(asked)}' if asked else ''}, the highest seen"
+            return f"{format_bytes(given)} per node asked for" if given else None
+        return f"{format_bytes(used)} per node used{f' of {format_bytes(given)}' if given else ''}, the highest seen"
 
     def is_memory_short(self) -> bool:
         """Whether the fullest node used nearly all it was given."""
-        asked, used = self._memory()
-        return bool(asked and used and used >= FULL_MEMORY_SHARE * asked)
+        given, used = self._memory()
+        return bool(given and used and used >= FULL_MEMORY_SHARE * given)
 
 
 def _is_of(line: str, rank: int) -> bool:
