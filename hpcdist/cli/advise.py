@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import click
 import msgspec
 
-from hpcdist.cli.complete import offer_jobs
+from hpcdist.cli.options import JOBS, JSON
 from hpcdist.cli.output import print_json
 from hpcdist.cli.status import find_or_id
 from hpcdist.errors import NotReadyError
@@ -43,8 +43,8 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
   hpcdist rerun 1234 --advised
 """,
 )
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=offer_jobs)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JOBS
+@JSON
 def advise_command(jobs: tuple[str, ...], *, as_json: bool) -> None:
     """Print the next request: CPUs, memory, time and GPUs, right-sized from what was used.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from hpcdist.cli.options import SITE, asked_profile
+from hpcdist.cli.options import JSON, SITE, asked_profile
 from hpcdist.cli.output import print_json
 from hpcdist.config.job import Backend
 from hpcdist.doctor.check import Check, find_exit_status
@@ -34,7 +34,7 @@ STATUS_WIDTH, NAME_WIDTH = 7, 21
 )
 @click.option("--timeout", default="10min", metavar="TIME", show_default=True, help="Give --deep up after so long.")
 @SITE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.pass_context
 def doctor(
     ctx: click.Context,

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hpcdist.cli.complete import offer_partitions
-from hpcdist.cli.options import SITE, collect_options, job_options, open_here
+from hpcdist.cli.options import JSON, SITE, collect_options, job_options, open_here
 from hpcdist.cli.output import format_table, print_json
 from hpcdist.doctor.drill import DRILLS, DrillKind, Means, Result
 from hpcdist.errors import NotReadyError
@@ -41,7 +41,7 @@ Examples:
 )
 @click.option("--allow-kill-node", metavar="COMMAND", help="An administrator's command that kills the node {node}.")
 @click.option("--timeout", default="30min", metavar="TIME", show_default=True, help="Give a drill up after so long.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @SITE
 @job_options
 @click.pass_context

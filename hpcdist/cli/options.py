@@ -110,6 +110,8 @@ FILE = click.argument("file", required=False, type=click.Path(path_type=Path), m
 BACKEND = click.option("--backend", type=click.Choice(["slurm", "local"]), help="Where to run [Slurm if it is there].")
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Print the script and Slurm's estimate; submit nothing.")
 WAIT = click.option("--wait", is_flag=True, help="Follow the job to its end; Ctrl-C leaves it running.")
+JOB = click.argument("job", metavar="JOB", shell_complete=offer_jobs)
+JOBS = click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=offer_jobs)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

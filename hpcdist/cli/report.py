@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from hpcdist.cli.complete import offer_studies_and_jobs
+from hpcdist.cli.options import JSON
 from hpcdist.cli.output import print_json
 from hpcdist.config.project import find_project
 from hpcdist.errors import HpcdistError, UsageError
@@ -28,7 +29,7 @@ WIDEST = 10_000
 """
 )
 @click.argument("names", nargs=-1, required=True, metavar="STUDY|JOB...", shell_complete=offer_studies_and_jobs)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print a line per variant, base units.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print Markdown.")
 @click.option(

@@ -5,8 +5,7 @@ from typing import Any
 import click
 
 from hpcdist.cli.advise import format_line, observe
-from hpcdist.cli.complete import offer_jobs
-from hpcdist.cli.options import DRY_RUN, JSON, WAIT
+from hpcdist.cli.options import DRY_RUN, JOB, JSON, WAIT
 from hpcdist.cli.submit import send_and_show
 from hpcdist.errors import HpcdistError, UsageError
 from hpcdist.jobs.advice import advise
@@ -27,7 +26,7 @@ from hpcdist.text import printable_line
   hpcdist rerun mnist-2x1-3d46fd --resume --set nodes=1
 """
 )
-@click.argument("job", metavar="JOB", shell_complete=offer_jobs)
+@JOB
 @click.option("--set", "settings", multiple=True, metavar="OPTION=VALUE", help="Change an option; empty: its default.")
 @click.option("--advised", is_flag=True, help="Change what `hpcdist advise JOB` says; --set wins over it.")
 @click.option("--resume", is_flag=True, help="Go on from the run's newest checkpoint (built-in training).")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hpcdist.cli.complete import offer_jobs
+from hpcdist.cli.options import JOB, JOBS, JSON
 from hpcdist.cli.output import format_cause, format_table, print_json
 from hpcdist.cli.progress import follow
 from hpcdist.config.project import find_project
@@ -23,8 +24,6 @@ from hpcdist.slurm import queue
 from hpcdist.slurm.sacct_query import check_job_id
 from hpcdist.units import format_duration
 
-JOBS = click.argument("jobs", nargs=-1, metavar="JOB...", shell_complete=offer_jobs)
-ONE_JOB = click.argument("job", metavar="JOB", shell_complete=offer_jobs)
 SHOWN_RUNS = 30
 SHOWN_CAUSES = 5  # each asks Slurm and reads logs; an array may have thousands
 LOG_POLL_S = 0.5
@@ -42,8 +41,8 @@ def find_or_id(token: str) -> Job | str:
 
 
 @click.command(epilog="Example: hpcdist status 1234")
-@JOBS
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("jobs", nargs=-1, metavar="JOB...", shell_complete=offer_jobs)
+@JSON
 def status(jobs: tuple[str, ...], *, as_json: bool) -> None:
     """Show where jobs are: state, reason, elapsed time, nodes, exit code of each rank.
 
@@ -71,12 +70,8 @@ def _show_statuses(statuses: Sequence[JobStatus], ours: Sequence[Job], *, as_jso
     ranks = {job.run.name: job.folder.ranks() for job in ours}
     causes = find_causes(statuses, {job.run.name: job.run for job in ours}) if with_causes else {}
     if as_json:
-        print_json(
-            [
-                {"status": one, "ranks": ranks.get(one.run or "", []), "cause": causes.get(one.job_id or one.run)}
-                for one in statuses
-            ]
-        )
+        rows = [(one, ranks.get(one.run or "", []), causes.get(one.job_id or one.run)) for one in statuses]
+        print_json([{"status": status, "ranks": own, "cause": cause} for status, own, cause in rows])
         return
     show_causes(statuses, causes)
     if not statuses:
@@ -114,16 +109,8 @@ HEADER = ("JOB", "STATE", "ELAPSED", "LAYOUT", "NODES", "EXIT", "RUN", "REASON")
 
 def _row(status: JobStatus, ranks: list[RankUsage]) -> list[str | None]:
     elapsed = None if status.elapsed_s is None else format_duration(int(status.elapsed_s))
-    return [
-        status.job_id,
-        status.state,
-        elapsed,
-        status.layout,
-        status.nodes,
-        _exits(status, ranks),
-        status.run or status.name,
-        status.reason,
-    ]
+    where = [status.layout, status.nodes, _exits(status, ranks), status.run or status.name]
+    return [status.job_id, status.state, elapsed, *where, status.reason]
 
 
 def _exits(status: JobStatus, ranks: list[RankUsage]) -> str | None:
@@ -138,7 +125,7 @@ def _exits(status: JobStatus, ranks: list[RankUsage]) -> str | None:
 
 
 @click.command(epilog="Example: hpcdist logs -f 1234")
-@ONE_JOB
+@JOB
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job is over.")
 @click.option("--rank", type=int, metavar="N", help="Only this rank [all, and the batch script].")
 def logs(job: str, *, following: bool, rank: int | None) -> None:
@@ -188,7 +175,7 @@ def _copy_new(path: Path, offsets: dict[Path, int], secrets: Sequence[str], *, l
 
 
 @click.command(epilog="Example: hpcdist wait 1234")
-@ONE_JOB
+@JOB
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after so long (exit code 3).")
 @click.option("--json", "as_json", is_flag=True, help="Print the job's record as JSON at its end.")
 @click.pass_context
@@ -198,7 +185,7 @@ def wait(ctx: click.Context, job: str, *, timeout: float | None, as_json: bool) 
 
 
 @click.command(epilog="Example: hpcdist cancel 1234")
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=offer_jobs)
+@JOBS
 def cancel(jobs: tuple[str, ...]) -> None:
     """End jobs."""
     for job in [Job.find(token) for token in jobs]:

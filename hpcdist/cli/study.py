@@ -99,12 +99,9 @@ def run(
         state = run_study(wanted, project, backend=chosen, source=file, retry=retry, watch=watch)
     except KeyboardInterrupt:
         watch.close()
-        click.echo(
-            f"stopped; what was begun goes on. hpcdist study run {file}"
-            f"{'' if scale == 'full' else ' --scale small'} does the rest, "
-            f"hpcdist study cancel {wanted.name} ends it",
-            err=True,
-        )
+        again = f"hpcdist study run {file}{'' if scale == 'full' else ' --scale small'}"
+        ends = f"hpcdist study cancel {wanted.name}"
+        click.echo(f"stopped; what was begun goes on. {again} does the rest, {ends} ends it", err=True)
         ctx.exit(130)
     watch.close()
     runs = find_runs(state)
@@ -203,15 +200,9 @@ def list_command(*, as_json: bool) -> None:
     if not found:
         click.echo("no studies here yet; hpcdist study run FILE starts one", err=True)
         return
-    rows_shown = [
-        [
-            state.study.name,
-            str(len(state.variants)),
-            str(len(state.trials)),
-            describe_counts(count_states(told)),
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(state.updated_at_s)),
-            printable_line(state.source) if state.source else None,
-        ]
-        for state, told in found
-    ]
-    click.echo(format_table(("STUDY", "VARIANTS", "TRIALS", "WHERE", "LAST RUN", "FILE"), rows_shown))
+    shown = []
+    for state, told in found:
+        counts, source = describe_counts(count_states(told)), printable_line(state.source) if state.source else None
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.updated_at_s))
+        shown.append([state.study.name, str(len(state.variants)), str(len(state.trials)), counts, when, source])
+    click.echo(format_table(("STUDY", "VARIANTS", "TRIALS", "WHERE", "LAST RUN", "FILE"), shown))

@@ -2,7 +2,7 @@
 
 import click
 
-from hpcdist.cli.complete import offer_jobs
+from hpcdist.cli.options import JOBS, JSON
 from hpcdist.cli.output import format_cause, print_json
 from hpcdist.cli.status import find_or_id
 from hpcdist.errors import NotFoundError
@@ -21,8 +21,8 @@ from hpcdist.text import printable_line
   hpcdist why 1234_7 --json
 """
 )
-@click.argument("jobs", nargs=-1, required=True, metavar="JOB...", shell_complete=offer_jobs)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JOBS
+@JSON
 def why(jobs: tuple[str, ...], *, as_json: bool) -> None:
     """Say why jobs ended as they did: which rank, where, how, its last lines, and what to do next.
 

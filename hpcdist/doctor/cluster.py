@@ -31,7 +31,7 @@ def choose_partition(requested: str | None, partitions: Sequence[Partition]) -> 
 def judge_partition(requested: str | None, partitions: Sequence[Partition]) -> Check:
     """Whether the partition that jobs go to exists, is up and has nodes."""
     names = [one.name for one in partitions]
-    for name in (requested or "").split(",") if requested else ():
+    for name in requested.split(",") if requested else ():
         if name not in names:
             near = nearest(name, names)
             hint = f"did you mean {near!r}? change partition in hpcdist.toml" if near else "sinfo lists them"
