@@ -82,7 +82,7 @@ def lint_command(
         find_rule(code)
     if as_json and as_sarif:
         raise UsageError("--json and --sarif exclude each other", "choose one of them")
-    surroundings = LintContext(
+    context = LintContext(
         partitions=_partitions(site_file, cluster=cluster),
         folder_exists=lambda folder: Path(folder).is_dir(),
         makes_log_folders=cluster and _makes_log_folders(),
@@ -91,9 +91,9 @@ def lint_command(
     for name in files:
         data = _read(name)
         if mend:
-            before, data = data, fix_script(data, surroundings, select=chosen, ignore=left_out)
+            before, data = data, fix_script(data, context, select=chosen, ignore=left_out)
             _show_fix(name, before, data, err=as_json or as_sarif or name == "-")
-        found += [(name, one) for one in lint(data, surroundings, select=chosen, ignore=left_out)]
+        found += [(name, one) for one in lint(data, context, select=chosen, ignore=left_out)]
     # Where the mended script itself goes to standard output, nothing else may.
     err = mend and "-" in files
     if as_json or as_sarif:

@@ -102,7 +102,7 @@ def _checkpoints(job: Job, record: RunRecord) -> str:
 
 def _show_differences(record: RunRecord, again: Rerun) -> None:
     differences = {f"--{name}": pair for name, pair in again.differences.items()} | send.compare(record)
-    new = again.prepared.place.run
+    new = again.prepared.paths.run
     if not differences:
         click.echo(f"{new} repeats {record.run}: nothing is different", err=True)
         return

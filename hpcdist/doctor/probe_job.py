@@ -278,9 +278,9 @@ def prepare_trial(project: Project, *, backend: Backend, nodes: int, gpus: int) 
     job = complete_job(options, bare)
     first = prepare(job, bare, backend=backend, run=new_run_name(job), workdir=project.root)
     training = msgspec.structs.replace(first.spec.training, data_dir=None)  # no data is read
-    words = chain.from_iterable(task_command(msgspec.structs.replace(first.spec, training=training), first.place))
+    words = chain.from_iterable(task_command(msgspec.structs.replace(first.spec, training=training), first.paths))
     job = msgspec.structs.replace(job, command=(*words, "--preflight-only"))
-    return prepare(job, bare, backend=backend, run=first.place.run, workdir=project.root)
+    return prepare(job, bare, backend=backend, run=first.paths.run, workdir=project.root)
 
 
 def choose_shape(partition: str | None, partitions: Sequence[Partition], wanted_gpus: object) -> tuple[int, int]:

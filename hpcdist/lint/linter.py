@@ -38,7 +38,7 @@ NOWHERE = LintContext()
 # A fix may open the way for another; a rule whose fix does not silence it must not go on for ever.
 MOST_PASSES = 10
 # Of each rule in a script; nobody reads more.
-MOST_HITS = 100
+MOST_MATCHES = 100
 
 _IGNORE = re.compile(r"#\s*hpcdist:\s*ignore(-file)?(?:\[([^\]]*)\])?")
 
@@ -56,7 +56,7 @@ def find_rule(code: str) -> Rule:
 
 def lint(
     data: bytes,
-    surroundings: LintContext = NOWHERE,
+    context: LintContext = NOWHERE,
     *,
     select: Collection[str] = (),
     ignore: Collection[str] = (),
@@ -65,7 +65,7 @@ def lint(
 
     Args:
         data: The script.
-        surroundings: What is known beside it.
+        context: What is known beside it.
         select: Codes to look for; all where empty.
         ignore: Codes to leave out.
     """
@@ -76,24 +76,24 @@ def lint(
     for one in rules:
         if {one.code, ""} & whole_file:
             continue
-        for hit in islice(one.check(script, surroundings), MOST_HITS):
-            finding = _finding(script, one, hit)
+        for match in islice(one.check(script, context), MOST_MATCHES):
+            finding = _finding(script, one, match)
             if not {one.code, ""} & by_line.get(finding.line, set()):
                 findings.append(finding)
     return sorted(findings, key=lambda finding: (finding.line, finding.column, finding.code))
 
 
-def _finding(script: Script, one: Rule, hit: Match) -> Finding:
-    line, column = script.place_of(hit.at)
+def _finding(script: Script, one: Rule, match: Match) -> Finding:
+    line, column = script.place_of(match.at)
     return Finding(
         code=one.code,
         severity=one.severity,
         line=line,
         column=column,
-        message=hit.message,
+        message=match.message,
         why=one.why,
-        fix=hit.fix or one.fix,
-        edits=hit.edits,
+        fix=match.fix or one.fix,
+        edits=match.edits,
     )
 
 
@@ -127,14 +127,14 @@ def _ignored(script: Script) -> tuple[set[str], dict[int, set[str]]]:
 
 def fix(
     data: bytes,
-    surroundings: LintContext = NOWHERE,
+    context: LintContext = NOWHERE,
     *,
     select: Collection[str] = (),
     ignore: Collection[str] = (),
 ) -> bytes:
     """The script with everything mended that is safe to mend; doing it again changes nothing."""
     for _ in range(MOST_PASSES):
-        findings = lint(data, surroundings, select=select, ignore=ignore)
+        findings = lint(data, context, select=select, ignore=ignore)
         edits = list(_apart(edit for finding in findings for edit in finding.edits))
         # Places refer to Unix line ends; a script whose own are to stay is not touched.
         if b"\r\n" in data and not any(finding.code == "crlf" for finding in findings):

@@ -52,7 +52,7 @@ def claim_run(prepared: PreparedJob) -> Run:
         UsageError: There is such a run already, of another job.
         HpcdistError: It can't be written.
     """
-    store = Store(Path(prepared.place.root))
+    store = Store(Path(prepared.paths.root))
     run = store.claim(prepared.run)
     with run.locked():
         if not (run.path / "job.json").is_file():

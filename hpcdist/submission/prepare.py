@@ -85,7 +85,7 @@ class PreparedJob(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         spec: What to run.
         site: The site's settings.
-        place: Where it runs.
+        paths: Where it runs.
         backend: What would run it.
         template: The template file it was made from; None is the layout's own.
         rerun_of: The run that this one repeats, if it repeats one.
@@ -97,7 +97,7 @@ class PreparedJob(msgspec.Struct, frozen=True, kw_only=True):
 
     spec: JobSpec
     site: Site
-    place: JobPaths
+    paths: JobPaths
     backend: Backend
     template: str | None = None
     rerun_of: str | None = None
@@ -113,9 +113,9 @@ class PreparedJob(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             UsageError: It has none: its script names the run after the Slurm job.
         """
-        if self.place.run is None:
+        if self.paths.run is None:
             raise UsageError("a submission needs a run's name", "pass run=")
-        return self.place.run
+        return self.paths.run
 
 
 def choose_backend(asked: Backend | None) -> Backend:
@@ -171,7 +171,7 @@ def prepare(
     """
     site = project.site
     box = site.container if backend == "slurm" else None
-    place = JobPaths(
+    paths = JobPaths(
         root=str(project.root),
         workdir=str((workdir or Path.cwd()).absolute()),
         python=python or (box.python if box else site.python or sys.executable),
@@ -187,10 +187,10 @@ def prepare(
     return PreparedJob(
         spec=job,
         site=site,
-        place=place,
+        paths=paths,
         backend=backend,
         template=str(template.absolute()) if template else None,
-        script=render(job, site, place, templates, template="local.sh.j2" if backend == "local" else name),
+        script=render(job, site, paths, templates, template="local.sh.j2" if backend == "local" else name),
         secrets=secrets,
         note=note,
     )

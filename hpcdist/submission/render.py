@@ -139,7 +139,7 @@ def template_name(layout: Layout) -> str:
 def render(
     job: JobSpec,
     site: Site,
-    place: JobPaths,
+    paths: JobPaths,
     templates: Mapping[str, str],
     *,
     template: str | None = None,
@@ -149,7 +149,7 @@ def render(
     Args:
         job: What to run.
         site: How this cluster wants it asked for.
-        place: Where it runs.
+        paths: Where it runs.
         templates: Text of each template by its name; the packaged ones are there under `hpcdist/` too.
         template: Name of the template; None chooses by the layout.
 
@@ -170,13 +170,13 @@ def render(
         "job": job,
         "layout": job.layout,
         "site": site,
-        "place": place,
-        "options": list(_options(job, site, place)),
+        "place": paths,
+        "options": list(_options(job, site, paths)),
         "srun_options": list(_srun_options(job, site)),
         "gpu_request": gpu_request(job.layout, site),
-        "task": task_command(job, place),
+        "task": task_command(job, paths),
         "signal_before_s": signal_before_s(job.layout),
-        "enter": "".join(f"  {line} \\\n" for line in _enter_container(job, site, place)),
+        "enter": "".join(f"  {line} \\\n" for line in _enter_container(job, site, paths)),
     }
     try:
         # Compiling a template takes milliseconds: what few jobs have stands in templates of its own.
@@ -215,20 +215,20 @@ def _parts(job: JobSpec, site: Site) -> dict[str, bool]:
     }
 
 
-def _enter_container(job: JobSpec, site: Site, place: JobPaths) -> list[str]:
+def _enter_container(job: JobSpec, site: Site, paths: JobPaths) -> list[str]:
     """What stands before the program of each task, where it runs in a container."""
     if site.container is None:
         return []
 
-    mounts = find_mounts(job, site.container, [place.root, place.workdir])
-    return list_lines(job, site.container, mounts, place.workdir)
+    mounts = find_mounts(job, site.container, [paths.root, paths.workdir])
+    return list_lines(job, site.container, mounts, paths.workdir)
 
 
-def log_pattern(job: JobSpec, place: JobPaths) -> str:
+def log_pattern(job: JobSpec, paths: JobPaths) -> str:
     """Where the batch shell writes, for a script that is submitted by hand: beside what its ranks write."""
-    run = place.run or f"{job.slug}-{job.layout.name}-{'%A' if job.array else '%j'}"
+    run = paths.run or f"{job.slug}-{job.layout.name}-{'%A' if job.array else '%j'}"
     log = "%A_%a_batch.out" if job.array else "%j_batch.out"
-    return f"{place.root.replace('%', '%%')}/jobs/runs/{run}/logs/{log}"
+    return f"{paths.root.replace('%', '%%')}/jobs/runs/{run}/logs/{log}"
 
 
 def signal_before_s(layout: Layout) -> int:
@@ -237,11 +237,11 @@ def signal_before_s(layout: Layout) -> int:
     return 120 if limit_s is None else min(120, math.ceil(limit_s / 4))
 
 
-def task_command(job: JobSpec, place: JobPaths) -> list[list[str]]:
+def task_command(job: JobSpec, paths: JobPaths) -> list[list[str]]:
     """What each task runs, as the words of each line: the user's command, or the built-in training's options."""
     if job.command:
         return [list(job.command)]
-    train = [place.python, "-m", "hpcdist.train"]
+    train = [paths.python, "-m", "hpcdist.train"]
     # What every task of an array says for itself would only mislead in the common line.
     own = set.intersection(*(set(words) for words in job.tasks)) if job.tasks else set()
     if job.stage_data:
@@ -278,13 +278,13 @@ def _has_log(site: Site) -> bool:
     return releases.holds("log-folders-are-made", site.slurm_version)
 
 
-def _options(job: JobSpec, site: Site, place: JobPaths) -> Iterator[tuple[str, str]]:
+def _options(job: JobSpec, site: Site, paths: JobPaths) -> Iterator[tuple[str, str]]:
     """The job's further sbatch options, with the value "" for a flag."""
     layout = job.layout
     if site.container and job.goes_on:
         yield "requeue", ""  # by Slurm itself: after preemption, or the loss of a node
     if _has_log(site) and "output" not in job.sbatch:
-        yield "output", log_pattern(job, place)
+        yield "output", log_pattern(job, paths)
     for name in ("mem", "mem_per_cpu", "time"):
         value = getattr(layout, name)
         if value is not None:

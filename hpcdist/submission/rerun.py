@@ -119,7 +119,7 @@ def prepare_rerun(record: RunRecord, root: Path, changes: Mapping[str, Any], run
         python=record.python if record.python and Path(record.python).exists() else None,
     )
     prepared = msgspec.structs.replace(prepared, rerun_of=record.run)
-    python = prepared.place.python
+    python = prepared.paths.python
     # The site may list more secrets now than it did then.
     differences = find_differences(part_secrets(record.job, record.site.secrets)[0], prepared.spec)
     if record.python is not None and python != record.python:

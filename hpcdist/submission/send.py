@@ -65,7 +65,7 @@ def send(prepared: PreparedJob, after: Sequence[str] = ()) -> Run:
         UsageError: A run of that name exists with another script.
         HpcdistError: The run can't be written.
     """
-    store = Store(Path(prepared.place.root))
+    store = Store(Path(prepared.paths.root))
     config = commands.read_config() if prepared.backend == "slurm" else {}
     run = store.run(prepared.run)
     known = run.path.is_dir()
@@ -184,13 +184,13 @@ def describe_run(prepared: PreparedJob, config: Mapping[str, str]) -> RunRecord:
         job=prepared.spec,
         site=prepared.site,
         backend=prepared.backend,
-        workdir=prepared.place.workdir,
+        workdir=prepared.paths.workdir,
         created_at_s=time.time(),
-        python=prepared.place.python,
+        python=prepared.paths.python,
         template=prepared.template,
         rerun_of=prepared.rerun_of,
         study=prepared.study,
-        git_commit=read_git_commit(prepared.place.workdir),
+        git_commit=read_git_commit(prepared.paths.workdir),
         versions=read_versions(),
         slurm_version=config.get("SLURM_VERSION"),
     )

@@ -265,7 +265,7 @@ def test_a_container_is_left_out_on_this_machine():
     project = Project(root=Path(ROOT), config=None, site=Site(container=Container(image="/a.sif")), defaults={})
     prepared = prepare(complete_job({"nodes": 1}, project), project, backend="local", run="a", workdir=Path(ROOT))
     assert "apptainer" not in prepared.script
-    assert prepared.place.python == sys.executable
+    assert prepared.paths.python == sys.executable
     assert "here the ranks run without it" in prepared.note
 
 

@@ -9,10 +9,10 @@ from hpcdist.slurm.cluster import Node, Partition
 from hpcdist.units import format_bytes, format_duration
 
 
-def _chosen(script: Script, surroundings: LintContext, component: int) -> tuple[Directive | None, list[Partition]]:
+def _chosen(script: Script, context: LintContext, component: int) -> tuple[Directive | None, list[Partition]]:
     """The partitions that a component may run in; the default one where it names none."""
     directive = script.last("partition", component=component)
-    partitions = surroundings.partitions or ()
+    partitions = context.partitions or ()
     if directive is None:
         return None, [one for one in partitions if one.is_default]
     names = (directive.value or "").split(",")
@@ -26,11 +26,11 @@ def _chosen(script: Script, surroundings: LintContext, component: int) -> tuple[
     fix="sinfo lists them.",
     source="sbatch(1), --partition; sinfo(1)",
 )
-def partition(script: Script, surroundings: LintContext) -> Iterator[Match]:
+def partition(script: Script, context: LintContext) -> Iterator[Match]:
     """A partition that is not there."""
-    if surroundings.partitions is None:
+    if context.partitions is None:
         return
-    known = {one.name for one in surroundings.partitions}
+    known = {one.name for one in context.partitions}
     for directive in script.given("partition"):
         missing = [name for name in (directive.value or "").split(",") if name not in known]
         if missing:
@@ -44,11 +44,11 @@ def partition(script: Script, surroundings: LintContext) -> Iterator[Match]:
     fix="Ask for less, or choose another partition.",
     source="sbatch(1), --time; squeue(1), JOB REASON CODES",
 )
-def time_limit(script: Script, surroundings: LintContext) -> Iterator[Match]:
+def time_limit(script: Script, context: LintContext) -> Iterator[Match]:
     """More time than there is."""
     for component in range(len(script.requests)):
         directive = script.last("time", component=component)
-        _, partitions = _chosen(script, surroundings, component)
+        _, partitions = _chosen(script, context, component)
         limits = [one.time_limit_s for one in partitions]
         asked = read_time_s(directive.value) if directive else None
         if directive and asked and limits and all(limit is not None and asked > limit for limit in limits):
@@ -64,10 +64,10 @@ def time_limit(script: Script, surroundings: LintContext) -> Iterator[Match]:
     fix="sinfo -o '%P %D %c %m %G' shows what the nodes have.",
     source="sbatch(1), --mem, --cpus-per-task, --gpus-per-node, --nodes; sinfo(1)",
 )
-def no_such_node(script: Script, surroundings: LintContext) -> Iterator[Match]:
+def no_such_node(script: Script, context: LintContext) -> Iterator[Match]:
     """A request that no node can meet."""
     for component, request in enumerate(script.requests):
-        _, partitions = _chosen(script, surroundings, component)
+        _, partitions = _chosen(script, context, component)
         nodes = [node for one in partitions for node in one.nodes]
         if not nodes:
             continue

@@ -14,9 +14,9 @@ from hpcdist.lint.script import Script
     fix="Make the folder before sbatch, or log into the working folder.",
     source="sbatch(1), --output; Slurm 22.05 [run: a missing folder fails the job, exit code 0:53]",
 )
-def log_dir(script: Script, surroundings: LintContext) -> Iterator[Match]:
+def log_dir(script: Script, context: LintContext) -> Iterator[Match]:
     """A folder that is not there, or can't be."""
-    if surroundings.makes_log_folders:
+    if context.makes_log_folders:
         return
     for directive in script.given("output", "error"):
         folder = (directive.value or "").rpartition("/")[0]
@@ -24,11 +24,11 @@ def log_dir(script: Script, surroundings: LintContext) -> Iterator[Match]:
             continue
         if "%" in folder:
             yield Match(directive.start, f"{folder}/ can't exist before the job does")
-        elif surroundings.folder_exists is not None and not surroundings.folder_exists(folder):
+        elif context.folder_exists is not None and not context.folder_exists(folder):
             yield Match(
                 directive.start, f"there is no folder {folder}", fix=f"Make it before sbatch: mkdir -p {folder}"
             )
-        elif surroundings.folder_exists is None and _makes(script, folder):
+        elif context.folder_exists is None and _makes(script, folder):
             message = f"the script makes {folder}/, but the log is opened before it runs"
             yield Match(directive.start, message, fix=f"Make it before sbatch: mkdir -p {folder}")
 

@@ -79,12 +79,12 @@ def find_straggler_cost(row: VariantRow) -> Statement | None:
     )
 
 
-def find_oversubscription(row: VariantRow, case: StudyResults) -> Statement | None:
+def find_oversubscription(row: VariantRow, results: StudyResults) -> Statement | None:
     """More ranks than cores: a sample takes longer, and no more cores work than with fewer ranks."""
     own_s, own_cores = compute_per_sample_s(row), _busy_cores(row)
     if own_s is None or own_cores is None or _computes_on_gpus(row):
         return None
-    for other in case.smaller(row):
+    for other in results.smaller(row):
         others_s, others_cores = compute_per_sample_s(other), _busy_cores(other)
         if not others_s or not others_cores or row.ranks < 2 * other.ranks:
             continue
@@ -111,12 +111,12 @@ def _computes_on_gpus(row: VariantRow) -> bool:
     return row.gpu_efficiency is not None and row.gpu_efficiency.median > 0
 
 
-def find_communication(row: VariantRow, case: StudyResults) -> Statement | None:
+def find_communication(row: VariantRow, results: StudyResults) -> Statement | None:
     """Communication that makes a layout slower than a smaller one, waiting for slower ranks left out."""
     own_s, split = communication_s(row), row.split
     if own_s is None or split is None or own_s < COMMUNICATION_SHARE * split.step_s or not _is_network(row, own_s):
         return None
-    faster = [one for one in case.smaller(row) if is_slower(row, one)]
+    faster = [one for one in results.smaller(row) if is_slower(row, one)]
     if not faster:
         return None
     alone = [one for one in faster if one.layout.nodes == 1 < row.layout.nodes]
@@ -199,7 +199,7 @@ def _figures(row: VariantRow, own_s: float) -> dict[str, float | str]:
     return figures
 
 
-def find_small_batch(row: VariantRow, case: StudyResults) -> Statement | None:
+def find_small_batch(row: VariantRow, results: StudyResults) -> Statement | None:
     """A step that is mostly what does not shrink with the batch, or samples that cost more in small batches."""
     batch, split = batch_per_rank(row), row.split
     on_line = row.efficiency is not None and row.efficiency.median >= EFFICIENCY_LINE
@@ -207,7 +207,7 @@ def find_small_batch(row: VariantRow, case: StudyResults) -> Statement | None:
         return None
     fixed_s = split.other_s + (communication_s(row) or 0.0)
     share = fixed_s / split.step_s if split.step_s else 0.0
-    growth, other = _sample_growth(row, case) or (1.0, row)
+    growth, other = _sample_growth(row, results) or (1.0, row)
     if share >= OVERHEAD_SHARE:
         of = f"{format_time(fixed_s)} of {format_time(split.step_s)}"
         why = f"{format_percent(share)} of each step ({of}) is work that does not shrink with it"
@@ -226,7 +226,7 @@ def find_small_batch(row: VariantRow, case: StudyResults) -> Statement | None:
     )
 
 
-def _sample_growth(row: VariantRow, case: StudyResults) -> tuple[float, VariantRow] | None:
+def _sample_growth(row: VariantRow, results: StudyResults) -> tuple[float, VariantRow] | None:
     """How much longer a sample takes than in the fastest variant of at least twice the batch per rank.
 
     Only variants that differ in layout and batch alone, with as many ranks per node or more count: fewer would have
@@ -237,7 +237,7 @@ def _sample_growth(row: VariantRow, case: StudyResults) -> tuple[float, VariantR
         return None
     found = [
         (other_s, other)
-        for other in case.but_batch(row)
+        for other in results.but_batch(row)
         if (other_s := compute_per_sample_s(other))
         and (batch_per_rank(other) or 0.0) >= 2 * batch
         and other.layout.ranks_per_node >= row.layout.ranks_per_node

@@ -15,7 +15,7 @@ from hpcdist.report.verdict.bottlenecks import (
     is_mostly_network,
 )
 from hpcdist.report.verdict.recommendation import answer
-from hpcdist.report.verdict.results import StudyResults, build_case, name_ranks
+from hpcdist.report.verdict.results import StudyResults, build_results, name_ranks
 from hpcdist.report.verdict.run_quality import explain_runs
 from hpcdist.report.verdict.strategies import find_strategies
 from hpcdist.studies.study import Study
@@ -36,34 +36,34 @@ def judge(rows: Sequence[VariantRow], study: Study) -> tuple[Statement, ...]:
         What to use for the fastest result, for the cheapest and how much at most; then why more did not help, and
         what would.
     """
-    case = build_case(rows, study)
-    reasons = [statement for row in case.done for statement in explain_row(row, case)]
-    reasons += explain_runs(case)
-    return (*answer(case), *_cut([*find_strategies(case), *reasons]))
+    results = build_results(rows, study)
+    reasons = [statement for row in results.done for statement in explain_row(row, results)]
+    reasons += explain_runs(results)
+    return (*answer(results), *_cut([*find_strategies(results), *reasons]))
 
 
-def explain_row(row: VariantRow, case: StudyResults) -> list[Statement]:
+def explain_row(row: VariantRow, results: StudyResults) -> list[Statement]:
     """What the steps of one variant explain."""
     found = [find_data_starvation(row), find_straggler_cost(row)]
-    crowded = find_oversubscription(row, case)
-    communication = find_communication(row, case)
+    crowded = find_oversubscription(row, results)
+    communication = find_communication(row, results)
     # Ranks without a core of their own answer late: then the network is named only where the probe alone convicts it.
     if communication and (crowded is None or is_mostly_network(row)):
         found.append(communication)
     found.append(crowded)
     # What either explains would look like a batch too small for its step.
     if not crowded and not communication:
-        found.append(find_small_batch(row, case))
+        found.append(find_small_batch(row, results))
     statements = [statement for statement in found if statement]
-    if not statements and (unexplained := find_unexplained(row, case)):
+    if not statements and (unexplained := find_unexplained(row, results)):
         statements.append(unexplained)
     return statements
 
 
-def find_unexplained(row: VariantRow, case: StudyResults) -> Statement | None:
+def find_unexplained(row: VariantRow, results: StudyResults) -> Statement | None:
     """Under the 75 % line, and no rule says why: where the steps go, for the reader to judge."""
     split, efficiency = row.split, row.efficiency
-    if split is None or efficiency is None or efficiency.median >= EFFICIENCY_LINE or not case.smaller(row):
+    if split is None or efficiency is None or efficiency.median >= EFFICIENCY_LINE or not results.smaller(row):
         return None
     parts = f"compute {format_time(split.compute_s)}, communication {format_time(split.communication_s)}"
     if row.waiting_s:

@@ -12,24 +12,24 @@ Figure = Callable[[VariantRow], Spread | None]
 _Measured = tuple[VariantRow, Spread]
 
 
-def answer(case: StudyResults) -> list[Statement]:
+def answer(results: StudyResults) -> list[Statement]:
     """The answers, as far as the figures give any."""
-    if not case.done:
+    if not results.done:
         return [
             Statement(code="nothing-completed", sentence="No job of the study completed: there is nothing to compare.")
         ]
-    found = [_target_missed(case), _fastest(case), _equal(case), _cheapest(case), _most_ranks(case)]
+    found = [_target_missed(results), _fastest(results), _equal(results), _cheapest(results), _most_ranks(results)]
     return [statement for statement in found if statement]
 
 
-def _reached(case: StudyResults) -> list[VariantRow]:
-    return [row for row in case.done if reached_target(row)]
+def _reached(results: StudyResults) -> list[VariantRow]:
+    return [row for row in results.done if reached_target(row)]
 
 
-def _target_missed(case: StudyResults) -> Statement | None:
-    target = case.study.target_accuracy
-    known = [row for row in case.done if row.accuracy]
-    if target is None or not known or _reached(case):
+def _target_missed(results: StudyResults) -> Statement | None:
+    target = results.study.target_accuracy
+    known = [row for row in results.done if row.accuracy]
+    if target is None or not known or _reached(results):
         return None
     best = max(known, key=lambda row: row.accuracy.median if row.accuracy else 0.0)
     accuracy = best.accuracy.median if best.accuracy else 0.0
@@ -43,12 +43,12 @@ def _target_missed(case: StudyResults) -> Statement | None:
     )
 
 
-def _speed(case: StudyResults) -> tuple[list[VariantRow], Figure, str]:
+def _speed(results: StudyResults) -> tuple[list[VariantRow], Figure, str]:
     """What is compared for speed: the rows, the figure, and what it is."""
-    target = case.study.target_accuracy
-    if target is not None and (reached := _reached(case)):
+    target = results.study.target_accuracy
+    if target is not None and (reached := _reached(results)):
         return reached, attrgetter("time_to_target_s"), f"to {format_accuracy(target)} test accuracy"
-    return list(case.done), attrgetter("wall_s"), "from start to end"
+    return list(results.done), attrgetter("wall_s"), "from start to end"
 
 
 def choose(rows: Sequence[VariantRow], figure: Figure) -> tuple[_Measured, _Measured] | None:
@@ -67,14 +67,14 @@ def _measure(rows: Sequence[VariantRow], figure: Figure) -> list[_Measured]:
     return [(row, value) for row in rows if (value := figure(row))]
 
 
-def _fastest(case: StudyResults) -> Statement | None:
-    rows, figure, what = _speed(case)
+def _fastest(results: StudyResults) -> Statement | None:
+    rows, figure, what = _speed(results)
     chosen = choose(rows, figure)
     if chosen is None:
         return None
     (recommended, spread), (best, least) = chosen
     sentence = f"For the fastest result use {recommended.label}: {format_spread(spread, format_time)} {what}"
-    sentence += _compare_to_base(case, recommended, figure)
+    sentence += _compare_to_base(results, recommended, figure)
     if recommended.label != best.label:
         sentence += f"; {best.label} is no faster beyond doubt: {format_spread(least, format_time)}"
     caution = " It ran once, so nobody knows its spread." if spread.count == 1 else ""
@@ -91,9 +91,9 @@ def _fastest(case: StudyResults) -> Statement | None:
     )
 
 
-def _compare_to_base(case: StudyResults, row: VariantRow, figure: Figure) -> str:
+def _compare_to_base(results: StudyResults, row: VariantRow, figure: Figure) -> str:
     """`, 1.8 times as fast as 1x1`."""
-    base = next((one for one in case.group(row) if one.is_baseline), None)
+    base = next((one for one in results.group(row) if one.is_baseline), None)
     if base is None or base.label == row.label:
         return ""
     own, others = figure(row), figure(base)
@@ -102,9 +102,9 @@ def _compare_to_base(case: StudyResults, row: VariantRow, figure: Figure) -> str
     return f", {others.median / own.median:.2f} times as fast as {base.label}"
 
 
-def _equal(case: StudyResults) -> Statement | None:
+def _equal(results: StudyResults) -> Statement | None:
     """The rows that can't be told from the fastest."""
-    rows, figure, what = _speed(case)
+    rows, figure, what = _speed(results)
     known = _measure(rows, figure)
     if not known:
         return None
@@ -125,23 +125,23 @@ def _equal(case: StudyResults) -> Statement | None:
     )
 
 
-def _price(case: StudyResults) -> tuple[list[VariantRow], Figure, Callable[[float], str]] | None:
+def _price(results: StudyResults) -> tuple[list[VariantRow], Figure, Callable[[float], str]] | None:
     """What is compared for cost: money to the target, money, else hours."""
-    currency = case.study.prices.currency
-    reached = [row for row in _reached(case) if row.cost_to_target]
-    if case.study.target_accuracy is not None and reached:
+    currency = results.study.prices.currency
+    reached = [row for row in _reached(results) if row.cost_to_target]
+    if results.study.target_accuracy is not None and reached:
         return reached, attrgetter("cost_to_target"), lambda cost: f"{cost:.3g} {currency}"
-    if any(row.cost for row in case.done):
-        return list(case.done), attrgetter("cost"), lambda cost: f"{cost:.3g} {currency}"
+    if any(row.cost for row in results.done):
+        return list(results.done), attrgetter("cost"), lambda cost: f"{cost:.3g} {currency}"
     # An hour of a GPU and one of a CPU rank are different things.
-    if len({bool(row.layout.gpus) for row in case.done}) != 1:
+    if len({bool(row.layout.gpus) for row in results.done}) != 1:
         return None
-    of = "GPU" if case.done[0].layout.gpus else "rank"
-    return list(case.done), attrgetter("gpu_hours"), lambda hours: format_hours(hours, of)
+    of = "GPU" if results.done[0].layout.gpus else "rank"
+    return list(results.done), attrgetter("gpu_hours"), lambda hours: format_hours(hours, of)
 
 
-def _cheapest(case: StudyResults) -> Statement | None:
-    priced = _price(case)
+def _cheapest(results: StudyResults) -> Statement | None:
+    priced = _price(results)
     chosen = choose(priced[0], priced[1]) if priced else None
     if priced is None or chosen is None:
         return None
@@ -161,13 +161,13 @@ def _cheapest(case: StudyResults) -> Statement | None:
     )
 
 
-def _most_ranks(case: StudyResults) -> Statement | None:
+def _most_ranks(results: StudyResults) -> Statement | None:
     """The largest layout on the 75 % line that also ends earlier than the smaller ones; of the fastest's settings."""
-    rows, figure, _ = _speed(case)
+    rows, figure, _ = _speed(results)
     chosen = choose(rows, figure)
     if chosen is None:
         return None
-    group = sorted((row for row in case.group(chosen[0][0]) if row.efficiency), key=size)
+    group = sorted((row for row in results.group(chosen[0][0]) if row.efficiency), key=size)
     if len({size(row) for row in group}) < 2:
         return None
     worth = group[0]

@@ -42,8 +42,8 @@ class StudyResults(msgspec.Struct, frozen=True, kw_only=True):
         return [one for one in self.group(row) if size(one) < size(row)]
 
 
-def build_case(rows: Sequence[VariantRow], study: Study) -> StudyResults:
-    """The case of these rows."""
+def build_results(rows: Sequence[VariantRow], study: Study) -> StudyResults:
+    """Sort a study's rows by what the rules look at."""
     done = tuple(row for row in rows if row.wall_s is not None)
     return StudyResults(
         study=study, rows=tuple(rows), done=done, groups=_group(done), alike=_group(done, without=BATCH_OPTIONS)

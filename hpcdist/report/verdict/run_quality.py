@@ -17,18 +17,19 @@ SINGLE_ACCURACY_LOSS = 0.01
 _UNFINISHED = frozenset({"PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "REQUEUED", "SUSPENDED", NOT_SUBMITTED})
 
 
-def explain_runs(case: StudyResults) -> list[Statement]:
+def explain_runs(results: StudyResults) -> list[Statement]:
     """What the runs show, apart from their steps."""
-    found = [find_starting_share(case), find_changed_batch(case), *find_lost_accuracy(case), *find_fewer_ranks(case)]
-    found += [find_failures(case), find_unfinished(case), find_wide_spread(case), find_single_runs(case)]
+    found = [find_starting_share(results), find_changed_batch(results), *find_lost_accuracy(results)]
+    found += [*find_fewer_ranks(results), find_failures(results), find_unfinished(results)]
+    found += [find_wide_spread(results), find_single_runs(results)]
     return [statement for statement in found if statement]
 
 
-def find_starting_share(case: StudyResults) -> Statement | None:
+def find_starting_share(results: StudyResults) -> Statement | None:
     """Start-up that is a large part of the job."""
     shares = {
         row.label: (row.starting_s.median / row.wall_s.median, row)
-        for row in case.done
+        for row in results.done
         if row.starting_s and row.wall_s and row.wall_s.median
     }
     large = {label: pair for label, pair in shares.items() if pair[0] >= STARTING_SHARE}
@@ -49,15 +50,15 @@ def find_starting_share(case: StudyResults) -> Statement | None:
     )
 
 
-def find_changed_batch(case: StudyResults) -> Statement | None:
+def find_changed_batch(results: StudyResults) -> Statement | None:
     """A global batch that differs between layouts of the same settings."""
-    for group in case.groups.values():
+    for group in results.groups.values():
         known = [row for row in group if row.global_batch_size]
         batches = {row.global_batch_size or 0 for row in known}
         if len(batches) < 2:
             continue
         shown = ", ".join(f"{row.label} {row.global_batch_size:,}" for row in known[:4])
-        weak = case.study.scaling == "weak"
+        weak = results.study.scaling == "weak"
         why = "as weak scaling means it to" if weak else "although the study is to keep it"
         return Statement(
             code="changed-batch",
@@ -69,10 +70,10 @@ def find_changed_batch(case: StudyResults) -> Statement | None:
     return None
 
 
-def find_lost_accuracy(case: StudyResults) -> list[Statement]:
+def find_lost_accuracy(results: StudyResults) -> list[Statement]:
     """Rows with a larger global batch that end less accurate, beyond the spread, than the one with the smallest."""
     found = []
-    for group in case.alike.values():
+    for group in results.alike.values():
         known = [row for row in group if row.accuracy and row.global_batch_size]
         base = min(known, key=lambda row: row.global_batch_size or 0, default=None)
         if base is not None:
@@ -104,7 +105,7 @@ def _is_lost(own: Spread, before: Spread) -> bool:
     return own.high < before.low and loss >= ACCURACY_LOSS
 
 
-def find_fewer_ranks(case: StudyResults) -> list[Statement]:
+def find_fewer_ranks(results: StudyResults) -> list[Statement]:
     """Rows whose ranks did not all train together."""
     return [
         Statement(
@@ -115,14 +116,14 @@ def find_fewer_ranks(case: StudyResults) -> list[Statement]:
             advice="see hpcdist why and status for the job; the script must start one rank per GPU",
             evidence={"ranks_asked": row.ranks_asked, "ranks_worked": row.ranks_worked},
         )
-        for row in case.done
+        for row in results.done
         if row.ranks_worked is not None and row.ranks_worked < row.ranks_asked
     ]
 
 
-def find_failures(case: StudyResults) -> Statement | None:
+def find_failures(results: StudyResults) -> Statement | None:
     """Jobs that ended badly or were refused."""
-    all_trials = list(_trials(case))
+    all_trials = list(_trials(results))
     bad = [pair for pair in all_trials if pair[1].state not in {"COMPLETED", *_UNFINISHED}]
     if not bad:
         return None
@@ -139,9 +140,9 @@ def find_failures(case: StudyResults) -> Statement | None:
     )
 
 
-def find_unfinished(case: StudyResults) -> Statement | None:
+def find_unfinished(results: StudyResults) -> Statement | None:
     """Jobs that have not ended, or were never sent."""
-    all_trials = list(_trials(case))
+    all_trials = list(_trials(results))
     open_ones = [pair for pair in all_trials if pair[1].state in _UNFINISHED]
     if not open_ones:
         return None
@@ -154,15 +155,15 @@ def find_unfinished(case: StudyResults) -> Statement | None:
     )
 
 
-def _trials(case: StudyResults) -> Iterable[tuple[str, TrialRow]]:
-    return ((row.label, trial) for row in case.rows for trial in row.trials)
+def _trials(results: StudyResults) -> Iterable[tuple[str, TrialRow]]:
+    return ((row.label, trial) for row in results.rows for trial in row.trials)
 
 
-def find_wide_spread(case: StudyResults) -> Statement | None:
+def find_wide_spread(results: StudyResults) -> Statement | None:
     """Repeats that differ too much to show anything."""
     wide = [
         ((row.wall_s.high - row.wall_s.low) / row.wall_s.median, row)
-        for row in case.done
+        for row in results.done
         if row.wall_s and row.wall_s.median and row.wall_s.high - row.wall_s.low > WIDE_SPREAD * row.wall_s.median
     ]
     if not wide:
@@ -181,10 +182,10 @@ def find_wide_spread(case: StudyResults) -> Statement | None:
     )
 
 
-def find_single_runs(case: StudyResults) -> Statement | None:
+def find_single_runs(results: StudyResults) -> Statement | None:
     """Layouts that ran once: their differences are not called significant."""
-    once = [row.label for row in case.done if row.wall_s and row.wall_s.count == 1]
-    if not once or len(case.done) < 2:
+    once = [row.label for row in results.done if row.wall_s and row.wall_s.count == 1]
+    if not once or len(results.done) < 2:
         return None
     return Statement(
         code="single-run",

@@ -15,14 +15,14 @@ OPTIONS = frozenset({"strategy", "ps_mode"})
 _NOTHING = Spread(median=0.0, low=0.0, high=0.0, count=0)
 
 
-def find_strategies(case: StudyResults) -> list[Statement]:
+def find_strategies(results: StudyResults) -> list[Statement]:
     """A sentence for each layout and setting that was run with several strategies."""
     groups: dict[bytes, list[VariantRow]] = {}
-    for row in case.done:
+    for row in results.done:
         if row.ranks > 1 and row.images_per_s:
             groups.setdefault(msgspec.json.encode(row.layout) + settings_key(row.settings, OPTIONS), []).append(row)
     several = [group for group in groups.values() if len({name_strategy(row.settings) for row in group}) > 1]
-    return [_compare(group, case.study.target_accuracy) for group in several]
+    return [_compare(group, results.study.target_accuracy) for group in several]
 
 
 def name_strategy(settings: Mapping[str, Any]) -> str:
