@@ -5,6 +5,7 @@ Nothing is run or expanded. tree-sitter is imported when a script is parsed, not
 
 import re
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -79,6 +80,11 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     exported: bool
     depth: int
     prefix: bool = False
+
+    @property
+    def text(self) -> str:
+        """The value's text; empty for an array or nothing."""
+        return self.value.text if self.value else ""
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,13 +168,9 @@ def read_word(node: "Node") -> Word:
     parts: list[str] = []
     expansions: list[Expansion] = []
     _read_parts(node, parts, expansions)
-    return Word(
-        text="".join(parts),
-        start=node.start_byte,
-        end=node.end_byte,
-        expansions=tuple(expansions),
-        quoted=kind in ("string", "raw_string", "ansi_c_string"),
-    )
+    quoted = kind in ("string", "raw_string", "ansi_c_string")
+    start, end = node.start_byte, node.end_byte
+    return Word(text="".join(parts), start=start, end=end, expansions=tuple(expansions), quoted=quoted)
 
 
 _SUBSTITUTIONS = {
@@ -185,16 +187,11 @@ def _read_parts(node: "Node", parts: list[str], expansions: list[Expansion]) -> 
     elif kind in ("simple_expansion", "expansion"):
         parts.append(text)
         plain = text[2:-1] if text.startswith("${") else text[1:]
-        name = re.match(r"[A-Za-z_][A-Za-z0-9_]*|.", plain.lstrip("#!"))
-        is_plain = name is not None and name[0] == plain
-        expansions.append(
-            Expansion(
-                kind="variable" if is_plain else "modified",
-                name=name[0] if name else "",
-                source=text,
-                start=node.start_byte,
-            )
-        )
+        found = re.match(r"[A-Za-z_][A-Za-z0-9_]*|.", plain.lstrip("#!"))
+        name = found[0] if found else ""
+        is_plain = found is not None and name == plain
+        how: Literal["variable", "modified"] = "variable" if is_plain else "modified"
+        expansions.append(Expansion(kind=how, name=name, source=text, start=node.start_byte))
     elif kind in _SUBSTITUTIONS:
         parts.append(text)
         expansions.append(
@@ -275,10 +272,7 @@ def parse_shell(data: bytes) -> Shell:
             stack.extend(reversed(below))
     statements = [(n.start_byte, n.end_byte) for n in root.children if n.is_named and n.type != "comment"]
     return Shell(
-        commands=tuple(commands),
-        assignments=tuple(assignments),
-        comments=tuple(comments),
-        statements=tuple(statements),
+        commands=tuple(commands), assignments=tuple(assignments), comments=tuple(comments), statements=tuple(statements)
     )
 
 
@@ -321,12 +315,9 @@ def _below(node: "Node", place: Place) -> "Iterator[tuple[Node, Place]]":
 
 def _sequence(node: "Node", children: "list[Node]", place: Place) -> "Iterator[tuple[Node, Place]]":
     top = node.type == "program"
-    for at, child in enumerate(children):
-        if not child.child_count:
-            yield child, place
-            continue
-        background = at + 1 < len(children) and children[at + 1].type == "&"
-        if background or top:
+    for child, following in zip_longest(children, children[1:]):
+        background = following is not None and following.type == "&"
+        if child.child_count and (background or top):
             statement = child.start_byte if top else place.statement
             yield child, msgspec.structs.replace(place, background=place.background or background, statement=statement)
         else:
@@ -413,13 +404,11 @@ def _declared(node: "Node", place: Place) -> Iterator[Assignment]:
 
 def _assignment(node: "Node", place: Place, *, exported: bool, prefix: bool = False) -> Assignment:
     name, value = node.child_by_field_name("name"), node.child_by_field_name("value")
-    is_array = value is not None and value.type == "array"
+    array = value if value is not None and value.type == "array" else None
     return Assignment(
         name=text_of(name) if name is not None else "",
-        value=read_word(value) if value is not None and not is_array else None,
-        words=tuple(read_word(one) for one in value.children if one.is_named)
-        if value is not None and is_array
-        else None,
+        value=read_word(value) if value is not None and array is None else None,
+        words=None if array is None else tuple(read_word(one) for one in array.children if one.is_named),
         adds=any(child.type == "+=" for child in node.children),
         start=node.start_byte,
         end=node.end_byte,

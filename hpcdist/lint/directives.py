@@ -30,9 +30,7 @@ prefer priority profile qos/q reservation segment signal sockets-per-node switch
 time-min tmp tres-bind tres-per-task uid wait-all-nodes wckey wrap extra resv-ports
 """
 # Options of pyxis, the plugin for containers that most sites have (github.com/NVIDIA/pyxis).
-_PYXIS = """
-container-image container-mounts container-workdir container-name container-env container-save
-"""
+_PYXIS = "container-image container-mounts container-workdir container-name container-env container-save"
 _OPTIONAL = "exclusive get-user-env nice no-kill/k propagate requeue"
 _FLAGS = """
 contiguous external help/h hold/H ignore-pbs no-requeue overcommit/O oversubscribe/s share parsable quiet/Q reboot
@@ -95,24 +93,15 @@ def _table(*groups: tuple[Takes, str]) -> Options:
     return Options(takes=takes, letters=letters)
 
 
-SBATCH = _table(("a value", _VALUED), ("a value", _PYXIS), ("perhaps a value", _OPTIONAL), ("nothing", _FLAGS))
-SRUN = _table(
-    ("a value", _VALUED),
-    ("a value", _PYXIS),
-    ("nothing", _FLAGS),
-    ("a value", _SRUN_VALUED),
-    ("perhaps a value", _SRUN_OPTIONAL),
-    ("nothing", _SRUN_FLAGS),
-)
+_BOTH: tuple[tuple[Takes, str], ...] = (("a value", _VALUED), ("a value", _PYXIS), ("nothing", _FLAGS))
+SBATCH = _table(*_BOTH, ("perhaps a value", _OPTIONAL))
+SRUN = _table(*_BOTH, ("a value", _SRUN_VALUED), ("perhaps a value", _SRUN_OPTIONAL), ("nothing", _SRUN_FLAGS))
 
 
 def read_options(words: Sequence[str], options: Options, *, stop: bool = False) -> Iterator[Given]:
-    """Options among words, as getopt_long(3) takes them.
+    """Yield the options among words, as getopt_long(3) takes them.
 
-    Args:
-        words: The words.
-        options: What there is.
-        stop: End before the first word that is no option, which is where srun's own options end.
+    `stop` ends before the first word that is no option, which is where srun's own options end.
     """
     at = 0
     while at < len(words):
@@ -125,23 +114,20 @@ def read_options(words: Sequence[str], options: Options, *, stop: bool = False) 
             yield Given(name=None, value=word, word=at, last=at)
             at += 1
             continue
-        found = list(_long(words, at, options) if word.startswith("--") else _short(words, at, options))
+        found = [_long(words, at, options)] if word.startswith("--") else list(_short(words, at, options))
         yield from found
         at = found[-1].last + 1
 
 
-def _long(words: Sequence[str], at: int, options: Options) -> Iterator[Given]:
+def _long(words: Sequence[str], at: int, options: Options) -> Given:
     name, equals, value = words[at][2:].partition("=")
     full, fault = complete(name, options)
     takes = options.takes.get(full)
-    if fault:
-        yield Given(name=full, value=value if equals else None, word=at, last=at, fault=fault)
-    elif takes == "nothing" and equals:
-        yield Given(name=full, value=value, word=at, last=at, fault=f"--{full} takes no value")
-    elif takes == "a value" and not equals:
-        yield _with_next(full, words, at)
-    else:
-        yield Given(name=full, value=value if equals else None, word=at, last=at)
+    if takes == "a value" and not equals:
+        return _with_next(full, words, at)
+    if takes == "nothing" and equals:
+        fault = f"--{full} takes no value"
+    return Given(name=full, value=value if equals else None, word=at, last=at, fault=fault)
 
 
 def _short(words: Sequence[str], at: int, options: Options) -> Iterator[Given]:
@@ -153,15 +139,12 @@ def _short(words: Sequence[str], at: int, options: Options) -> Iterator[Given]:
             yield Given(name=letter, value=None, word=at, last=at, fault=f"there is no option -{letter}")
             return
         takes = options.takes[name]
-        if takes == "nothing":
-            yield Given(name=name, value=None, word=at, last=at)
-            continue
-        yield (
-            Given(name=name, value=rest or None, word=at, last=at)
-            if rest or takes != "a value"
-            else _with_next(name, words, at)
-        )
-        return
+        if takes == "a value" and not rest:
+            yield _with_next(name, words, at)
+            return
+        yield Given(name=name, value=None if takes == "nothing" else rest or None, word=at, last=at)
+        if takes != "nothing":
+            return
 
 
 def _with_next(name: str, words: Sequence[str], at: int) -> Given:
@@ -261,7 +244,7 @@ def parse_header(data: bytes) -> Header:
     strays: list[DirectiveWord] = []
     words: list[DirectiveWord] = []
     separators: list[DirectiveWord] = []
-    component: list[DirectiveWord] = []
+    components: list[list[DirectiveWord]] = [[]]
     end = len(data)
     for start, line in _lines(data):
         if not line.startswith(MAGIC):
@@ -273,18 +256,14 @@ def parse_header(data: bytes) -> Header:
         words += found
         separator = next((word for word in found if word.text in ("hetjob", "packjob")), None)
         if separator is None:
-            component += [word for word in found if word.text]
-            continue
-        _collect(data, component, len(separators), directives, strays)
-        separators.append(separator)
-        component = []
-    _collect(data, component, len(separators), directives, strays)
+            components[-1] += [word for word in found if word.text]
+        else:
+            separators.append(separator)
+            components.append([])
+    for number, component in enumerate(components):
+        _collect(data, component, number, directives, strays)
     return Header(
-        directives=tuple(directives),
-        words=tuple(words),
-        strays=tuple(strays),
-        separators=tuple(separators),
-        end=end,
+        directives=tuple(directives), words=tuple(words), strays=tuple(strays), separators=tuple(separators), end=end
     )
 
 
@@ -297,12 +276,9 @@ def _lines(data: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_words(line: bytes, at: int, offset: int) -> Iterator[DirectiveWord]:
-    """The words of a line from a place on, with escapes and quotes as `_get_argument` has them.
+    """Yield the words of a line from a place on, with escapes and quotes as `_get_argument` has them.
 
-    Args:
-        line: The line.
-        at: Where in it to begin.
-        offset: The script's byte at which the line begins.
+    `offset` is the script's byte at which the line begins.
     """
     while True:
         while line[at : at + 1] in _BLANKS:
@@ -369,16 +345,17 @@ def _collect(
         if given.name is None:
             strays.append(first)
             continue
-        directive = Directive(
-            name=given.name,
-            value=given.value,
-            start=first.start,
-            end=last.end,
-            alone=_is_alone(data, words, given.word, given.last),
-            component=component,
-            fault=given.fault,
+        directives.append(
+            Directive(
+                name=given.name,
+                value=given.value,
+                start=first.start,
+                end=last.end,
+                alone=_is_alone(data, words, given.word, given.last),
+                component=component,
+                fault=given.fault,
+            )
         )
-        directives.append(directive)
 
 
 def _is_alone(data: bytes, words: Sequence[DirectiveWord], first: int, last: int) -> bool:

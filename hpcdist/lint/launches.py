@@ -141,12 +141,9 @@ def is_python(name: str) -> bool:
 def read_launches(
     commands: Sequence[Command], values: Mapping[str, Word], arrays: Mapping[str, Sequence[Word]]
 ) -> Iterator[Launch]:
-    """What each command starts; commands in the text of a `bash -c` or a here-document too.
+    """Yield what each command starts; commands in the text of a `bash -c` or a here-document too.
 
-    Args:
-        commands: The script's commands.
-        values: Variables that have one value throughout.
-        arrays: Arrays that have the same words throughout.
+    `values` and `arrays` are the variables that are the same throughout the script.
     """
     spent = 0
     for plain in commands:
@@ -324,15 +321,7 @@ def _skip(texts: Sequence[str], at: int, valued: Mapping[str, int]) -> int:
 
 # Python programs that prepare or finish: nobody wants them on every node.
 _HELPERS = re.compile(r"prepro|prepare|download|convert|plot|post|summar|collect|merge|report|tokeni|setup\.py|check")
-_HELPER_MODULES = (
-    "venv",
-    "pip",
-    "json.tool",
-    "http.server",
-    "compileall",
-    "ensurepip",
-    "hpcdist.stage",
-)
+_HELPER_MODULES = ("venv", "pip", "json.tool", "http.server", "compileall", "ensurepip", "hpcdist.stage")
 _TRIVIAL = """
 hostname nvidia-smi rocm-smi scontrol sinfo squeue echo printf date mkdir cp mv rm rsync tar unzip cat ls env printenv
 true false sleep uname lscpu free df du id whoami which module ulimit wget curl git pip pip3 conda touch chmod source .
@@ -347,9 +336,7 @@ def is_work(launch: Launch) -> bool:
     last = launch.last
     if last.name in (*TORCH_LAUNCHERS, "hpcdist-torchrun"):
         return last.name != "accelerate" or any(word.text == "launch" for word in last.words)
-    if last.name != "python":
-        return False
-    return bool(program_word(last))
+    return last.name == "python" and bool(program_word(last))
 
 
 def is_step_work(launch: Launch) -> bool:

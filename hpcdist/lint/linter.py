@@ -61,14 +61,7 @@ def lint(
     select: Collection[str] = (),
     ignore: Collection[str] = (),
 ) -> list[Finding]:
-    """The mistakes in a script, by place.
-
-    Args:
-        data: The script.
-        context: What is known beside it.
-        select: Codes to look for; all where empty.
-        ignore: Codes to leave out.
-    """
+    """Return the mistakes in a script, by place: those of the selected codes (all where empty), some left out."""
     script = Script(data)
     rules = [one for one in RULES if (not select or one.code in select) and one.code not in ignore]
     whole_file, by_line = _ignored(script)

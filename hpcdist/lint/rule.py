@@ -1,6 +1,6 @@
 """What a lint rule is and what it finds."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -102,12 +102,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     edits: tuple[Edit, ...] = ()
 
 
-def rule(
-    code: str, severity: Severity, *, why: str, fix: str, source: str
-) -> Callable[[Callable[[Script, LintContext], Iterator[Match]]], Rule]:
-    """Makes a rule of the function that looks for it."""
+def rule(code: str, severity: Severity, *, why: str, fix: str, source: str) -> Callable[[Check], Rule]:
+    """Make a rule of the function that looks for it."""
 
-    def make(check: Callable[[Script, LintContext], Iterator[Match]]) -> Rule:
+    def make(check: Check) -> Rule:
         return Rule(code=code, severity=severity, why=why, fix=fix, source=source, check=check)
 
     return make

@@ -14,12 +14,7 @@ _LEVELS: dict[Severity, str] = {"error": "error", "warning": "warning", "info": 
 
 
 def build_sarif(found: Iterable[tuple[str, Finding]], version: str) -> dict[str, Any]:
-    """A log of one run.
-
-    Args:
-        found: Each finding with its file's name.
-        version: Version of hpcdist.
-    """
+    """Return the log of one run from each finding with its file's name."""
     places = {rule.code: place for place, rule in enumerate(RULES)}
     driver = {"name": "hpcdist lint", "version": version, "rules": [_describe(rule) for rule in RULES]}
     run = {

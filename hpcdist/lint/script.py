@@ -82,12 +82,8 @@ def step_request(job: ResourceRequest, srun: Program) -> ResourceRequest:
         return msgspec.structs.replace(request, nodes=nodes, tasks=tasks, tasks_per_node=None)
     if nodes is None and per_node is None and tasks is None:
         return request
-    return msgspec.structs.replace(
-        request,
-        nodes=nodes or request.nodes,
-        tasks=tasks,
-        tasks_per_node=per_node or request.tasks_per_node,
-    )
+    per_node = per_node or request.tasks_per_node
+    return msgspec.structs.replace(request, nodes=nodes or request.nodes, tasks=tasks, tasks_per_node=per_node)
 
 
 def _with_gpus(request: ResourceRequest, srun: Program) -> ResourceRequest:
@@ -139,9 +135,6 @@ def read_memory_bytes(value: str | None) -> int | None:
 class Script:
     """A batch script.
 
-    Args:
-        data: Its bytes.
-
     Attributes:
         original: Its bytes as they were given.
         data: Its bytes with Unix line ends, to which all places refer.
@@ -182,9 +175,7 @@ class Script:
     def given(self, *names: str, component: int | None = None) -> Iterator[Directive]:
         """The directives by these names."""
         among = self.header.directives if component is None else self._by_component.get(component, ())
-        for directive in among:
-            if directive.name in names:
-                yield directive
+        yield from (directive for directive in among if directive.name in names)
 
     def last(self, *names: str, component: int | None = None) -> Directive | None:
         """The directive that counts: the last one by these names."""

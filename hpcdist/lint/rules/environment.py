@@ -28,7 +28,7 @@ def threads(script: Script, _: LintContext) -> Iterator[Match]:
     """More threads or workers than CPUs, or threads that nobody limits."""
     cpus = script.request.cpus_per_task
     for assignment in script.shell.assignments:
-        text = assignment.value.text if assignment.value else ""
+        text = assignment.text
         if assignment.name == "OMP_NUM_THREADS" and re.fullmatch("[0-9]{1,4}", text) and int(text) > (cpus or 10_000):
             yield Match(assignment.start, f"{text} threads on {cpus} CPU(s) per task")
     if cpus is not None:
@@ -70,11 +70,7 @@ def conda_set_u(script: Script, _: LintContext) -> Iterator[Match]:
 
 def _activates(launch: Launch) -> bool:
     words = [word.text for word in launch.command.words[:2]]
-    if launch.inside:
-        return False
-    return words[:2] in (["conda", "activate"], ["mamba", "activate"]) or (
-        words[:1] in (["source"], ["."]) and words[1:] == ["activate"]
-    )
+    return not launch.inside and words in [[name, "activate"] for name in ("conda", "mamba", "source", ".")]
 
 
 @rule(

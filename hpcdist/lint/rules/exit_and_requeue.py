@@ -55,6 +55,8 @@ def srun_wait(script: Script, _: LintContext) -> Iterator[Match]:
 )
 def tee_hides_death(script: Script, _: LintContext) -> Iterator[Match]:
     """Work whose output is piped on."""
+    if b"PIPESTATUS" in script.data:
+        return
     for launch in _work(script):
         command = launch.command
         if not command.piped_into or command.substitution or script.is_set(command.start, "pipefail"):
@@ -63,10 +65,9 @@ def tee_hides_death(script: Script, _: LintContext) -> Iterator[Match]:
         safe = not script.is_set(command.start, "e") and not command.depth
         at = script.line_start(command.statement)
         own_line = not script.data[at : command.statement].strip()
-        edits = insert(at, "set -o pipefail\n") if safe and own_line and b"PIPESTATUS" not in script.data else ()
-        if b"PIPESTATUS" not in script.data:
-            message = f"the status of {command.words[0].text} is lost in the pipe to {command.piped_into[-1]}"
-            yield Match(command.start, message, edits)
+        edits = insert(at, "set -o pipefail\n") if safe and own_line else ()
+        message = f"the status of {command.words[0].text} is lost in the pipe to {command.piped_into[-1]}"
+        yield Match(command.start, message, edits)
 
 
 def _work(script: Script) -> Iterator[Launch]:
@@ -124,13 +125,7 @@ def rc_under_set_e(script: Script, _: LintContext) -> Iterator[Match]:
     """`rc=$?` on a line of its own under `set -e`."""
     works = [launch.command for launch in _work(script)]
     for assignment in script.shell.assignments:
-        value = assignment.value
-        if (
-            value is None
-            or value.text != "$?"
-            or assignment.depth
-            or not script.is_set(assignment.start, "e", "errexit")
-        ):
+        if assignment.text != "$?" or assignment.depth or not script.is_set(assignment.start, "e", "errexit"):
             continue
         before = [command for command in works if command.end < assignment.start]
         plain = before and not before[-1].rescued and not before[-1].background and not before[-1].condition
@@ -154,13 +149,9 @@ def signal_target(script: Script, _: LintContext) -> Iterator[Match]:
     if directive is None or found is None:
         return
     to_shell, name = "B" in (found[1] or ""), found[2].upper()
-    traps = [
-        launch.last.words
-        for launch in script.launches
-        if launch.last.name == "trap"
-        and any(word.text.upper().removeprefix("SIG") == name for word in launch.last.words)
-    ]
-    handled = any(words[0].text for words in traps)  # empty, the signal is ignored
+    trapped = [launch.last.texts for launch in script.launches if launch.last.name == "trap"]
+    traps = [texts for texts in trapped if any(text.upper().removeprefix("SIG") == name for text in texts)]
+    handled = any(texts[0] for texts in traps)  # empty, the signal is ignored
     work = [launch.command for launch in _work(script)]
     if to_shell and not traps:
         yield Match(directive.start, f"--signal={directive.value} reaches only the shell, which has no trap for {name}")

@@ -72,10 +72,10 @@ def gpu_flag(script: Script, _: LintContext) -> Iterator[Match]:
 def cuda_visible_devices(script: Script, _: LintContext) -> Iterator[Match]:
     """A list of GPUs by hand."""
     for assignment in script.shell.assignments:
-        if assignment.name in _DEVICE_VARIABLES and assignment.value and assignment.value.text not in ("", "-1"):
-            sets_local = any(part.name == assignment.name for part in assignment.value.expansions)
-            if not sets_local:
-                yield Match(assignment.start, f"{assignment.name}={assignment.value.text} by hand")
+        parts = assignment.value.expansions if assignment.value else ()
+        sets_local = any(part.name == assignment.name for part in parts)
+        if assignment.name in _DEVICE_VARIABLES and assignment.text not in ("", "-1") and not sets_local:
+            yield Match(assignment.start, f"{assignment.name}={assignment.text} by hand")
 
 
 @rule(
@@ -127,14 +127,8 @@ def _numbers(program: Program, request: ResourceRequest) -> Iterator[tuple[str, 
             (("--nnodes",), nodes, "node(s)"),
             (("--nproc_per_node", "--nproc-per-node"), gpus, "GPU(s) per node"),
         ],
-        "accelerate": [
-            (("--num_machines",), nodes, "node(s)"),
-            (("--num_processes",), everywhere, "GPU(s) in all"),
-        ],
-        "deepspeed": [
-            (("--num_nodes",), nodes, "node(s)"),
-            (("--num_gpus",), gpus, "GPU(s) per node"),
-        ],
+        "accelerate": [(("--num_machines",), nodes, "node(s)"), (("--num_processes",), everywhere, "GPU(s) in all")],
+        "deepspeed": [(("--num_nodes",), nodes, "node(s)"), (("--num_gpus",), gpus, "GPU(s) per node")],
         "python": [
             (("--num_nodes", "--num-nodes", "trainer.num_nodes", "--trainer.num_nodes"), nodes, "node(s)"),
             (("--devices", "trainer.devices", "--trainer.devices"), gpus, "GPU(s) per node"),

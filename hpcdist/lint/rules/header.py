@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from hpcdist.errors import UsageError
 from hpcdist.lint.directives import SBATCH, UNKNOWN, Directive, find_nearest
-from hpcdist.lint.rule import Edit, LintContext, Match, rule
+from hpcdist.lint.rule import Edit, LintContext, Match, insert, replace, rule
 from hpcdist.lint.script import MEMORY_OPTIONS, Script
 from hpcdist.units import parse_slurm_memory, parse_slurm_time
 
@@ -32,15 +32,11 @@ def shebang(script: Script, _: LintContext) -> Iterator[Match]:
     if not script.data.strip():
         yield Match(0, "the script is empty")
     elif not script.data.startswith(b"#!"):
-        has_blank = script.data.lstrip().startswith(b"#!")
-        message = "something stands before the #! line" if has_blank else "there is no #! line"
-        yield Match(
-            0, message, (Edit(start=0, end=_blank_end(script.data), text="" if has_blank else "#!/bin/bash\n"),)
-        )
-
-
-def _blank_end(data: bytes) -> int:
-    return len(data) - len(data.lstrip()) if data.lstrip().startswith(b"#!") else 0
+        blank = len(script.data) - len(script.data.lstrip())
+        if script.data.startswith(b"#!", blank):
+            yield Match(0, "something stands before the #! line", replace(0, blank, ""))
+        else:
+            yield Match(0, "there is no #! line", insert(0, "#!/bin/bash\n"))
 
 
 @rule(
@@ -55,7 +51,7 @@ def crlf(script: Script, _: LintContext) -> Iterator[Match]:
     at = script.original.find(b"\r\n")
     if at >= 0:
         # Mended by every fix, since all places refer to the script without them.
-        yield Match(min(at, len(script.data)), "a line ends as on Windows (CR LF)", (Edit(start=0, end=0, text=""),))
+        yield Match(min(at, len(script.data)), "a line ends as on Windows (CR LF)", insert(0, ""))
 
 
 @rule(
@@ -155,7 +151,7 @@ def stray_word(script: Script, _: LintContext) -> Iterator[Match]:
             length = len(word.text) - len(word.text.lstrip("\u2013\u2014\u2212\u2010"))
             first = len(word.text[:length].encode())
             hyphens = "-" if len(word.text.lstrip("\u2013\u2014\u2212\u2010-")) == 1 else "--"
-            edits = (Edit(start=word.start, end=word.start + first, text=hyphens),)
+            edits = replace(word.start, word.start + first, hyphens)
         yield Match(word.start, f"{word.text!r}: {message}", edits)
 
 
@@ -248,4 +244,4 @@ def repeated_directive(script: Script, _: LintContext) -> Iterator[Match]:
         start = script.line_start(directive.start) if directive.alone else directive.start
         end = script.line_end(directive.start) if directive.alone else directive.end
         message = f"--{directive.name} is given again in line {line}, which counts"
-        yield Match(directive.start, message, (Edit(start=start, end=end, text=""),))
+        yield Match(directive.start, message, replace(start, end, ""))

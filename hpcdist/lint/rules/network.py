@@ -46,9 +46,8 @@ def port(script: Script, _: LintContext) -> Iterator[Match]:
         texts = launch.last.texts
         # Told of other nodes, it may have them from sbatch's command line.
         several = any(re.match(r"--(nnodes(?!=1$)|node.rank)", text) for text in texts)
-        is_alone = (
-            several or "--standalone" in texts or script.exports("MASTER_PORT") or script.exports("PET_MASTER_PORT")
-        )
+        told = script.exports("MASTER_PORT") or script.exports("PET_MASTER_PORT")
+        is_alone = several or "--standalone" in texts or told
         if launch.last.name == "torchrun" and not values and not is_alone and not script.is_multi_node:
             word = launch.last.name_word
             is_plain = script.is_written(word, "torchrun") and not launch.inside
@@ -152,6 +151,6 @@ def nic(script: Script, _: LintContext) -> Iterator[Match]:
     if not script.is_multi_node:
         return
     for assignment in script.shell.assignments:
-        text = assignment.value.text if assignment.value else ""
-        if assignment.name in _INTERFACES and re.match(r"=?(lo\b|docker|virbr|veth|eth[0-9])", text):
-            yield Match(assignment.start, f"{assignment.name}={text} in a job of several nodes")
+        fits_few = re.match(r"=?(lo\b|docker|virbr|veth|eth[0-9])", assignment.text)
+        if assignment.name in _INTERFACES and fits_few:
+            yield Match(assignment.start, f"{assignment.name}={assignment.text} in a job of several nodes")
