@@ -89,14 +89,7 @@ V = TypeVar("V")
 
 
 def build_trial_row(study: Study, variant: Variant, trial: Trial, record: JobRecord | None) -> TrialRow:
-    """The figures of one job.
-
-    Args:
-        study: Its prices and target are used.
-        variant: What was asked for.
-        trial: Which job it is.
-        record: What happened to it; None of a job that was never sent.
-    """
+    """Return the figures of one job, by the study's prices and target; the record of one never sent is None."""
     if record is None:
         return TrialRow(repeat=trial.repeat, run=trial.run, state=NOT_SUBMITTED, reason="it was not submitted")
     efficiency = record.efficiency
@@ -254,9 +247,7 @@ def compare(
         study: What was asked.
         variants: Its variants, in its order.
         trials: Its jobs, each with what happened to it; None of one that was never sent.
-        made_at_s: Now, seconds since the epoch.
-        conditions: Versions, machine and dates, by name, as printed.
-        scripts: Each run's exact script, by run.
+        made_at_s, conditions, scripts: As in `Comparison`.
     """
     by_label: dict[str, list[tuple[Trial, JobRecord | None]]] = {variant.label: [] for variant in variants}
     for trial, record in trials:
@@ -396,15 +387,15 @@ def find_speedup(row: VariantRow, base: VariantRow, *, by_wall: bool) -> Spread 
 def _add_equals(rows: Sequence[VariantRow]) -> list[VariantRow]:
     """Which wall-clock spreads overlap, found along the line of time: no two that lie apart are compared."""
     equals: dict[str, list[str]] = {row.label: [] for row in rows}
-    by_start = sorted((row for row in rows if row.wall_s), key=lambda row: row.wall_s.low if row.wall_s else 0.0)
-    reaching: list[VariantRow] = []
-    for row in by_start:
-        reaching = [one for one in reaching if one.wall_s and row.wall_s and one.wall_s.high >= row.wall_s.low]
-        for one in reaching:
-            if one.wall_s and row.wall_s and compare_spreads(one.wall_s, row.wall_s) == "equal":
-                equals[one.label].append(row.label)
-                equals[row.label].append(one.label)
-        reaching.append(row)
+    walls = [(row.wall_s, row.label) for row in rows if row.wall_s]
+    reaching: list[tuple[Spread, str]] = []
+    for wall, label in sorted(walls, key=lambda pair: pair[0].low):
+        reaching = [(other, name) for other, name in reaching if other.high >= wall.low]
+        for other, name in reaching:
+            if compare_spreads(other, wall) == "equal":
+                equals[name].append(label)
+                equals[label].append(name)
+        reaching.append((wall, label))
     places = {row.label: place for place, row in enumerate(rows)}
     return [
         msgspec.structs.replace(row, same_as=tuple(sorted(equals[row.label], key=places.__getitem__))) for row in rows
@@ -419,13 +410,8 @@ def fit_rows(rows: Sequence[VariantRow], study: Study) -> tuple[Fit, ...]:
     fits: list[Fit] = []
     for group in groups.values():
         if len({row.ranks_asked for row in group}) > 1:
-            base_ranks = next((row.ranks_worked for row in group if row.is_baseline), None)
-            fits += fit_all(_points(group, base_ranks), group[0].settings, weak=study.scaling == "weak")
+            points = [(row.ranks_worked, row.speedup.median) for row in group if row.ranks_worked and row.speedup]
+            # Without the baseline among them the speedups refer to a variant of other settings.
+            has_base = any(row.is_baseline and row.ranks_worked is not None for row in group)
+            fits += fit_all(points if has_base else [], group[0].settings, weak=study.scaling == "weak")
     return tuple(fits)
-
-
-def _points(group: Iterable[VariantRow], base_ranks: int | None) -> list[tuple[int, float]]:
-    """Ranks and speedups; none where they refer to variants of other settings."""
-    if base_ranks is None:
-        return []
-    return [(row.ranks_worked, row.speedup.median) for row in group if row.ranks_worked and row.speedup]

@@ -51,14 +51,7 @@ class Table(NamedTuple):
 
 
 def spread_cell(spread: Spread | None, form: Callable[[float], str], repeats: int = 0, mark: Mark = "") -> Cell:
-    """The median, and under it the least and the largest.
-
-    Args:
-        spread: The figure.
-        form: How it is printed.
-        repeats: How often it should have been measured; where it was not, the cell says so.
-        mark: How it stands out.
-    """
+    """Return the median, and under it the least and the largest; measured too rarely, the cell says how often."""
     if spread is None:
         return Cell(None)
     low, high = form(spread.low), form(spread.high)

@@ -246,7 +246,7 @@ def _error(one: Prediction) -> Cell:
 def tabulate_trials(comparison: Comparison) -> Table:
     """Every job, those that failed or never ran too, each with its reason."""
     columns = (
-        _Column(Heading("Run", "", "wide"), lambda one: Cell(one.run, _job(one), "wide")),
+        _Column(Heading("Run", "", "wide"), _run),
         _Column(Heading("State"), lambda one: Cell(one.state, None, "bad" if _is_failed(one) else "")),
         _Column(Heading("Nodes", "and start"), lambda one: Cell(one.nodes, _start(one))),
         _figure("queued_s", format_seconds, "Queued"),
@@ -266,12 +266,12 @@ def tabulate_trials(comparison: Comparison) -> Table:
     return Table((Heading("Layout"), *(column.heading for column in columns)), tuple(lines))
 
 
+def _run(trial: TrialRow) -> Cell:
+    return Cell(trial.run, f"job {trial.job_id}" if trial.job_id else "no job", "wide")
+
+
 def _is_failed(trial: TrialRow) -> bool:
     return trial.state in ENDED_STATES and trial.state != "COMPLETED"
-
-
-def _job(trial: TrialRow) -> str:
-    return f"job {trial.job_id}" if trial.job_id else "no job"
 
 
 def _start(trial: TrialRow) -> str | None:
@@ -284,12 +284,7 @@ _IMPOSSIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\u
 
 
 def render_html(comparison: Comparison, plots: Sequence[Plot] | None = None) -> str:
-    """The report as a whole HTML page; the same comparison gives the same text.
-
-    Args:
-        comparison: The report.
-        plots: Its plots, where they are drawn already.
-    """
+    """Render the report as a whole HTML page, its plots where they are drawn already; it is the same each time."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(packaged_templates() / "report"),
         autoescape=True,
@@ -404,11 +399,11 @@ def _value(value: object) -> str:
 
 def _scripts(comparison: Comparison) -> list[dict[str, Any]]:
     """Each run's script with the jobs it made; first the runs of the table, then any other."""
-    jobs: dict[str, list[str]] = {run: [] for run in _runs(comparison.rows) if run in comparison.scripts}
+    jobs: dict[str, list[str]] = {}
     for row in comparison.rows:
         for trial in row.trials:
-            if trial.run in jobs:
-                jobs[trial.run].append(f"{row.label}, repeat {trial.repeat}")
+            if trial.run is not None and trial.run in comparison.scripts:
+                jobs.setdefault(trial.run, []).append(f"{row.label}, repeat {trial.repeat}")
     return [
         {
             "run": run,
@@ -418,7 +413,3 @@ def _scripts(comparison: Comparison) -> list[dict[str, Any]]:
         }
         for run, made in {**jobs, **{run: jobs.get(run, []) for run in comparison.scripts}}.items()
     ]
-
-
-def _runs(rows: tuple[VariantRow, ...]) -> list[str]:
-    return [trial.run for row in rows for trial in row.trials if trial.run is not None]

@@ -114,15 +114,12 @@ class VariantRow(msgspec.Struct, frozen=True, kw_only=True):
         is_baseline: Whether speedups refer to it.
         trials: Its jobs, by repeat.
         wall_s, starting_s, images_per_s, time_to_target_s, accuracy, cpu_efficiency, memory_efficiency,
-            gpu_efficiency, gpu_hours, cost, cost_to_target, ettr, loader_cpu_share: As in
-            `TrialRow`.
+            gpu_efficiency, gpu_hours, cost, cost_to_target, ettr, loader_cpu_share: As in `TrialRow`.
         speedup: Steady images/s over the baseline's; the ends of the spread are the worst and the best pairing.
         efficiency: Speedup per rank that worked, relative to the baseline's ranks, a fraction.
         split: Where a step goes, the medians over trials.
-        waiting_s: As in `TrialRow`, the median.
         straggler: That of the trial with the largest slowdown.
-        bytes_per_step, global_batch_size: As in `TrialRow`.
-        latency_s, bandwidth_bytes_per_s: As in `TrialRow`, medians.
+        waiting_s, bytes_per_step, latency_s, bandwidth_bytes_per_s, global_batch_size: As in `TrialRow`, medians.
         same_as: Labels of variants whose wall-clock spreads overlap this one's: they are called equal.
     """
 
@@ -169,20 +166,8 @@ def name_rank(rows: Sequence[VariantRow]) -> str:
 
 
 SPREAD_FIGURES = (
-    "wall_s",
-    "starting_s",
-    "images_per_s",
-    "speedup",
-    "efficiency",
-    "time_to_target_s",
-    "accuracy",
-    "cpu_efficiency",
-    "memory_efficiency",
-    "gpu_efficiency",
-    "gpu_hours",
-    "cost",
-    "cost_to_target",
-    "ettr",
+    *("wall_s", "starting_s", "images_per_s", "speedup", "efficiency", "time_to_target_s", "accuracy"),
+    *("cpu_efficiency", "memory_efficiency", "gpu_efficiency", "gpu_hours", "cost", "cost_to_target", "ettr"),
     "loader_cpu_share",
 )
 """The figures of a variant that have a spread, in the order of a table."""

@@ -47,8 +47,7 @@ def draw_speedup(comparison: Comparison) -> Figure | None:
     if base is None or not _differ_in_ranks(rows):
         return None
     looks = choose_looks(comparison.rows)
-    figure, axes = new_axes(3.5)
-    axes.set_title(f"speedup over {label(name_baseline(comparison.rows) or '', 36)}")
+    figure, axes = new_axes(f"speedup over {label(name_baseline(comparison.rows) or '', 36)}")
     ranks = [row.ranks for row in rows]
     laws = [fit for fit in comparison.fits if fit.note is None and fit.law in _LAWS and fit.ranks][:_MOST_LAWS]
     ticks = sorted({*ranks, base.ranks, *[_BEYOND * max(fit.ranks) for fit in laws]})
@@ -117,8 +116,7 @@ def draw_efficiency(comparison: Comparison) -> Figure | None:
     if not _differ_in_ranks(rows):
         return None
     looks = choose_looks(comparison.rows)
-    figure, axes = new_axes(3.5)
-    axes.set_title("parallel efficiency, %")
+    figure, axes = new_axes("parallel efficiency, %")
     ranks = [row.ranks for row in rows]
     show_ranks(axes, ranks)
     line = axes.axhline(100 * EFFICIENCY_LINE, color=INK, linestyle="--", linewidth=1.2, alpha=0.75, label="75 % line")
@@ -219,9 +217,7 @@ def _draw_accuracy(
     if not rows:
         return None
     looks = choose_looks(comparison.rows)
-    figure, axes = new_axes(3.5)
-    axes.set_title("test accuracy, %")
-    axes.set_xlabel(unit)
+    figure, axes = new_axes("test accuracy, %", unit)
     for row in rows:
         for trial in row.trials:
             _draw_curve(axes, trial, per_s(trial), looks[row.label].colour)
@@ -259,9 +255,8 @@ def draw_cost(comparison: Comparison) -> Figure | None:
         return None
     looks = choose_looks(comparison.rows)
     unit_s, unit = choose_time([row.wall_s.high for row in rows if row.wall_s])
-    figure, axes = new_axes(3.5)
-    axes.set_title(f"cost of a run, {label(comparison.currency or f'{name_rank(rows)}-hours', 24)}")
-    axes.set_xlabel(f"wall-clock, {unit}")
+    money = label(comparison.currency or f"{name_rank(rows)}-hours", 24)
+    figure, axes = new_axes(f"cost of a run, {money}", f"wall-clock, {unit}")
     for row in rows:
         if row.wall_s:
             draw_point(axes, scale(row.wall_s, 1 / unit_s), read(row), looks[row.label])

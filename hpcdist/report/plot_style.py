@@ -81,10 +81,9 @@ _PNG_DPI = 144
 
 @contextlib.contextmanager
 def plot_style(key: str) -> Iterator[None]:
-    """The settings a figure is drawn and saved under, whatever a user's `matplotlibrc` says.
+    """Hold the settings a figure is drawn and saved under, whatever a user's `matplotlibrc` says.
 
-    Args:
-        key: The plot's; what an SVG's ids are made from, so that the plots of a page have different ones.
+    An SVG's ids are made from the plot's key, so that the plots of a page have different ones.
     """
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -92,10 +91,10 @@ def plot_style(key: str) -> Iterator[None]:
         yield
 
 
-def new_axes(height_in: float) -> tuple[Figure, Axes]:
-    """An empty figure with one pair of axes."""
+def new_axes(title: str, x: str = "", height_in: float = 3.5) -> tuple[Figure, Axes]:
+    """Make a figure with one pair of axes, with its title and what runs along the x axis."""
     figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.add_subplot(title=title, xlabel=x)
 
 
 def label(text: str, size: int = 40) -> str:
@@ -106,11 +105,9 @@ def label(text: str, size: int = 40) -> str:
 
 
 def format_svg(figure: Figure, title: str) -> str:
-    """The figure as an `<svg>` to stand inside a page: no background, no scripts, no references to the outside.
+    """Format a figure as an `<svg>` to stand inside a page: no background, no scripts, no outside references.
 
-    Args:
-        figure: Drawn under the `plot_style` that still holds.
-        title: What it shows, for those who can't see it.
+    The `plot_style` that it was drawn under still holds; the title is for those who can't see it.
     """
     text = io.StringIO()
     # Not `savefig`, which draws everything twice; nothing here needs its first pass.
@@ -326,8 +323,7 @@ def draw_bars(rows: Sequence[VariantRow], read: Callable[[VariantRow], Spread | 
 
 def new_slots(names: Sequence[str], title: str) -> tuple[Figure, Axes]:
     """A figure with a place per name from top to bottom, the name above the place where the bar goes."""
-    figure, axes = new_axes(max(1.9, 0.95 + 0.5 * len(names)))
-    axes.set_title(title)
+    figure, axes = new_axes(title, height_in=max(1.9, 0.95 + 0.5 * len(names)))
     axes.set_ylim(len(names) - 0.6, -0.75)
     axes.yaxis.set_major_locator(NullLocator())
     axes.grid(visible=False, axis="y")

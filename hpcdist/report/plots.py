@@ -117,12 +117,7 @@ _KINDS = (
 
 
 def draw_plots(comparison: Comparison, *, png: bool = False) -> tuple[Plot, ...]:
-    """All plots in the report's order; those with nothing to show are there too, without a picture.
-
-    Args:
-        comparison: The report.
-        png: Whether they are wanted as PNG, too.
-    """
+    """Draw all plots in the report's order, as PNG too if wanted; those with nothing to show have no picture."""
     few = _limit(comparison)
     shown, all_rows = len(few.rows), len(comparison.rows)
     note = f" {shown} of {all_rows} variants are drawn." if shown < all_rows else ""

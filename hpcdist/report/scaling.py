@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
 from hpcdist.report.model import Fit, Spread
@@ -78,30 +79,17 @@ def is_less(one: Spread, other: Spread) -> bool:
 
 
 def fit_all(points: Sequence[Point], settings: Mapping[str, Any], *, weak: bool = False) -> tuple[Fit, ...]:
-    """Every law over the speedups of one choice of settings.
+    """Fit every law to the speedups of one choice of settings; a number of ranks may come twice (1x2 and 2x1).
 
-    Args:
-        points: Ranks and speedups; a number of ranks may come several times (1x2 and 2x1).
-        settings: What they have in common.
-        weak: Whether the problem grew with the ranks: Amdahl's law and Karp and Flatt's metric are about one that
-            does not.
+    `weak` says that the problem grew with the ranks: Amdahl's law and Karp and Flatt's metric are about one that does
+    not.
     """
     fits = (fit_amdahl(points), find_karp_flatt(points), fit_usl(points))
     if weak:
         note = "not for weak scaling: the law is about a problem of fixed size"
         fits = (Fit(law="amdahl", note=note), Fit(law="karp-flatt", note=note), fits[2])
     ranks = tuple(sorted({count for count, _ in points}))
-    return tuple(
-        Fit(
-            law=fit.law,
-            settings=dict(settings),
-            ranks=ranks,
-            parameters=fit.parameters,
-            intervals=fit.intervals,
-            note=fit.note,
-        )
-        for fit in fits
-    )
+    return tuple(msgspec.structs.replace(fit, settings=dict(settings), ranks=ranks) for fit in fits)
 
 
 def fit_amdahl(points: Sequence[Point]) -> Fit:

@@ -88,12 +88,7 @@ class Figure(NamedTuple):
 
 
 def format_comparison(comparison: Comparison, width: int | None = None) -> list[str]:
-    """The report's lines: verdict, table, what others printed, failed jobs, fits, predictions, what was not measured.
-
-    Args:
-        comparison: The report.
-        width: Characters a line may have; None for any number.
-    """
+    """List the report's lines, of so many characters at most: verdict, table, and the sections that have anything."""
     sections = [
         _wrap_all(verdict_lines(comparison), width),
         format_figures(comparison, width),
@@ -140,9 +135,8 @@ def format_figures(comparison: Comparison, width: int | None = None) -> list[str
     figures = list_figures(comparison)
     cells = [[printable(one.text(row) or "-") for one in figures] for row in comparison.rows]
     kept = list(range(len(figures)))
-    sizes = [
-        max([measure(one.title), *[measure(row[at]) for row in cells]]) for at, one in enumerate(figures)
-    ]  # in places of the terminal
+    # In places of the terminal.
+    sizes = [max([measure(one.title), *[measure(row[at]) for row in cells]]) for at, one in enumerate(figures)]
     limit = None if width is None else max(_NARROWEST, width)
     while limit is not None and sum(sizes[at] + len(GAP) for at in kept) - len(GAP) > limit and len(kept) > 1:
         kept.remove(min(kept, key=lambda at: figures[at].weight))
@@ -341,7 +335,7 @@ def format_csv(comparison: Comparison) -> str:
         ["variant", "nodes", "ranks_asked", "ranks_worked", "runs", "jobs", *spreads, *split, *_CSV_PLAIN, *printed]
     )
     for row in comparison.rows:
-        writer.writerow([*_csv_cells(row), *_csv_printed(row, references)])
+        writer.writerow([*_csv_cells(row), *(one.figures.get(row.label, "") for one in references)])
     return written.getvalue()
 
 
@@ -354,10 +348,6 @@ def _csv_cells(row: VariantRow) -> list[object]:
     cells += [getattr(row.split, name) if row.split else "" for name in _CSV_SPLIT]
     cells += [getattr(row, name) for name in _CSV_PLAIN]
     return ["" if cell is None else cell for cell in cells]
-
-
-def _csv_printed(row: VariantRow, references: Sequence[Reference]) -> list[object]:
-    return [one.figures.get(row.label, "") for one in references]
 
 
 def _harmless(text: str) -> str:
