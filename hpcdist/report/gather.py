@@ -27,15 +27,9 @@ _SHAPE = frozenset({"nodes", "gpus", "tasks_per_node"})
 
 
 def make_study(jobs: Sequence[JobSpec]) -> tuple[Study, list[Variant], list[str]]:
-    """The study that these jobs are the trials of.
+    """Return the study that these jobs are the trials of, its variants, and of each job its variant's label.
 
     Each layout is a variant; what else differs between the jobs is taken for swept.
-
-    Args:
-        jobs: What was asked for, job by job; at least one.
-
-    Returns:
-        The study, its variants, and of each job its variant's label.
     """
     options = [_flatten(job) for job in jobs]
     swept = _find_swept([job.layout.name for job in jobs], options)
@@ -96,12 +90,9 @@ Trials = list[tuple[Trial, JobRecord | None]]
 
 
 def report_on(names: Sequence[str], root: Path, *, details: bool = False) -> Comparison:
-    """The comparison of a study, or of several jobs.
+    """Compare a study by its name, or several jobs by runs or job ids.
 
-    Args:
-        names: A study's name, or runs and job ids.
-        root: The project's folder.
-        details: Whether to take up each run's script, and what one job of each variant used over time.
+    `details` takes up each run's script, and what one job of each variant used over time.
 
     Raises:
         NotFoundError: No study and no job here is called that.

@@ -112,7 +112,6 @@ class _Known(NamedTuple):
     label: str
     ranks: int
     nodes: int
-    runs: int
     wall: Spread
     steps: float
     split: StepSplit
@@ -237,7 +236,6 @@ def _summarize(variant: Variant, records: Sequence[JobRecord]) -> _Known | None:
         label=variant.label,
         ranks=variant.layout.world_size,
         nodes=variant.layout.nodes,
-        runs=wall.count,
         wall=wall,
         steps=statistics.median(training.steps or 0 for _, training in found),
         split=split,
@@ -254,11 +252,8 @@ def _first_training(record: JobRecord) -> TrainingMetrics | None:
 def _choose_base(target: Variant, known: Iterable[_Known]) -> _Known | None:
     """As many ranks on the fewest nodes; else the most ranks, on the most nodes."""
     ranks, nodes = target.layout.world_size, target.layout.nodes
-    smaller = [
-        one
-        for one in known
-        if 1 < one.ranks <= ranks and one.nodes <= nodes and (one.ranks, one.nodes) != (ranks, nodes)
-    ]
+    smaller = [one for one in known if 1 < one.ranks <= ranks and one.nodes <= nodes]
+    smaller = [one for one in smaller if (one.ranks, one.nodes) != (ranks, nodes)]
     same = [one for one in smaller if one.ranks == ranks]
     if same:
         return min(same, key=lambda one: one.nodes)
@@ -299,11 +294,8 @@ def _guess(
     # The preflight and the first copy of the parameters take the network's time too.
     starting_s = after_s - before_s
     starting_s += PROBE_REPEATS * sum(there(size) - here(size) for size in sizes)
-    return _Guess(
-        wall_s=max(0.0, base.rest_s + starting_s) + steps * step_s,
-        communication_s=steps * exposed_s,
-        all_reduce_s=after_s,
-    )
+    wall_s = max(0.0, base.rest_s + starting_s) + steps * step_s
+    return _Guess(wall_s=wall_s, communication_s=steps * exposed_s, all_reduce_s=after_s)
 
 
 def _describe(target: Variant, base: _Known, guess: _Guess, steps: float, *, as_probed: bool) -> Prediction:
@@ -315,7 +307,7 @@ def _describe(target: Variant, base: _Known, guess: _Guess, steps: float, *, as_
     above = SINGLE_MARGIN * guess.wall_s if once else share * (base.wall.high - base.wall.median)
     error = COMMUNICATION_ERROR * guess.communication_s + WHOLE_ERROR * guess.wall_s
     error *= 2 if extrapolated else 1
-    runs = "1 run" if base.runs == 1 else f"{base.runs} runs"
+    runs = "1 run" if once else f"{base.wall.count} runs"
     basis = (
         f"{base.label}'s step of {1e3 * base.split.step_s:.1f} ms ({runs}) and an all-reduce of "
         f"{base.bytes_per_step:,} bytes in {1e3 * guess.all_reduce_s:.1f} ms, {steps:,.0f} steps"
@@ -377,11 +369,10 @@ def make_plan(
     records: Sequence[tuple[Trial, JobRecord | None]] = (),
     predictions: Sequence[Prediction] = (),
 ) -> tuple[PlanRow, ...]:
-    """One row per variant.
+    """Make one row per variant.
 
     Args:
-        study: The study.
-        variants: Its variants.
+        study, variants: The study, and its variants.
         trials: Its trials, with the runs of those that were sent.
         answers: By the variants' labels: when one would start, and Slurm's words where it would refuse it.
         records: What happened to earlier trials.
@@ -441,13 +432,9 @@ def predict_unmeasured(
     records: Sequence[tuple[Trial, JobRecord | None]],
     links: Sequence[Link] = (),
 ) -> tuple[Prediction, ...]:
-    """What variants that no trial has measured will take, where the others' trials and a probe say it.
+    """Predict what variants that no trial has measured will take, where the others' trials and a probe say it.
 
-    Args:
-        study: The study.
-        variants: Its variants.
-        records: What happened to earlier trials.
-        links: Probes of the network besides those at the trials' start.
+    `links` are probes of the network besides those at the trials' start.
     """
     completed = _completed(records)
     known = [(variant, completed[variant.label]) for variant in variants if variant.label in completed]

@@ -190,13 +190,9 @@ def find_batch(row: VariantRow, fixed_s: float) -> int | None:
 
 
 def _figures(row: VariantRow, own_s: float) -> dict[str, float | str]:
-    figures: dict[str, float | str] = {"communication_s": own_s}
-    if row.split:
-        figures["step_s"] = row.split.step_s
-    for name in ("bytes_per_step", "bandwidth_bytes_per_s", "latency_s"):
-        if (value := getattr(row, name)) is not None:
-            figures[name] = value
-    return figures
+    figures = {name: getattr(row, name) for name in ("bytes_per_step", "bandwidth_bytes_per_s", "latency_s")}
+    figures = {"communication_s": own_s, "step_s": row.split and row.split.step_s, **figures}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def find_small_batch(row: VariantRow, results: StudyResults) -> Statement | None:

@@ -23,18 +23,14 @@ from hpcdist.units import format_percent, format_time
 
 MOST_PER_RULE = 3
 """A rule that fires for every variant of a large sweep says the same each time."""
+_PARTS = ("step_s", "compute_s", "communication_s", "data_s", "other_s")
 
 
 def judge(rows: Sequence[VariantRow], study: Study) -> tuple[Statement, ...]:
-    """What a study's rows say.
+    """Say what a study's rows show.
 
-    Args:
-        rows: The variants, with their speedups.
-        study: What was asked.
-
-    Returns:
-        What to use for the fastest result, for the cheapest and how much at most; then why more did not help, and
-        what would.
+    What to use for the fastest result, for the cheapest and how much at most; then why more did not help, and what
+    would.
     """
     results = build_results(rows, study)
     reasons = [statement for row in results.done for statement in explain_row(row, results)]
@@ -75,14 +71,7 @@ def find_unexplained(row: VariantRow, results: StudyResults) -> Statement | None
         f"{name_ranks(row.ranks, row)}, and no single cause stands out: of each step of {format_time(split.step_s)} "
         f"{parts}.",
         variant=row.label,
-        evidence={
-            "efficiency": efficiency.median,
-            "step_s": split.step_s,
-            "compute_s": split.compute_s,
-            "communication_s": split.communication_s,
-            "data_s": split.data_s,
-            "other_s": split.other_s,
-        },
+        evidence={"efficiency": efficiency.median} | {name: getattr(split, name) for name in _PARTS},
     )
 
 

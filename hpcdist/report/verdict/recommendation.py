@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
+import msgspec
+
 from hpcdist.report.model import Spread, Statement, VariantRow
 from hpcdist.report.scaling import EFFICIENCY_LINE, compare_spreads, is_less
 from hpcdist.report.verdict.results import StudyResults, format_spread, join_names, name_ranks, reached_target, size
@@ -10,14 +12,14 @@ from hpcdist.units import format_accuracy, format_hours, format_percent, format_
 
 Figure = Callable[[VariantRow], Spread | None]
 _Measured = tuple[VariantRow, Spread]
+_SECONDS = ("seconds", "seconds_low", "seconds_high", "runs")  # as a spread's fields
 
 
 def answer(results: StudyResults) -> list[Statement]:
     """The answers, as far as the figures give any."""
     if not results.done:
-        return [
-            Statement(code="nothing-completed", sentence="No job of the study completed: there is nothing to compare.")
-        ]
+        sentence = "No job of the study completed: there is nothing to compare."
+        return [Statement(code="nothing-completed", sentence=sentence)]
     found = [_target_missed(results), _fastest(results), _equal(results), _cheapest(results), _most_ranks(results)]
     return [statement for statement in found if statement]
 
@@ -82,12 +84,7 @@ def _fastest(results: StudyResults) -> Statement | None:
         code="fastest",
         sentence=f"{sentence}.{caution}",
         variant=recommended.label,
-        evidence={
-            "seconds": spread.median,
-            "seconds_low": spread.low,
-            "seconds_high": spread.high,
-            "runs": spread.count,
-        },
+        evidence=dict(zip(_SECONDS, msgspec.structs.astuple(spread), strict=True)),
     )
 
 

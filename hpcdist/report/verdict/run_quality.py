@@ -1,6 +1,7 @@
 """What else a study shows about its runs: start-up, batches, accuracy, missing ranks, failures, spreads."""
 
 from collections.abc import Iterable
+from operator import itemgetter
 
 from hpcdist.report.model import NOT_SUBMITTED, Spread, Statement, TrialRow, VariantRow
 from hpcdist.report.verdict.results import StudyResults, join_names
@@ -27,24 +28,22 @@ def explain_runs(results: StudyResults) -> list[Statement]:
 
 def find_starting_share(results: StudyResults) -> Statement | None:
     """Start-up that is a large part of the job."""
-    shares = {
-        row.label: (row.starting_s.median / row.wall_s.median, row)
+    known = [
+        (row.starting_s.median / row.wall_s.median, row.label, row.starting_s.median, row.wall_s.median)
         for row in results.done
         if row.starting_s and row.wall_s and row.wall_s.median
-    }
-    large = {label: pair for label, pair in shares.items() if pair[0] >= STARTING_SHARE}
+    ]
+    large = [one for one in known if one[0] >= STARTING_SHARE]
     if not large:
         return None
-    share, row = max(large.values(), key=lambda pair: pair[0])
-    starting_s = row.starting_s.median if row.starting_s else 0.0
-    wall_s = row.wall_s.median if row.wall_s else 0.0
-    others = [label for label in large if label != row.label]
+    share, label, starting_s, wall_s = max(large, key=itemgetter(0))
+    others = [one[1] for one in large if one[1] != label]
     also = f" (also a quarter or more in {join_names(others)})" if others else ""
     return Statement(
         code="starting",
-        sentence=f"Start-up takes {format_percent(share)} of {row.label}, {format_time(starting_s)} of "
+        sentence=f"Start-up takes {format_percent(share)} of {label}, {format_time(starting_s)} of "
         f"{format_time(wall_s)}{also}, and more GPUs do not shorten it.",
-        variant=row.label,
+        variant=label,
         advice="compare with longer trainings; for trainings this short fewer GPUs are enough",
         evidence={"starting_share": share, "starting_s": starting_s, "wall_s": wall_s},
     )
@@ -162,21 +161,20 @@ def _trials(results: StudyResults) -> Iterable[tuple[str, TrialRow]]:
 def find_wide_spread(results: StudyResults) -> Statement | None:
     """Repeats that differ too much to show anything."""
     wide = [
-        ((row.wall_s.high - row.wall_s.low) / row.wall_s.median, row)
+        ((row.wall_s.high - row.wall_s.low) / row.wall_s.median, row.label, row.wall_s.low, row.wall_s.high)
         for row in results.done
         if row.wall_s and row.wall_s.median and row.wall_s.high - row.wall_s.low > WIDE_SPREAD * row.wall_s.median
     ]
     if not wide:
         return None
-    share, row = max(wide, key=lambda pair: pair[0])
-    low, high = (row.wall_s.low, row.wall_s.high) if row.wall_s else (0.0, 0.0)
-    others = [one.label for _, one in wide if one is not row]
+    share, label, low, high = max(wide, key=itemgetter(0))
+    others = [one[1] for one in wide if one[1] != label]
     also = f" (likewise {join_names(others)})" if others else ""
     return Statement(
         code="wide-spread",
-        sentence=f"The runs of {row.label} differ by {format_percent(share)}, {format_time(low)} to {format_time(high)}"
+        sentence=f"The runs of {label} differ by {format_percent(share)}, {format_time(low)} to {format_time(high)}"
         f"{also}; smaller differences between layouts can't be seen.",
-        variant=row.label,
+        variant=label,
         advice="more repeats, on nodes that nobody else uses",
         evidence={"spread_share": share, "low_s": low, "high_s": high},
     )
