@@ -15,7 +15,6 @@ from hpcdist.config.project import Project
 from hpcdist.config.secrets import part_secrets
 from hpcdist.config.site import Site
 from hpcdist.errors import SubmitError, UsageError
-from hpcdist.gpu import count_gpus
 from hpcdist.records.job import join_task
 from hpcdist.records.store import Store
 from hpcdist.submission.render import JobPaths, read_templates, render
@@ -30,6 +29,8 @@ def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str
         job: The job.
         nodes: How many of its nodes this machine is; None is all of them.
     """
+    from hpcdist.gpu import count_gpus  # only here: NVML's bindings take a tenth of a render to import
+
     nodes = nodes or job.layout.nodes
     cores = len(os.sched_getaffinity(0))
     world = nodes * job.layout.ranks_per_node
