@@ -186,9 +186,9 @@ class _Fit:
 
     def _list_callbacks(self, recorder: Recorder, steps: int | None) -> list[pl.Callback]:
         options, rank, outcome = self._options, self._rank, self._outcome
-        stop_at = StopAtAccuracy(options.training.target_accuracy, outcome, rank.started_at_s)
-        callbacks: list[pl.Callback] = [ResumeCallback(self._checkpoints, self._content), recorder, stop_at]
-        callbacks.append(self._watchdog)
+        callbacks: list[pl.Callback] = [ResumeCallback(self._checkpoints, self._content), recorder, self._watchdog]
+        if (target := options.training.target_accuracy) is not None:
+            callbacks.append(StopAtAccuracy(target, outcome, rank.started_at_s))
         if rank.rank == 0:
             progress = rank.run_dir / "progress.json" if rank.run_dir else None
             callbacks.append(ConsoleProgress(recorder, outcome, progress, epochs=options.training.epochs, steps=steps))

@@ -142,23 +142,20 @@ class StopAtAccuracy(Callback):
     """Stops the training after the first test that reaches an accuracy; all ranks see the same figure.
 
     Args:
-        target: The accuracy, a fraction; None only ever trains to the end.
+        target: The accuracy, a fraction.
         started_at_s: Start of this process, seconds since the epoch.
     """
 
-    def __init__(self, target: float | None, outcome: Outcome, started_at_s: float) -> None:
+    def __init__(self, target: float, outcome: Outcome, started_at_s: float) -> None:
         self._target, self._outcome, self._started_at_s = target, outcome, started_at_s
         outcome.learn(target_accuracy=target)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Compares."""
+        """Compare the test's accuracy with the target."""
         metrics = self._outcome.metrics()
-        if self._target is None or metrics.accuracy is None or metrics.time_to_target_s is not None:
-            return
-        if metrics.accuracy < self._target:
-            return
-        self._outcome.learn(time_to_target_s=time.time() - self._started_at_s)
-        trainer.should_stop = True
+        if metrics.time_to_target_s is None and (metrics.accuracy or 0.0) >= self._target:
+            self._outcome.learn(time_to_target_s=time.time() - self._started_at_s)
+            trainer.should_stop = True
 
 
 class SpeedTrial(Callback):
