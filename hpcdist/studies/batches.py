@@ -67,12 +67,10 @@ def make_batches(
     *,
     largest_array: int,
 ) -> tuple[Batch, ...]:
-    """The jobs that run some trials of a study.
+    """Make the jobs that run the missing trials of a study.
 
     Args:
-        study: The study.
-        variants: All its variants.
-        missing: The trials to run.
+        study, variants, missing: The study, all its variants, and the trials to run.
         former: Earlier attempts, which give a further one another run's name.
         largest_array: Tasks that an array may have; 1 makes no arrays.
     """
@@ -111,11 +109,10 @@ def _batch(study: Study, plans: Mapping[str, _Plan], trials: Sequence[Trial], at
     digest = hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:8]
     run = f"{study.name}-{first.job.layout.name}-{digest}" + (f"-retry{attempt}" if attempt else "")
     tasks = [str(number) if len(trials) > 1 else None for number in range(len(trials))]
+    pairs = zip(trials, tasks, strict=True)
     return Batch(
         run=run,
-        trials=tuple(
-            msgspec.structs.replace(trial, run=run, task=task) for trial, task in zip(trials, tasks, strict=True)
-        ),
+        trials=tuple(msgspec.structs.replace(trial, run=run, task=task) for trial, task in pairs),
         options=options,
         layout=first.job.layout.name,
         width=min(most, len(trials)),
@@ -190,13 +187,10 @@ def most_gpu_hours(job: JobSpec) -> float | None:
 def check_gpu_hours(
     study: Study, hours: Mapping[str, float | None], trials: Sequence[Trial], former_hours: float
 ) -> None:
-    """Compares what a study may take at most with its limit.
+    """Compare what a study may take at most with its limit.
 
-    Args:
-        study: The study.
-        hours: What a trial of each variant takes at most, by the variants' labels.
-        trials: All its trials, sent or not.
-        former_hours: What its former trials may have taken at most.
+    `hours` are what a trial of each variant takes at most, by label; `trials` are all, sent or not; `former_hours` are
+    what its former trials may have taken at most.
 
     Raises:
         UsageError: It is too much, or can't be known.

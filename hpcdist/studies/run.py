@@ -7,6 +7,7 @@ it. So whatever ends this program, and wherever, the next one finds what exists 
 import re
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -60,12 +61,10 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True):
 def plan_study(
     study: Study, project: Project, *, backend: Backend, source: Path | None = None, retry: bool = False
 ) -> StudyPlan:
-    """Finds out what of a study is missing; nothing is written or sent.
+    """Find out what of a study is missing; nothing is written or sent.
 
     Args:
-        study: The study.
-        project: The project to run in.
-        backend: What is to run it.
+        study, project, backend: The study, where it is to run, and what is to run it.
         source: The study's file.
         retry: Whether trials that did not end well are to be run again.
 
@@ -91,8 +90,7 @@ def plan_study(
         updated_at_s=now_s,
     )
     state = _without_unsent(state)
-    if retry:
-        state = _without_failed(state)
+    state = _without_failed(state) if retry else state
     missing = [trial for trial in state.trials if trial.run is None]
     hours = {variant.label: most_gpu_hours(build_job(variant.options)) for variant in variants}
     if missing:
@@ -100,13 +98,9 @@ def plan_study(
     batches = make_batches(study, variants, missing, state.former, largest_array=_largest_array(backend))
     planned = {(trial.variant, trial.repeat): trial for batch in batches for trial in batch.trials}
     trials = tuple(planned.get((trial.variant, trial.repeat), trial) for trial in state.trials)
-    told = [hours[trial.variant] for trial in missing]
-    known_hours = [one for one in told if one is not None]
-    return StudyPlan(
-        state=msgspec.structs.replace(state, trials=trials),
-        batches=batches,
-        gpu_hours=sum(known_hours) if len(known_hours) == len(told) else None,
-    )
+    known_hours = [most for trial in missing if (most := hours[trial.variant]) is not None]
+    gpu_hours = sum(known_hours) if len(known_hours) == len(missing) else None
+    return StudyPlan(state=msgspec.structs.replace(state, trials=trials), batches=batches, gpu_hours=gpu_hours)
 
 
 def _known(study: Study, project: Project, backend: Backend, source: Path | None) -> StudyState | None:
@@ -211,15 +205,7 @@ def run_study(
     retry: bool = False,
     watch: Watch | None = None,
 ) -> StudyState:
-    """Sends what of a study is missing; without Slurm it is run here, one trial after the other, to the end.
-
-    Args:
-        study: The study.
-        project: The project to run in.
-        backend: What is to run it.
-        source: The study's file.
-        retry: Whether trials that did not end well are to be run again.
-        watch: What is told meanwhile.
+    """Send what of a study is missing; without Slurm it is run here, one trial after the other, to the end.
 
     Raises:
         UsageError: The study can't be run so, or may take more than its limit; nothing was sent.
@@ -273,8 +259,8 @@ def _send_all(state: StudyState, pairs: Sequence[tuple[Batch, PreparedJob]], wat
 
 def _living(state: StudyState, new: set[str]) -> list[tuple[str, int]]:
     """The jobs of a study that are not over, oldest first, and how many of their tasks may run at once."""
-    everything = msgspec.structs.replace(state, trials=(*state.former, *state.trials))
-    known = msgspec.structs.replace(everything, trials=tuple(one for one in everything.trials if one.run not in new))
+    trials = tuple(one for one in (*state.former, *state.trials) if one.run not in new)
+    known = msgspec.structs.replace(state, trials=trials)
     runs = find_runs(known)
     alive = {trial.run for trial, status in query_trials(known, runs) if status.job_id and not status.is_over}
     found = sorted((run for run in runs.values() if run.name in alive), key=lambda run: run.record().created_at_s)
@@ -315,11 +301,7 @@ def _run_here(state: StudyState, pairs: Sequence[tuple[Batch, PreparedJob]], wat
                 continue
         job = Job(run)
         if not job.status().is_over and job.id is not None:
-            _follow(job, trial, number, len(state.trials), watch)
-
-
-def _follow(job: Job, trial: Trial, done: int, total: int, watch: Watch) -> None:
-    job.wait(lambda status, progress: watch.running(trial, done, total, status, progress))
+            job.wait(partial(watch.running, trial, number, len(state.trials)))
 
 
 def cancel_study(state: StudyState) -> list[str]:

@@ -94,7 +94,7 @@ def lay_over(values: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
         raise StudyError("this study has no small scale", "write [small] with what is to be smaller", ())
     for key, value in small.items():
         whole = key not in _MERGED or not (isinstance(value, dict) and isinstance(laid.get(key), dict))
-        laid[key] = value if whole else {**with_underscores(laid[key]), **with_underscores(value)}
+        laid[key] = value if whole else with_underscores(laid[key]) | with_underscores(value)
     if isinstance(laid.get("name"), str):
         laid["name"] += f"-{SMALL}"  # another folder: trials of the two are never compared
     return laid
@@ -108,13 +108,12 @@ def find_place(values: Mapping[str, Any], path: Path, scale: Scale) -> Path:
     section = with_underscores(small).get(str(path[0]))
     if section is None:
         return path
-    is_theirs = (
-        path[0] in _MERGED and isinstance(section, dict) and path[1:2] and path[1] not in with_underscores(section)
-    )
-    return path if is_theirs else (SMALL, *path)
+    is_merged = path[0] in _MERGED and isinstance(section, dict) and len(path) > 1
+    return path if is_merged and path[1] not in with_underscores(section) else (SMALL, *path)
 
 
-KEYS = ("name", "repeat", "scaling", "baseline", "target_accuracy")
+_KINDS: dict[str, Any] = {"repeat": int, "scaling": Scaling, "baseline": str | None, "target_accuracy": float | None}
+KEYS = ("name", *_KINDS)
 SECTIONS = ("layouts", "options", "grid", "zip", "prices", "limits", "reference")
 _NOT_HERE = {
     "name": ("the jobs are called as the study is", "leave it out"),
@@ -129,13 +128,7 @@ _MOST_TRIALS = 20_000
 
 
 def parse_study(text: str, where: str, defaults: Mapping[str, Any] | None = None, *, scale: Scale = "full") -> Study:
-    """Reads a study's file.
-
-    Args:
-        text: The file's text.
-        where: Its name, for messages.
-        defaults: Options of `hpcdist.toml`, for checks of the whole.
-        scale: Whether its `[small]` is laid over the rest.
+    """Parse a study's file, called `where` in messages; options of `hpcdist.toml` are `defaults` for its checks.
 
     Raises:
         UsageError: It has a fault; the message has the line and the key.
@@ -197,10 +190,7 @@ def _read(values: dict[str, Any]) -> Study:
         layouts=layouts,
         grid=grid,
         zip=together,
-        repeat=convert(values.get("repeat", 1), int, ("repeat",)),
-        scaling=convert(values.get("scaling", "strong"), Scaling, ("scaling",)),
-        baseline=convert(values.get("baseline"), str | None, ("baseline",)),
-        target_accuracy=convert(values.get("target_accuracy"), float | None, ("target_accuracy",)),
+        **{key: convert(values[key], kind, (key,)) for key, kind in _KINDS.items() if key in values},
         prices=read_struct(read_table(values, "prices"), Prices, ("prices",)),
         limits=read_struct(read_table(values, "limits"), Limits, ("limits",)),
         references=_read_references(values.get("reference", [])),
@@ -340,33 +330,27 @@ def _check_lengths(together: Mapping[str, tuple[Any, ...]]) -> None:
 
 def _check_figures(study: Study) -> None:
     """Numbers that are numbers, and make no sense."""
-    prices = study.prices
+    prices, target = study.prices, study.target_accuracy
+    most, hours = study.limits.max_concurrent, study.limits.max_gpu_hours
+    tables = (study.options, *study.layouts, study.grid, study.zip)
+    if most is not None and any("dependency" in table for table in tables):
+        raise StudyError(
+            "max_concurrent makes jobs wait for each other, and dependency has them wait for others",
+            "keep one of them",
+            ("limits", "max_concurrent"),
+        )
+    counts = [len(study.layouts), *map(len, study.grid.values()), *map(len, list(study.zip.values())[:1]), study.repeat]
+    trials = math.prod(counts)
     priced = {"per_gpu_hour": prices.per_gpu_hour, "per_node_hour": prices.per_node_hour}
     told: list[tuple[bool, Path, object, str]] = [
         (study.repeat >= 1, ("repeat",), study.repeat, "1 or more"),
         *((price is None or price >= 0, ("prices", key), price, "0 or more") for key, price in priced.items()),
         *((one >= 0, ("prices", "node_types", key), one, "0 or more") for key, one in prices.node_types.items()),
+        (target is None or 0 < target <= 1, ("target_accuracy",), target, "a fraction such as 0.98"),
+        (most is None or most >= 1, ("limits", "max_concurrent"), most, "1 or more"),
+        (hours is None or hours > 0, ("limits", "max_gpu_hours"), hours, "more than 0"),
+        (trials <= _MOST_TRIALS, ("repeat",), f"{trials} trials", f"at most {_MOST_TRIALS}"),
     ]
-    if study.target_accuracy is not None:
-        fine = 0 < study.target_accuracy <= 1
-        told.append((fine, ("target_accuracy",), study.target_accuracy, "a fraction such as 0.98"))
-    if study.limits.max_concurrent is not None:
-        most = study.limits.max_concurrent
-        told.append((most >= 1, ("limits", "max_concurrent"), most, "1 or more"))
-        if any("dependency" in table for table in (study.options, *study.layouts, study.grid, study.zip)):
-            raise StudyError(
-                "max_concurrent makes jobs wait for each other, and dependency has them wait for others",
-                "keep one of them",
-                ("limits", "max_concurrent"),
-            )
-    if study.limits.max_gpu_hours is not None:
-        told.append(
-            (study.limits.max_gpu_hours > 0, ("limits", "max_gpu_hours"), study.limits.max_gpu_hours, "more than 0")
-        )
-    counts = [len(study.layouts), *map(len, study.grid.values()), *map(len, list(study.zip.values())[:1]), study.repeat]
-    told.append(
-        (math.prod(counts) <= _MOST_TRIALS, ("repeat",), f"{math.prod(counts)} trials", f"at most {_MOST_TRIALS}")
-    )
     for holds, path, value, expected in told:
         if not holds:
             raise StudyError(f"{path[-1]} is {value}, expected {expected}", "change it", path)

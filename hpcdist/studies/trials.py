@@ -1,6 +1,7 @@
 """A study's trials: where they are and what happened to them, Slurm being asked a few times for all of them."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -41,21 +42,14 @@ class KnownRun(Run):
 
 
 def find_runs(state: StudyState, trials: Sequence[Trial] | None = None) -> dict[str, KnownRun]:
-    """The runs of a study's trials by their names; those that were never made are missing.
-
-    Args:
-        state: The study.
-        trials: Some of its trials; None is all that its file has now.
-    """
+    """Find the runs of a study's trials (None: of all that its file has now) by name; those never made are missing."""
     store = Store(Path(state.root))
     found = {}
     chosen = state.trials if trials is None else trials
     for name in dict.fromkeys(trial.run for trial in chosen if trial.run is not None):
         run = store.run(name)
-        try:
+        with suppress(HpcdistError):
             found[name] = KnownRun(run.path, run.record())
-        except HpcdistError:
-            continue
     return found
 
 
@@ -91,11 +85,8 @@ def read_records(state: StudyState) -> list[tuple[Trial, JobRecord | None]]:
     runs = find_runs(state)
     found = query_trials(state, runs, settled=True)
     figures = _read_figures(state, runs)
-    failed = [
-        status.job_id
-        for _, status in found
-        if status.is_over and status.state != "COMPLETED" and status.job_id and not status.job_id.startswith("local-")
-    ]
+    over = [status for _, status in found if status.is_over and status.state != "COMPLETED"]
+    failed = [one.job_id for one in over if one.job_id and not one.job_id.startswith("local-")]
     endings = queue.query_endings(failed) if failed else {}
     records: list[tuple[Trial, JobRecord | None]] = []
     for (trial, status), used in zip(found, figures, strict=True):
@@ -110,18 +101,12 @@ def read_records(state: StudyState) -> list[tuple[Trial, JobRecord | None]]:
 
 def _read_figures(state: StudyState, runs: dict[str, KnownRun]) -> list[Efficiency | None]:
     """What each trial used, in their order; None of one without figures."""
-    jobs = {
-        place: Job(run, trial.task)
-        for place, trial in enumerate(state.trials)
-        if (run := runs.get(trial.run or "")) and run.job_id
-    }
+    of_trials = [(runs.get(trial.run or ""), trial.task) for trial in state.trials]
+    jobs = [Job(run, task) if run and run.job_id else None for run, task in of_trials]
     # Accounting may be off: what there is by now is all.
-    known, _ = read_known(list(jobs.values()))
-    found = {
-        place: next((one for one in reversed(own) if one.state != "PENDING"), None)
-        for place, own in zip(jobs, known, strict=True)
-    }
-    return [found.get(place) for place in range(len(state.trials))]
+    known = iter(read_known([job for job in jobs if job])[0])
+    figures = [next(known) if job else [] for job in jobs]
+    return [next((one for one in reversed(own) if one.state != "PENDING"), None) for own in figures]
 
 
 def iter_figures_of_trials(state: StudyState) -> Iterator[Efficiency | None]:

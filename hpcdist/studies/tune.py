@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import msgspec
 
@@ -150,13 +150,9 @@ def _first_of_the_fastest(attempts: Sequence[Measurement]) -> Measurement | None
 def next_workers(
     chosen: Measurement, attempts: Sequence[Measurement], cpus: int, *, has_workers: bool
 ) -> tuple[int, ...]:
-    """The numbers of workers to try with a batch: none, 1, 2, 4 and on to the rank's CPUs; empty where none can help.
+    """List the numbers of workers to try with a batch: none, 1, 2, 4 and on to the rank's CPUs; empty if none can help.
 
-    Args:
-        chosen: The batch, as it was measured.
-        attempts: All batches: where the chosen one had too few steps to tell, what others waited counts.
-        cpus: CPUs of each rank.
-        has_workers: Whether anything decodes images at all.
+    Where the chosen batch had too few steps to tell, what the other attempts waited counts.
     """
     told = [one.data_share for one in ([chosen] if chosen.data_share is not None else attempts)]
     if not has_workers or max((share for share in told if share is not None), default=0.0) <= STARVED:
@@ -246,36 +242,24 @@ def build_attempt(
     workers: int | None = None,
     run: str | None = None,
 ) -> Measurement:
-    """The attempt.
-
-    Args:
-        layout: Its shape.
-        record: What happened to its job; None of one that was never sent.
-        curves: What its ranks used over time.
-        batch_size: Samples per step over all ranks.
-        workers: Processes of each rank that decode the images.
-        run: Its run.
-    """
+    """Return the measurement of one job, by its record (None of one never sent) and what its ranks used over time."""
+    setting = Measurement(batch_size=batch_size, workers=workers, run=run)
     if record is None:
-        return Measurement(batch_size=batch_size, workers=workers, run=run, failure="it was not submitted")
+        return msgspec.structs.replace(setting, failure="it was not submitted")
     if record.status.state != "COMPLETED":
         cause = record.failure
-        return Measurement(
-            batch_size=batch_size,
-            workers=workers,
-            run=run,
+        return msgspec.structs.replace(
+            setting,
             failure=cause.sentence if cause else f"its job is {record.status.state}",
             out_of_memory=cause is not None and cause.kind in _TOO_LARGE,
         )
     split = mean_split(record.ranks)
-    steady = [mean for mean in (_Means.of(layout, rank, curves) for rank in record.ranks) if mean]
-    on_gpu, on_cpu, on_node = (_mean(getattr(one, name) for one in steady) for name in ("gpu", "cpu", "node"))
+    busy = [_find_busy(layout, rank, curves) for rank in record.ranks] or [_UNKNOWN]
+    on_gpu, on_cpu, on_node = map(_mean, zip(*busy, strict=True))
     speeds = [rank.training.images_per_s for rank in record.ranks if rank.training]
     speed = next((one for one in speeds if one is not None), None)
-    return Measurement(
-        batch_size=batch_size,
-        workers=workers,
-        run=run,
+    return msgspec.structs.replace(
+        setting,
         images_per_s=speed,
         utilization=on_cpu if on_gpu is None else on_gpu,
         processor="CPU" if on_gpu is None else "GPU",
@@ -286,24 +270,20 @@ def build_attempt(
     )
 
 
-class _Means(NamedTuple):
-    """How busy a rank's GPU, its CPUs and its whole node were in the steady state; None is unknown."""
+_Busy = tuple[float | None, float | None, float | None]
+_UNKNOWN: _Busy = (None, None, None)
 
-    gpu: float | None
-    cpu: float | None
-    node: float | None
 
-    @classmethod
-    def of(cls, layout: Layout, rank: RankUsage, curves: Sequence[UsageCurve]) -> "_Means | None":
-        """Those of a rank; None without its curve, or when nobody knows when the steady state was."""
-        curve = next((one for one in curves if one.rank == rank.rank), None)
-        if curve is None or rank.training is None or rank.training.steady_at_s is None:
-            return None
-        begin_s = rank.training.steady_at_s - curve.started_at_s
-        end_s = begin_s + rank.training.phases_s.get("steady", 0.0)
-        figures = ("gpu_utilization", "cpu_cores", "node_cpu_utilization")
-        gpu, cores, node = (curve.mean(name, begin_s, end_s) for name in figures)
-        return cls(gpu, None if cores is None else cores / layout.cpus_per_task, node)
+def _find_busy(layout: Layout, rank: RankUsage, curves: Sequence[UsageCurve]) -> _Busy:
+    """How busy a rank's GPU, its CPUs and its whole node were in the steady state, fractions; None is unknown."""
+    curve = next((one for one in curves if one.rank == rank.rank), None)
+    if curve is None or rank.training is None or rank.training.steady_at_s is None:
+        return _UNKNOWN
+    begin_s = rank.training.steady_at_s - curve.started_at_s
+    end_s = begin_s + rank.training.phases_s.get("steady", 0.0)
+    figures = ("gpu_utilization", "cpu_cores", "node_cpu_utilization")
+    gpu, cores, node = (curve.mean(name, begin_s, end_s) for name in figures)
+    return gpu, None if cores is None else cores / layout.cpus_per_task, node
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -391,12 +371,11 @@ def tune(
     most: int | None = None,
     watch: Watch | None = None,
 ) -> Tuned:
-    """Finds them.
+    """Find the batch size and worker count of a job.
 
     Args:
         options: The job's options; its batch size is where the search begins.
-        project: The project to run in.
-        backend: What runs the trials.
+        project, backend: Where the trials run, and what runs them.
         seconds: How long each is measured.
         target_utilization: How busy the processors are to be, a fraction; None looks for the best throughput.
         most: Largest batch size to try.
@@ -425,7 +404,7 @@ def tune(
             more = bench.measure("workers", {"batch_size": chosen.batch_size}, "workers", list(counts))
             tried += more
             chosen = choose_workers(chosen, more)
-    found = {} if chosen is None else {"batch_size": chosen.batch_size, "workers": chosen.workers}
+    found = {"batch_size": chosen.batch_size, "workers": chosen.workers} if chosen else {}
     return Tuned(
         layout=job.layout.name,
         ranks=job.layout.world_size,
@@ -463,15 +442,7 @@ def _check(job: JobSpec) -> None:
 
 
 class _Bench:
-    """Runs short trainings of one job in studies of its own.
-
-    Args:
-        job: The job.
-        options: Its options as they were given, without the project's defaults.
-        project: The project to run in.
-        backend: What runs them.
-        seconds: How long each is measured.
-        watch: What is told meanwhile.
+    """Short trainings of one job, run in studies of its own with the job's options as they were given.
 
     Attributes:
         names: The studies so far.

@@ -89,11 +89,7 @@ def _with_settings(options: Mapping[str, Any], settings: Mapping[str, Any]) -> d
 
 
 def expand(study: Study, defaults: Mapping[str, Any]) -> tuple[Variant, ...]:
-    """The study's variants.
-
-    Args:
-        study: The study.
-        defaults: Options of `hpcdist.toml`, which the study's own win over.
+    """Return the study's variants; its options win over `defaults`, those of `hpcdist.toml`.
 
     Raises:
         UsageError: Options of a variant can't be used, or two variants are the same.
@@ -104,13 +100,11 @@ def expand(study: Study, defaults: Mapping[str, Any]) -> tuple[Variant, ...]:
     marks = _layout_marks(study, choices, layouts)
     variants: dict[str, Variant] = {}
     for choice, layout, own in zip(choices, layouts, options, strict=True):
-        label = " ".join(
-            [layout.name, *marks[choice.layout], *itertools.starmap(_format_pair, choice.settings.items())]
-        )
+        swept = itertools.starmap(_format_pair, choice.settings.items())
+        label = " ".join([layout.name, *marks[choice.layout], *swept])
         if label in variants:
-            raise StudyError(
-                f"two variants are {label!r}", "give each layout and each swept value once", ("layouts", choice.layout)
-            )
+            hint = "give each layout and each swept value once"
+            raise StudyError(f"two variants are {label!r}", hint, ("layouts", choice.layout))
         settings = {**_own_settings(study.layouts, choice.layout), **choice.settings}
         variants[label] = Variant(label=label, layout=layout, settings=settings, options=own)
     return tuple(variants.values())
@@ -180,9 +174,7 @@ def _own_settings(layouts: Sequence[Mapping[str, Any]], place: int) -> dict[str,
     """What a layout asks for beside its shape and others do not: as if it was swept, tables by their entries."""
     found: dict[str, Any] = {}
     for key, value in layouts[place].items():
-        if key in LAYOUT_KEYS | _SCHEDULING | {LABEL}:
-            continue
-        if all(key in other and other[key] == value for other in layouts):
+        if key in LAYOUT_KEYS | _SCHEDULING | {LABEL} or all(key in one and one[key] == value for one in layouts):
             continue
         found |= {f"{key}.{name}": inner for name, inner in value.items()} if key in TABLES else {key: value}
     return found
@@ -198,7 +190,7 @@ def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, Mapping):
-        return ",".join(f"{key}={_format_value(inner)}" for key, inner in value.items())
+        return ",".join(itertools.starmap(_format_pair, value.items()))
     return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -228,15 +220,9 @@ def list_trials(study: Study, variants: Sequence[Variant]) -> tuple[Trial, ...]:
 def reconcile(
     wanted: Sequence[Trial], known: Sequence[Trial], former: Sequence[Trial]
 ) -> tuple[tuple[Trial, ...], tuple[Trial, ...]]:
-    """The trials of a study whose file may have changed, and those it no longer has.
+    """Return the wanted trials, with the runs of those that were sent, and the trials that the file no longer has.
 
-    Args:
-        wanted: The trials that the file asks for now.
-        known: Its trials so far.
-        former: Earlier ones: attempts that were made again, and trials that the file no longer had.
-
-    Returns:
-        The wanted ones, with the runs of those that were sent; and the former ones.
+    `former` are earlier ones than the known: attempts that were made again, and trials that the file no longer had.
     """
     sent = {_identity(trial): trial for trial in (*former, *known) if trial.run is not None}
     found = tuple(sent.get(_identity(trial), trial) for trial in wanted)

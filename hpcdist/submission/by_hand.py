@@ -82,12 +82,9 @@ def _require_same(record: RunRecord, job: JobSpec) -> None:
 
 
 def run_share(prepared: PreparedJob, share: NodeShare, echo: Callable[[str], None]) -> tuple[Run, int]:
-    """Runs this machine's ranks to their end; returns the run and its exit status.
+    """Run this machine's share of the ranks to their end; return the run and its exit status.
 
-    Args:
-        prepared: The job.
-        share: Which part of it is this machine's.
-        echo: Called with what the first of its ranks writes, as it writes it.
+    `echo` is called with what the first of its ranks writes, as it writes it.
 
     Raises:
         UsageError: This part runs already, or the run is another job's.
@@ -143,10 +140,8 @@ def main(arguments: list[str]) -> int:
     project = find_project(Path.cwd())
     run = claim_run(prepare(spec, project, backend="local", run=name, python=sys.executable, nodes_here=1))
     record = run.record()
-    os.environ["HPCDIST_LAUNCHER"] = "local"
-    os.environ["HPCDIST_JOB_ID"] = record.job_id or ""
-    os.environ["HPCDIST_RUN"] = name
-    os.environ["HPCDIST_RUN_DIR"] = str(run.path)
+    os.environ |= {"HPCDIST_LAUNCHER": "local", "HPCDIST_JOB_ID": record.job_id or ""}
+    os.environ |= {"HPCDIST_RUN": name, "HPCDIST_RUN_DIR": str(run.path)}
     os.environ.setdefault("HPCDIST_TB_DIR", str(board_folder(record, run.path)))
     speaks = os.environ.get("LOCAL_RANK") == "0"  # one rank for each machine, which may have a run of its own
     file = state_file(int(os.environ.get("GROUP_RANK", "0")))

@@ -129,11 +129,9 @@ def choose_backend(asked: Backend | None) -> Backend:
 
 
 def complete_job(options: Mapping[str, Any], project: Project) -> JobSpec:
-    """The job that options ask for: with the project's defaults, its partition and its folder of datasets.
+    """Build the job that options ask for: with the project's defaults, its partition and its folder of datasets.
 
-    Args:
-        options: Options by their names, over the defaults; a path is meant from the current folder.
-        project: The project to run in.
+    A path is meant from the current folder.
 
     Raises:
         UsageError: An option can't be used.
@@ -211,7 +209,6 @@ def _fit_to_this_machine(job: JobSpec, site: Site, nodes_here: int | None) -> tu
         raise UsageError("dependency: only Slurm's jobs wait for others", "hpcdist wait JOB, then submit this")
     if job.launcher == "torchrun":
         raise UsageError("launcher: torchrun is for Slurm jobs; here the ranks are started directly", "leave it out")
-
     job, note = fit_to_machine(job, nodes_here)
     if site.container:
         note += "\nthe container is for Slurm's nodes: here the ranks run without it"

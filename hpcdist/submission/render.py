@@ -39,9 +39,7 @@ def find_mounts(job: JobSpec, container: Container, folders: Iterable[str]) -> l
             raise UsageError(f"{folder!r} can't be mounted in a container: it holds ':' or ','", "use another folder")
         if not any(f"{folder}/".startswith(f"{other.rstrip('/')}/") for other in found):
             found.append(folder)
-    return [f"{folder}:{folder}" for folder in found] + [
-        bind if ":" in bind else f"{bind}:{bind}" for bind in container.binds
-    ]
+    return [one if ":" in one else f"{one}:{one}" for one in (*found, *container.binds)]
 
 
 def list_lines(job: JobSpec, container: Container, mounts: Iterable[str], workdir: str) -> list[str]:
@@ -68,18 +66,11 @@ def list_lines(job: JobSpec, container: Container, mounts: Iterable[str], workdi
 PACKAGED_PREFIX = "hpcdist/"
 TEMPLATE_SUFFIX = ".j2"
 
-_SBATCH_OPTIONS = (
-    "partition",
-    "account",
-    "qos",
-    "constraint",
-    "nodelist",
-    "exclude",
-    "reservation",
-    "array",
-    "dependency",
-    "mail_type",
-    "mail_user",
+# Those of the layout, then those of the job.
+_LAYOUT_OPTIONS = ("mem", "mem_per_cpu", "time")
+_JOB_OPTIONS = (
+    *("partition", "account", "qos", "constraint", "nodelist", "exclude", "reservation"),
+    *("array", "dependency", "mail_type", "mail_user"),
 )
 
 
@@ -144,12 +135,10 @@ def render(
     *,
     template: str | None = None,
 ) -> str:
-    """The script of a job.
+    """Render the script of a job.
 
     Args:
-        job: What to run.
-        site: How this cluster wants it asked for.
-        paths: Where it runs.
+        job, site, paths: What to run, how this cluster wants it asked for, and where it runs.
         templates: Text of each template by its name; the packaged ones are there under `hpcdist/` too.
         template: Name of the template; None chooses by the layout.
 
@@ -219,7 +208,6 @@ def _enter_container(job: JobSpec, site: Site, paths: JobPaths) -> list[str]:
     """What stands before the program of each task, where it runs in a container."""
     if site.container is None:
         return []
-
     mounts = find_mounts(job, site.container, [paths.root, paths.workdir])
     return list_lines(job, site.container, mounts, paths.workdir)
 
@@ -254,7 +242,7 @@ def _flags(options: Layout | Training) -> Iterator[list[str]]:
     for name in options.__struct_fields__:
         value = getattr(options, name)
         # Memory and time are the scheduler's business, not the training's.
-        if value is not None and name not in ("mem", "mem_per_cpu", "time"):
+        if value is not None and name not in _LAYOUT_OPTIONS:
             yield flag_words(name, value)
 
 
@@ -280,19 +268,13 @@ def _has_log(site: Site) -> bool:
 
 def _options(job: JobSpec, site: Site, paths: JobPaths) -> Iterator[tuple[str, str]]:
     """The job's further sbatch options, with the value "" for a flag."""
-    layout = job.layout
     if site.container and job.goes_on:
         yield "requeue", ""  # by Slurm itself: after preemption, or the loss of a node
     if _has_log(site) and "output" not in job.sbatch:
         yield "output", log_pattern(job, paths)
-    for name in ("mem", "mem_per_cpu", "time"):
-        value = getattr(layout, name)
-        if value is not None:
-            yield dashed(name), value
-    for name in _SBATCH_OPTIONS:
-        value = getattr(job, name)
-        if value is not None:
-            yield dashed(name), value
+    for asked, names in ((job.layout, _LAYOUT_OPTIONS), (job, _JOB_OPTIONS)):
+        values = ((name, getattr(asked, name)) for name in names)
+        yield from ((dashed(name), value) for name, value in values if value is not None)
     if job.exclusive:
         yield "exclusive", ""
     yield from job.sbatch.items()

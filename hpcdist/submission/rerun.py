@@ -80,10 +80,7 @@ def change_job(job: JobSpec, changes: Mapping[str, Any]) -> JobSpec:
             # The one that is set replaces the one that was; of two that are set both stay, and are refused.
             if value is not None and name in pair and pair[1 - pair.index(name)] not in changes:
                 options.pop(pair[1 - pair.index(name)], None)
-        if isinstance(value, Mapping):
-            options[name] = {**options.get(name, {}), **value}
-        else:
-            options[name] = value
+        options[name] = {**options.get(name, {}), **value} if isinstance(value, Mapping) else value
     return build_job(options, "rerun")
 
 

@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -25,15 +25,11 @@ GIT_TIMEOUT_S = 10.0
 
 def read_versions() -> dict[str, str]:
     """Versions of Python and of the packages a training depends on, as far as they are installed."""
-    return {"python": platform.python_version()} | dict(_package_versions())
-
-
-def _package_versions() -> Iterator[tuple[str, str]]:
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
-            yield package, importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def read_git_commit(folder: str) -> str | None:
@@ -54,11 +50,9 @@ def compare(record: RunRecord) -> dict[str, tuple[str | None, str | None]]:
 
 
 def send(prepared: PreparedJob, after: Sequence[str] = ()) -> Run:
-    """Sends what `prepare` made; a run that was sent before is returned, never sent twice.
+    """Send what `prepare` made; a run that was sent before is returned, never sent twice.
 
-    Args:
-        prepared: The job.
-        after: Slurm jobs to wait for, however they end.
+    `after` are Slurm jobs to wait for, however they end.
 
     Raises:
         SubmitError: The scheduler refused.
@@ -127,7 +121,8 @@ def _send_held(
     try:
         job_id = job_id or _submit_new(prepared, run, record, config, after)
     except SubmitError as error:
-        _note_refusal(run, record, error)
+        with contextlib.suppress(OSError):  # the refusal itself is what has to be told
+            run.write_record(msgspec.structs.replace(record, refused=error.message))
         raise
     _write(run, msgspec.structs.replace(record, job_id=job_id, cluster=config.get("ClusterName"), refused=None))
 
@@ -152,13 +147,6 @@ def _submit_new(
     with contextlib.suppress(HpcdistError):
         commands.cancel(job_id)
     raise SubmitError(f"Slurm would never start it: {reason}", find_hint(reason))
-
-
-def _note_refusal(run: Run, record: RunRecord, error: SubmitError) -> None:
-    try:
-        run.write_record(msgspec.structs.replace(record, refused=error.message))
-    except OSError:
-        return  # the refusal itself is what has to be told
 
 
 def _write(run: Run, record: RunRecord) -> None:

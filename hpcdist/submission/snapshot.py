@@ -13,31 +13,9 @@ MOST_BYTES = 200 * 1024**2
 GIT_TIMEOUT_S = 60.0
 # Never copied, also where somebody has committed them: what opens doors. By a file's or folder's name.
 _SECRETS = (
-    ".env.*",
-    "*.env",
-    ".envrc",
-    "*.pem",
-    "*.key",
-    "*.ppk",
-    "*.p12",
-    "*.pfx",
-    "*.jks",
-    "*.kdbx",
-    "id_rsa*",
-    "id_dsa*",
-    "id_ecdsa*",
-    "id_ed25519*",
-    ".netrc",
-    ".pypirc",
-    ".npmrc",
-    ".git-credentials",
-    "kaggle.json",
-    ".ssh",
-    ".aws",
-    ".kube",
-    ".gnupg",
-    "credentials",
-    "credentials.json",
+    *(".env.*", "*.env", ".envrc", "*.pem", "*.key", "*.ppk", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
+    *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", ".ssh", ".aws", ".kube", ".gnupg"),
+    *(".netrc", ".pypirc", ".npmrc", ".git-credentials", "kaggle.json", "credentials", "credentials.json"),
 )
 # What jobs leave behind, where nobody told git to ignore it.
 _OWN = ("jobs/runs", "jobs/snapshots", "tb_logs")
