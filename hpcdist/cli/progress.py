@@ -20,8 +20,8 @@ from hpcdist.slurm import sbatch
 from hpcdist.studies.batches import Batch
 from hpcdist.studies.run import Watch
 from hpcdist.studies.state import StudyState
-from hpcdist.studies.study import Trial
-from hpcdist.studies.trials import NOT_SUBMITTED, query_trials
+from hpcdist.studies.study import NOT_SUBMITTED, Trial
+from hpcdist.studies.trials import query_trials
 from hpcdist.submission.prepare import PreparedJob
 from hpcdist.text import printable_line
 

@@ -187,7 +187,7 @@ def _spread(command: Command, arrays: Mapping[str, Sequence[Word]]) -> Command:
 
 def _move(word: Word, at: Word) -> Word:
     """The word of an inner text, at the place in the script of the shell that runs it."""
-    return msgspec.structs.replace(word, start=at.start, end=at.end, expansions=word.expansions)
+    return msgspec.structs.replace(word, start=at.start, end=at.end)
 
 
 def _inner_text(program: Program, command: Command) -> str | None:

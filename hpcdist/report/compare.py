@@ -14,12 +14,12 @@ from hpcdist.config.site import Prices
 from hpcdist.records.efficiency import Efficiency
 from hpcdist.records.job import JobRecord, Timeline
 from hpcdist.records.ranks import TrainingMetrics, find_straggler, mean_split, median_split, waiting_s
-from hpcdist.report.model import NOT_SUBMITTED, SPREAD_FIGURES, Comparison, Fit, Spread, TrialRow, VariantRow
+from hpcdist.report.model import SPREAD_FIGURES, Comparison, Fit, Spread, TrialRow, VariantRow
 from hpcdist.report.predict import predict_measured
 from hpcdist.report.scaling import compare_spreads, fit_all, ratio, scale, spread
 from hpcdist.report.verdict.judge import judge
 from hpcdist.report.verdict.results import join_names
-from hpcdist.studies.study import Study, Trial, Variant, settings_key
+from hpcdist.studies.study import NOT_SUBMITTED, Study, Trial, Variant, settings_key
 
 # The field of a row, and what it is for a reader.
 _FIGURES = {
@@ -217,11 +217,9 @@ def _find_time_to_target(
     at_s = min(reached)
     if at_s >= efficiency.started_at_s:
         return at_s - efficiency.started_at_s + sum(run.wall_time_s or 0.0 for run in efficiency.earlier_runs)
-    total_s = 0.0
-    for run in efficiency.earlier_runs:
-        if run.started_at_s is not None and run.started_at_s <= at_s:
-            total_s += min(at_s - run.started_at_s, run.wall_time_s or 0.0)
-    return total_s
+    begun = ((run.started_at_s, run.wall_time_s or 0.0) for run in efficiency.earlier_runs)
+    spent_s = (min(at_s - start_s, wall_s) for start_s, wall_s in begun if start_s is not None and start_s <= at_s)
+    return sum(spent_s, 0.0)
 
 
 # Figures of a variant that are the spread of its trials' own.

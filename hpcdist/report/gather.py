@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -152,10 +153,8 @@ def _read_runs(trials: Iterable[tuple[Trial, JobRecord | None]], root: Path) -> 
     """What each run was, those without a readable `job.json` left out."""
     store, found = Store(root), {}
     for name in dict.fromkeys(trial.run for trial, _ in trials if trial.run):
-        try:
+        with suppress(HpcdistError):
             found[name] = store.run(name).record()
-        except HpcdistError:
-            continue
     return found
 
 

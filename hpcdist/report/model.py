@@ -1,4 +1,4 @@
-"""One job of a study in figures: what its record says, what it cost, when it reached the target. Pure."""
+"""A study's report as values: its jobs and variants in figures, fits, predictions, and the verdict's statements."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,8 +9,6 @@ from hpcdist.config.job import Layout
 from hpcdist.records.ranks import StepSplit, Straggler, TestResult
 from hpcdist.records.usage_curve import UsageCurve
 from hpcdist.studies.study import Study
-
-NOT_SUBMITTED = "NOT SUBMITTED"
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

@@ -142,7 +142,7 @@ def predict(
     *,
     weak: bool = False,
 ) -> Prediction | None:
-    """What a layout would take.
+    """Predict what a layout would take.
 
     The best calibration is a layout with as many ranks on fewer nodes (1x2 for 2x1): its ranks do the same work. Else
     the one with the most ranks is taken, and its work per rank is carried on to the target's batch per rank along the

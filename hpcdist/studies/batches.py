@@ -149,15 +149,10 @@ def _flags(training: Training, names: Sequence[str]) -> list[str]:
 
 
 def jobs_to_wait_for(living: Sequence[tuple[str, int]], width: int, most: int) -> tuple[str, ...]:
-    """The jobs that must be over before another may begin, so that no more than so many run at once.
+    """Return the jobs that must be over before one of this width may begin, so that at most so many run at once.
 
-    The jobs next to each other in the order of submission may run together as long as their widths fit; any further
-    back must be over.
-
-    Args:
-        living: Ids and widths of the jobs before, in the order of submission.
-        width: How many of the new job may run at once.
-        most: How many may in all.
+    Of the living jobs, ids and widths in the order of submission, those next to the new one may run together with it
+    as long as their widths fit; any further back must be over.
     """
     room = most - width
     for place in range(len(living) - 1, -1, -1):

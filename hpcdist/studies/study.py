@@ -10,6 +10,8 @@ from hpcdist.config.site import Prices
 
 Scaling = Literal["strong", "weak"]
 Scale = Literal["full", "small"]
+NOT_SUBMITTED = "NOT SUBMITTED"
+"""In place of Slurm's state: of a trial that no job was made for."""
 
 
 class Reference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,9 +14,7 @@ from hpcdist.records.job import JobRecord, JobStatus
 from hpcdist.records.store import Run, RunRecord, Store
 from hpcdist.slurm import queue
 from hpcdist.studies.state import StudyState
-from hpcdist.studies.study import Trial
-
-NOT_SUBMITTED = "NOT SUBMITTED"
+from hpcdist.studies.study import NOT_SUBMITTED, Trial
 
 
 class KnownRun(Run):
@@ -56,12 +54,9 @@ def find_runs(state: StudyState, trials: Sequence[Trial] | None = None) -> dict[
 def query_trials(
     state: StudyState, runs: dict[str, KnownRun] | None = None, *, settled: bool = False
 ) -> list[tuple[Trial, JobStatus]]:
-    """Where each trial is; one that no job was made for is `NOT SUBMITTED`, or `REFUSED` with Slurm's words.
+    """Say where each trial is; one that no job was made for is `NOT SUBMITTED`, or `REFUSED` with Slurm's words.
 
-    Args:
-        state: The study.
-        runs: Its runs, where they were read already.
-        settled: Whether to wait until accounting knows of all that are over.
+    `settled` waits until accounting knows of all that are over.
     """
     runs = find_runs(state) if runs is None else runs
     of_trials = [runs.get(trial.run or "") for trial in state.trials]

@@ -203,9 +203,8 @@ def _explain_none(tried: Sequence[Measurement]) -> list[str]:
     said = [f"No batch size ran with memory to spare: {'; '.join(dict.fromkeys(reasons))}."]
     least = _least_memory(tried)
     if least is not None and least > MOST_MEMORY:
-        said.append(
-            f"Without any batch it would take {_percent(least)} of it, the limit being {_percent(MOST_MEMORY)}."
-        )
+        limit = _percent(MOST_MEMORY)
+        said.append(f"Without any batch it would take {_percent(least)} of it, the limit being {limit}.")
         if tried[0].processor == "CPU":
             more = math.ceil(10 * (tried[0].memory_share or 0.0) / MOST_MEMORY) / 10
             said.append(f"Ask for at least {more:.1f} times the memory (--mem) and tune again.")

@@ -10,11 +10,9 @@ from hpcdist.slurm.releases import find_release
 
 
 def open_project(start: Path | None = None, *, profile: str | None = None) -> Project:
-    """The project around a folder, its site with the release of Slurm where that can be told.
+    """Find the project around a folder (None: the current one), with Slurm's release where that can be told.
 
-    Args:
-        start: The folder; None is the current one.
-        profile: The profile of `hpcdist.toml` to take; None chooses by `HPCDIST_SITE` or the cluster's name.
+    `profile` is the one of `hpcdist.toml` to take; None chooses by `HPCDIST_SITE` or the cluster's name.
 
     Raises:
         UsageError: The file has a fault, or no profile for this cluster.

@@ -21,13 +21,9 @@ from hpcdist.submission.render import JobPaths, read_templates, render
 
 
 def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str]:
-    """The job as this machine can run it, and a sentence that says what that means.
+    """Return the job as this machine, being so many of its nodes (None: all), can run it, and a sentence about that.
 
     Ranks share this machine's cores; GPUs are used when there is one for each rank, else the CPUs.
-
-    Args:
-        job: The job.
-        nodes: How many of its nodes this machine is; None is all of them.
     """
     from hpcdist.gpu import count_gpus  # only here: NVML's bindings take a tenth of a render to import
 
@@ -60,11 +56,9 @@ _OWN = re.compile(r"after(any|burstbuffer|corr|notok|ok)?|expand|singleton|[0-9]
 
 
 def resolve_dependency(text: str, root: Path) -> str:
-    """What a job waits for in Slurm's words; a run or job alone has to end well.
+    """Return what a job waits for in Slurm's words; a run or job alone has to end well.
 
-    Args:
-        text: `afterok:123`, `afterany:RUN:124`, `RUN`, `singleton`.
-        root: Folder of the project whose runs are meant.
+    The text is such as `afterok:123`, `afterany:RUN:124`, `RUN` or `singleton`.
 
     Raises:
         NotFoundError: There is no such run here.
@@ -157,9 +151,7 @@ def prepare(
     """Everything of a submission but the sending.
 
     Args:
-        job: What to run, complete.
-        project: The project to run in.
-        backend: What is to run it.
+        job, project, backend: What to run, complete; where, and what is to run it.
         run: The run's name; None renders a script that names its run after its Slurm job.
         template: A template file to use in place of the layout's own.
         workdir: Folder the command starts in; None is the current one.

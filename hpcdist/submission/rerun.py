@@ -95,11 +95,7 @@ def prepare_rerun(record: RunRecord, root: Path, changes: Mapping[str, Any], run
 
     What it depended on is left out: those jobs are over, and Slurm refuses to wait for jobs it has forgotten.
 
-    Args:
-        record: What it was.
-        root: The project's folder.
-        changes: Options to change, by their names.
-        run: Name of the new run; None makes one up.
+    Without `run` the new run gets a name of its own.
 
     Raises:
         UsageError: An option can't be used, or the template is gone.

@@ -91,10 +91,8 @@ def _fastest(results: StudyResults) -> Statement | None:
 def _compare_to_base(results: StudyResults, row: VariantRow, figure: Figure) -> str:
     """`, 1.8 times as fast as 1x1`."""
     base = next((one for one in results.group(row) if one.is_baseline), None)
-    if base is None or base.label == row.label:
-        return ""
-    own, others = figure(row), figure(base)
-    if own is None or others is None or not own.median:
+    own, others = figure(row), figure(base) if base else None
+    if base is None or base.label == row.label or not own or not others or not own.median:
         return ""
     return f", {others.median / own.median:.2f} times as fast as {base.label}"
 

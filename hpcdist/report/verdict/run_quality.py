@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from operator import itemgetter
 
-from hpcdist.report.model import NOT_SUBMITTED, Spread, Statement, TrialRow, VariantRow
+from hpcdist.report.model import Spread, Statement, TrialRow, VariantRow
 from hpcdist.report.verdict.results import StudyResults, join_names
+from hpcdist.studies.study import NOT_SUBMITTED
 from hpcdist.units import format_accuracy, format_percent, format_time
 
 STARTING_SHARE = 0.25

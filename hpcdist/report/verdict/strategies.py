@@ -1,6 +1,6 @@
 """Which way of sharing gradients won, all-reduce or a parameter server: by images/s, and by time to a target."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -34,7 +34,9 @@ def name_strategy(settings: Mapping[str, Any]) -> str:
 def _compare(group: Sequence[VariantRow], target: float | None) -> Statement:
     by_speed = sorted(group, key=lambda row: -_speed(row).median)
     by_time = sorted((row for row in group if reached_target(row)), key=lambda row: _time(row).median)
-    fast, first = _tie(by_speed, _is_slower), _tie(by_time, _is_later)
+    # The best, and those that can't be told from it.
+    fast = [row for row in by_speed if not is_less(_speed(row), _speed(by_speed[0]))]
+    first = [row for row in by_time if not is_less(_time(by_time[0]), _time(row))]
     best, said = fast[0], _name_fastest(by_speed, fast)
     evidence: dict[str, float | str] = {
         f"{name_strategy(row.settings)} images per s": _speed(row).median for row in by_speed
@@ -45,7 +47,8 @@ def _compare(group: Sequence[VariantRow], target: float | None) -> Statement:
         best, said = first[0], f"{_name_first(by_time, first, target)}; by images/s{disagree} {said}"
         evidence |= {f"{name_strategy(row.settings)} seconds to target": _time(row).median for row in by_time}
         advice = "the time to the target is what counts; repeat where it matters"
-    where = " ".join([best.layout.name, *_slowed(best.settings)])
+    others = format_settings({name: value for name, value in best.settings.items() if name not in OPTIONS})
+    where = f"{best.layout.name} with {others}" if others else best.layout.name
     figures = "; ".join(f"{name_strategy(row.settings)} {_figures(row)}" for row in by_speed)
     return Statement(
         code="strategy",
@@ -54,19 +57,6 @@ def _compare(group: Sequence[VariantRow], target: float | None) -> Statement:
         advice=advice,
         evidence=evidence,
     )
-
-
-def _tie(ordered: Sequence[VariantRow], is_worse: Callable[[VariantRow, VariantRow], bool]) -> list[VariantRow]:
-    """The best, which comes first, and those that can't be told from it."""
-    return [row for row in ordered if row is ordered[0] or not is_worse(row, ordered[0])]
-
-
-def _is_slower(row: VariantRow, best: VariantRow) -> bool:
-    return is_less(_speed(row), _speed(best))
-
-
-def _is_later(row: VariantRow, best: VariantRow) -> bool:
-    return is_less(_time(best), _time(row))
 
 
 def _name_fastest(ordered: Sequence[VariantRow], tie: Sequence[VariantRow]) -> str:
@@ -100,9 +90,3 @@ def _figures(row: VariantRow) -> str:
     time = f", {format_time(row.time_to_target_s.median)} to the target" if row.time_to_target_s else ""
     accuracy = f", accuracy {format_accuracy(row.accuracy.median)}" if row.accuracy else ""
     return f"{_speed(row).median:,.0f} images/s{time}{accuracy}"
-
-
-def _slowed(settings: Mapping[str, Any]) -> list[str]:
-    """`with env.HPCDIST_DRILL_SLOW_RANK=1:0.02`."""
-    told = format_settings({name: value for name, value in settings.items() if name not in OPTIONS})
-    return [f"with {told}"] if told else []
