@@ -320,7 +320,7 @@ class TestProbe:
                 return network.AllReduce(size_bytes=size, latency_s=1e-3 + size / bandwidth, bandwidth_bytes_per_s=1)
 
             monkeypatch.setattr(network_probe, "_measure", measured)
-            monkeypatch.setattr(network_probe, "_longest_s", lambda one, device: one.latency_s)
+            monkeypatch.setattr(network_probe, "find_longest", lambda seconds, device: seconds)
             network_probe.measure_all_reduces(CPU, asked.append)
             return asked
 
