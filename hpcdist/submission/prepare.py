@@ -33,8 +33,6 @@ def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str
     cpus = max(1, min(job.layout.cpus_per_task, cores // world))
     layout = msgspec.structs.replace(job.layout, cpus_per_task=cpus)
     training = job.training
-    from hpcdist.gpu import count_gpus  # only here: NVIDIA's library takes longer to load than a script to render
-
     gpus = count_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     needed = nodes * job.layout.gpus
     if training.accelerator == "gpu" and gpus < needed:
