@@ -215,7 +215,7 @@ class TestSlowdown:
 
 
 class Step:
-    """Forward and backward pass of a small layer, with or without what a `Splitter` does in a step."""
+    """Forward and backward pass of a small layer, with or without what a `StepProfiler` does in a step."""
 
     def __init__(self, *, is_measured: bool) -> None:
         self.network = torch.nn.Linear(4, 4)
