@@ -1,8 +1,8 @@
 """From options to a job that could be submitted: defaults merged, checked, its script rendered."""
 
 import os
+import platform
 import re
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +15,6 @@ from hpcdist.config.project import Project
 from hpcdist.config.secrets import part_secrets
 from hpcdist.config.site import Site
 from hpcdist.errors import SubmitError, UsageError
-from hpcdist.records.job import join_task
-from hpcdist.records.store import Store
 from hpcdist.submission.render import JobPaths, read_templates, render
 
 
@@ -45,12 +43,12 @@ def fit_to_machine(job: JobSpec, nodes: int | None = None) -> tuple[JobSpec, str
         device = f"CPU (gloo): {gpus} GPU(s) here, {needed} asked for"
     else:
         device = "GPUs (NCCL)" if needed else "CPU (gloo)"
-    said = f"no Slurm here: {world} rank(s) on {socket.gethostname()} with {cpus} thread(s) each, {device}"
+    said = f"no Slurm here: {world} rank(s) on {platform.node()} with {cpus} thread(s) each, {device}"
     return msgspec.structs.replace(job, layout=layout, training=training), said
 
 
 # Slurm's own words (sbatch(1), --dependency): kinds, ids with a task or a delay, "singleton".
-_OWN = re.compile(r"after(any|burstbuffer|corr|notok|ok)?|expand|singleton|[0-9]+(_([0-9]+|\*))?(\+[0-9]+)?|[,?:]|")
+_OWN = r"after(any|burstbuffer|corr|notok|ok)?|expand|singleton|[0-9]+(_([0-9]+|\*))?(\+[0-9]+)?|[,?:]|"
 
 
 def resolve_dependency(text: str, root: Path) -> str:
@@ -63,10 +61,14 @@ def resolve_dependency(text: str, root: Path) -> str:
         UsageError: A run has no Slurm job.
     """
     found = re.split(r"([,?:])", text if ":" in text or text == "singleton" else f"afterok:{text}")
-    return "".join(word if _OWN.fullmatch(word) else _find_id(word, root) for word in found)
+    return "".join(word if re.fullmatch(_OWN, word) else _find_id(word, root) for word in found)
 
 
 def _find_id(token: str, root: Path) -> str:
+    # Only for a job that waits for a run: most renders need nothing of the runs on disk.
+    from hpcdist.records.job import join_task
+    from hpcdist.records.store import Store
+
     run, task = Store(root).find(token)
     job_id = join_task(run.job_id, task)
     if job_id is None or run.is_local:
