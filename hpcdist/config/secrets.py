@@ -92,33 +92,32 @@ def mask(text: str, values: Iterable[str]) -> str:
     return text
 
 
-# How well-known keys begin: Hugging Face, GitHub, OpenAI and Anthropic, AWS, Slack, GitLab, Google.
-KEY = re.compile(
+# How well-known keys begin: Hugging Face, GitHub, OpenAI and Anthropic, AWS, Slack, GitLab, Google. Texts, as the
+# others here: a render imports this module and needs none of them, and to compile them takes longer than the import.
+KEY = (
     r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{12,}"
     r"|xox[abpr]-[A-Za-z0-9-]{10,}|glpat-[\w-]{16,}|AIza[\w-]{30,})"
 )
 # What stands for a value that a person is to fill in, and what is a file and no key.
-_NO_VALUE = re.compile(
-    r"(?i)(<.*>|x{3,}|\*+|\.{3,}|your[-_ ].*|.*(_here|changeme)|todo|none|null|true|false|0|1|)|[~/.].*"
-)
-# A part of a text, and where a secret is kept.
-_NO_SECRET = re.compile(
+_NO_VALUE = r"(?i)(<.*>|x{3,}|\*+|\.{3,}|your[-_ ].*|.*(_here|changeme)|todo|none|null|true|false|0|1|)|[~/.].*"
+# Names of a part of a text, or of where a secret is kept.
+_HARMLESS = (
     r"(?i)(^|_)(max|num|n|pad|eos|bos|mask|special|image|per|new|min)_([a-z]+_)*tokens?(_|$)|tokenizer|_(file|path)$"
 )
-WANDB_KEY = re.compile("[0-9a-f]{20,}")
-_NAME = re.compile(r"[\w.+-]+")
-_SHELL = re.compile(r"(.*/)?(ba|da|k|z)?sh")
+WANDB_KEY = "[0-9a-f]{20,}"
+_NAME = r"[\w.+-]+"
+_SHELL = r"(.*/)?(ba|da|k|z)?sh"
 
 
 def is_value(text: str) -> bool:
     """Return whether a text may be a secret: no placeholder, switch or path, and not from elsewhere (`$NAME`)."""
-    return _NO_VALUE.fullmatch(text) is None and not text.startswith(("$", "`"))
+    return re.fullmatch(_NO_VALUE, text) is None and not text.startswith(("$", "`"))
 
 
 def names_secret(name: str) -> bool:
     """Return whether an option or variable is for a secret: `--api-key` is; `--eos-token`, `--token-file` are not."""
     plain = underscored(name.lstrip("-")).replace(".", "_")
-    return _NAME.fullmatch(name) is not None and is_secret(plain) and _NO_SECRET.search(plain) is None
+    return re.fullmatch(_NAME, name) is not None and is_secret(plain) and re.search(_HARMLESS, plain) is None
 
 
 def find_exposed(job: JobSpec) -> str | None:
@@ -137,12 +136,12 @@ def _in_words(words: Sequence[str]) -> Iterator[str]:
             yield f"the value of {name}"
         elif before.startswith("--") and names_secret(before) and not word.startswith("-") and is_value(word):
             yield f"the value of {before}"
-        elif found := KEY.search(word):
+        elif found := re.search(KEY, word):
             yield f"what looks like a key ({found[0][:3]}…)"
     for program, option, word in zip(words, words[1:], words[2:], strict=False):
-        if _SHELL.fullmatch(program) and re.fullmatch("-[a-z]*c", option):
+        if re.fullmatch(_SHELL, program) and re.fullmatch("-[a-z]*c", option):
             yield from _in_words(_split(word))
-        elif (program, option) == ("wandb", "login") and WANDB_KEY.fullmatch(word):
+        elif (program, option) == ("wandb", "login") and re.fullmatch(WANDB_KEY, word):
             yield "the key of wandb login"
 
 

@@ -35,7 +35,7 @@ def secret(script: Script, _: LintContext) -> Iterator[Match]:
             if name and word.start not in seen:
                 seen.add(word.start)
                 yield Match(word.start, f"the value of {name} stands in the script")
-    for found in KEY.finditer(script.data.decode("latin-1")):
+    for found in re.finditer(KEY, script.data.decode("latin-1")):
         start = found.start()
         line = script.line_start(start)
         if not any(line <= place < script.line_end(start) for place in seen):
@@ -50,7 +50,7 @@ def _secret_option(launch: Launch, at: int, word: Word) -> str:
     """The option whose value is a secret that the word holds; empty for none."""
     words = launch.last.words
     name, equals, value = word.text.partition("=")
-    if launch.last.name == "wandb" and at and words[0].text == "login" and WANDB_KEY.fullmatch(word.text):
+    if launch.last.name == "wandb" and at and words[0].text == "login" and re.fullmatch(WANDB_KEY, word.text):
         return "wandb login"
     if not name.startswith("--") or not names_secret(name):
         return ""
