@@ -197,13 +197,17 @@ def read_boot_id() -> str:
 
 
 def read_start_ticks(pid: int) -> int | None:
-    """Return a process's start in clock ticks since boot (proc(5), field 22 of stat); None when there is none."""
+    """Return a process's start in clock ticks since boot (proc(5), field 22 of stat); None when there is none.
+
+    One that ended and whose parent did not ask for its status yet (a zombie) is none: it does nothing any more.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     # The second field is the command's name in parentheses and may hold spaces; count after it.
-    return int(stat.rpartition(")")[2].split()[19])
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else int(fields[19])
 
 
 def _local_gpus() -> list[str]:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hpcdist.launcher.local import read_start_ticks
 from tests.conftest import HPCDIST, run_hpcdist
 
 LOCAL = ("submit", "--backend", "local")
@@ -112,6 +113,14 @@ def test_cancel_touches_no_process_that_only_has_the_same_id(project):
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_process_that_ended_is_none_before_its_parent_asks_for_its_status():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert read_start_ticks(process.pid) is not None
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert read_start_ticks(process.pid) is None
 
 
 def test_a_killed_supervisor_takes_its_ranks_along_and_the_run_is_failed(project):
