@@ -1,6 +1,5 @@
 """What commands load, and how long they take to start."""
 
-import statistics
 import subprocess
 import sys
 
@@ -51,7 +50,6 @@ def test_to_look_for_the_project_no_template_engine_is_loaded(project):
 
 def test_render_starts_about_as_fast_as_its_libraries():
     starts = startup.measure(runs=15)
-    # In CPU time, and round by round: what other processes on the machine add is not the program's, and the machine's
-    # speed changes from one round to the next.
-    rounds = zip(starts["hpcdist render --nodes 2"], starts["import click, jinja2, msgspec"], strict=True)
-    assert statistics.median(render.cpu_s / libraries.cpu_s for render, libraries in rounds) <= 1.5
+    # In CPU time, and the quickest of each: what other processes on the machine add is not the program's.
+    cpu_s = {name: min(start.cpu_s for start in starts[name]) for name in starts}
+    assert cpu_s["hpcdist render --nodes 2"] <= 1.5 * cpu_s["import click, jinja2, msgspec"]
