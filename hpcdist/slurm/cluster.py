@@ -323,11 +323,12 @@ def _number(text: str | None) -> int:
 
 
 def list_partitions() -> tuple[Partition, ...]:
-    """Return all partitions of the cluster; none where it does not say."""
+    """Return all partitions of the cluster, without the rows that can't be read; none where it does not say."""
     try:
-        return parse_sinfo(commands.run_command([*SINFO_WITH_STATES, "-a"]))
+        listed = commands.run_command([*SINFO_WITH_STATES, "-a"])
     except HpcdistError:
         return ()
+    return parse_sinfo("\n".join(line for line in listed.splitlines() if _ROW.fullmatch(line.strip())))
 
 
 def name_partitions() -> list[str]:

@@ -23,7 +23,7 @@ from hpcdist.records.efficiency import Gathering
 from hpcdist.records.network import AllReduce, NodeFacts, read_probes, write_probe
 from hpcdist.records.network import find_probe as find_kept
 from hpcdist.records.ranks import RankUsage, TrainingMetrics
-from hpcdist.slurm.cluster import Node, Partition, parse_clock, parse_sinfo
+from hpcdist.slurm.cluster import Node, Partition, list_partitions, parse_clock, parse_sinfo
 
 REQUIREMENTS = [
     "torch>=2.4",
@@ -164,6 +164,10 @@ class TestCluster:
         assert (sum(node.count for node in main.nodes), main.usable_nodes, main.has_gpus) == (4, 3, True)
         assert (cpu.has_gpus, cpu.is_default, old.is_up) == (False, False, False)
         assert (sick.usable_nodes, sick.has_gpus) == (0, False)
+
+    def test_a_row_that_cannot_be_read_takes_no_other_along(self, stand_in):
+        stand_in("sinfo", f"cat <<'END'\nsome notice of the site\n{SINFO}END")
+        assert [one.name for one in list_partitions()] == ["main", "cpu", "old", "sick"]
 
     @pytest.mark.parametrize(
         ("asked", "status", "words"),
